@@ -1,0 +1,1 @@
+"""MusicGen inference: a request in, normalized audio files out. Knows nothing of Cog."""
