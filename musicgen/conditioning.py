@@ -1,0 +1,161 @@
+"""Text and melody -> what the decoder is conditioned on, and its null for guidance.
+
+The arithmetic is audiocraft's T5Conditioner and ChromaStemConditioner as MusicGen.get_pretrained
+configures them, for one request at a time: nothing is padded, so nothing depends on a neighbour.
+"""
+
+import fractions
+import logging
+from functools import cached_property
+from typing import Any
+
+import torch
+from demucs.apply import apply_model
+from demucs.htdemucs import HTDemucs
+from torch import Tensor, nn
+from transformers import T5EncoderModel, T5Tokenizer
+
+from musicgen.audio import convert_channels, resample
+from musicgen.engine import Conditions
+from musicgen.weights import Checkpoint, read_package
+
+MAX_TOKENS = 512  # T5's training length
+MELODY_STEMS = ("vocals", "other")  # drums and bass would drown the melody
+
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """A prompt -> [L, dim]; frozen T5, then the checkpoint's projection. Runs in fp32."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        folder = str(checkpoint.text_folder)
+        self.tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+        encoder = T5EncoderModel.from_pretrained(folder, local_files_only=True)
+        self.encoder = encoder.float().eval().to(device)
+        self.projection = _projection(checkpoint, "description", device)
+        self.device = device
+
+    def __call__(self, prompt: str | None) -> Tensor:
+        """Embeddings [L, dim] of `prompt`; zeros [1, dim], the null, without one."""
+        if prompt is None:
+            return torch.zeros(1, self.projection.out_features, device=self.device)
+        tokens = self.tokenizer(prompt, return_tensors="pt").input_ids
+        if tokens.shape[1] > MAX_TOKENS:
+            logger.warning(
+                "prompt: %d tokens, only the first %d are used", tokens.shape[1], MAX_TOKENS
+            )
+            tokens = torch.cat([tokens[:, : MAX_TOKENS - 1], tokens[:, -1:]], dim=1)
+        hidden = self.encoder(tokens.to(self.device)).last_hidden_state
+        embeddings: Tensor = self.projection(hidden.float())[0]
+        return embeddings
+
+
+class MelodyEncoder:
+    """A melody -> chroma [T, dim]: Demucs drops drums and bass, then one pitch class per frame."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        from audiocraft.modules.chroma import ChromaExtractor
+
+        assert checkpoint.chroma is not None
+        spec = {k: v for k, v in checkpoint.chroma.items() if k in CHROMA_ARGUMENTS}
+        self.sample_rate: int = checkpoint.chroma["sample_rate"]
+        self.extractor = ChromaExtractor(**spec).to(device)
+        self.projection = _projection(checkpoint, "self_wav", device)
+        self.checkpoint = checkpoint
+        self.device = device
+        self.samples = int(checkpoint.max_duration * self.sample_rate)
+        self.frames: int = self.extractor(torch.zeros(1, self.samples, device=device)).shape[1]
+
+    @cached_property
+    def demucs(self) -> HTDemucs:
+        """Loaded when the first melody comes: most requests have none."""
+        return load_demucs(self.checkpoint).to(self.device)
+
+    def separate(self, wav: Tensor) -> Tensor:
+        """The melody's stems of wav [1, N], mixed: [1, N'].
+
+        Demucs runs without its random shift, which would draw from Python's global generator.
+        """
+        rate = self.demucs.samplerate
+        mix = convert_channels(resample(wav, self.sample_rate, rate), self.demucs.audio_channels)
+        stems = apply_model(self.demucs, mix[None].to(self.device), shifts=0, device=self.device)
+        picked = [self.demucs.sources.index(name) for name in MELODY_STEMS]
+        melody = stems[0, picked].sum(0)
+        return resample(convert_channels(melody, 1), rate, self.sample_rate)
+
+    def window(self, stem: Tensor, start: float | None) -> Tensor:
+        """Chroma embeddings [frames, dim] of one window of the melody `stem` [1, N].
+
+        Without `start` the chroma itself repeats until it fills the window (one window); with it
+        the stem is tiled and read from `start` seconds on (windows beyond the model's length).
+        """
+        if start is not None:
+            first = int(start * self.sample_rate)
+            positions = torch.arange(first, first + self.samples, device=stem.device)
+            stem = stem[:, positions % stem.shape[-1]]
+        chroma = self.extractor(stem)[0]
+        repeats = -(-self.frames // chroma.shape[0])
+        embeddings: Tensor = self.projection(chroma.repeat(repeats, 1)[: self.frames])
+        return embeddings
+
+    def null(self) -> Tensor:
+        """Chroma embeddings [frames, dim] of no melody: audiocraft's single zero sample."""
+        return self.window(torch.zeros(1, 1, device=self.device), None)
+
+
+CHROMA_ARGUMENTS = frozenset(
+    {"sample_rate", "n_chroma", "radix2_exp", "nfft", "winlen", "winhop", "argmax", "norm"}
+)
+
+
+class Conditioner:
+    """Both encoders behind one call."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.text = TextEncoder(checkpoint, device)
+        self.melody = MelodyEncoder(checkpoint, device) if checkpoint.chroma else None
+        self.cross = checkpoint.lm.cross_attention
+
+    @torch.inference_mode()
+    def __call__(
+        self, prompt: str | None, melody_wav: Tensor | None, starts: list[float]
+    ) -> list[Conditions]:
+        """Conditions of each window that begins at one of `starts` (seconds).
+
+        `melody_wav` [1, N] is at the melody encoder's sample rate; it is separated once.
+        """
+        text = self.text(prompt)
+        text_pair = torch.stack([text, torch.zeros_like(text)])
+        if self.cross:
+            return [Conditions(cross=text_pair)] * len(starts)
+        if self.melody is None:
+            return [Conditions(prefix=text_pair)] * len(starts)
+        null = self.melody.null()
+        if melody_wav is None:
+            prefix = torch.cat([torch.stack([null, null]), text_pair], dim=1)
+            return [Conditions(prefix=prefix)] * len(starts)
+        stem = self.melody.separate(melody_wav)
+        windows: list[float | None] = [None] if len(starts) == 1 else [*starts]
+        chromas = [self.melody.window(stem, start) for start in windows]
+        pairs = [torch.stack([chroma, null]) for chroma in chromas]
+        return [Conditions(prefix=torch.cat([pair, text_pair], dim=1)) for pair in pairs]
+
+
+def load_demucs(checkpoint: Checkpoint) -> HTDemucs:
+    """Demucs from the file that its authors' tool writes: class, arguments, state in fp16."""
+    package = read_package(checkpoint.demucs_file, (HTDemucs, fractions.Fraction))
+    model = HTDemucs(*package["args"], **package["kwargs"])
+    model.load_state_dict(package["state"])
+    return model.eval()
+
+
+def _projection(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Linear:
+    state = checkpoint.projection(name)
+    dim, width = state["weight"].shape
+    projection = nn.Linear(width, dim, device="meta")
+    parameters: dict[str, Any] = {key: value.float() for key, value in state.items()}
+    projection.load_state_dict(parameters, assign=True)
+    return projection.to(device).requires_grad_(False)

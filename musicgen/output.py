@@ -1,0 +1,170 @@
+"""Generated wav -> normalized wav -> file -> what the API answers.
+
+Targets are audiocraft's `audio_write` defaults: -14 LUFS, -18 dBFS RMS, -1 dBFS peak. What would
+pass the peak ceiling is limited smoothly, never cut, except by the strategy `clip`, which is that.
+"""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchaudio.functional as AF
+from torch import Tensor
+
+from musicgen.errors import OutputError
+from musicgen.request import Normalization, OutputFormat
+
+with warnings.catch_warnings():
+    # pydub looks for a system ffmpeg when imported; ours comes with imageio-ffmpeg.
+    warnings.simplefilter("ignore")
+    import imageio_ffmpeg
+    from pydub import AudioSegment
+    from pydub.exceptions import CouldntEncodeError
+
+LOUDNESS_LUFS = -14.0
+RMS_DBFS = -18.0
+PEAK_DBFS = -1.0
+LOUDNESS_BLOCK = 0.4  # seconds, the gating block of BS.1770-4
+SILENCE_LUFS = -70.0  # its absolute gate: below this there is nothing to measure
+LOUDNESS_TOLERANCE = 0.1  # LU
+LOUDNESS_ROUNDS = 12
+SILENCE = 1e-9  # peak, -180 dBFS: below what any format can hold
+LIMITER_SECONDS = 0.005
+MP3_BITRATE = "320k"
+
+logger = logging.getLogger(__name__)
+
+
+def normalize(wav: Tensor, strategy: Normalization, sample_rate: int) -> Tensor:
+    """wav [C, N] -> [C, N], finite and within the peak ceiling (-1 dBFS).
+
+    Samples that are not finite become silence, and silence stays silence.
+    """
+    wav = wav.float()
+    broken = int((~torch.isfinite(wav)).sum())
+    if broken:
+        logger.warning("the decoder gave %d samples that are not finite; silenced", broken)
+        wav = torch.where(torch.isfinite(wav), wav, 0.0)
+    if float(wav.abs().max()) < SILENCE:
+        return torch.zeros_like(wav)
+    return STRATEGIES[strategy](wav, sample_rate)
+
+
+def loudness(wav: Tensor, sample_rate: int) -> float:
+    """Integrated loudness of wav [C, N] in LUFS (BS.1770-4), -inf for silence.
+
+    Audio shorter than one gating block is repeated until it fills one.
+    """
+    shortest = int(LOUDNESS_BLOCK * sample_rate) + 1
+    repeats = -(-shortest // wav.shape[-1])
+    value = float(AF.loudness(wav.repeat(1, repeats), sample_rate))
+    return value if value > SILENCE_LUFS else float("-inf")
+
+
+def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
+    """wav [C, N] with no sample above `ceiling`, by a gain that changes smoothly over 5 ms.
+
+    The gain at a sample averages, over a window around it, the least gain that each of those
+    samples' own windows needs; as every one of them holds this sample, none exceeds what it needs.
+    """
+    peaks = wav.abs().amax(0)[None, None]
+    if float(peaks.max()) <= ceiling:
+        return wav
+    radius = max(1, int(LIMITER_SECONDS * sample_rate))
+    width = 2 * radius + 1
+    needed = ceiling / F.max_pool1d(peaks, width, stride=1, padding=radius).clamp(min=ceiling)
+    window = torch.hann_window(width + 2, periodic=False)[1:-1]
+    padded = F.pad(needed, (radius, radius), mode="replicate" if wav.shape[-1] > 1 else "constant")
+    gain = F.conv1d(padded, (window / window.sum())[None, None])[0]
+    # Rounding in the average could pass the ceiling by a few ulp.
+    return (wav * gain).clamp(-ceiling, ceiling)
+
+
+def write(wav: Tensor, path: Path, sample_rate: int, output_format: OutputFormat) -> Path:
+    """wav [C, N] in [-1, 1] -> 16-bit wav or 320 kbit/s mp3 at `path`. Raises OutputError."""
+    pcm = (wav.clamp(-1, 1) * 32767).round().to(torch.int16)
+    segment = AudioSegment(
+        pcm.T.contiguous().numpy().tobytes(),
+        sample_width=2,
+        frame_rate=sample_rate,
+        channels=wav.shape[0],
+    )
+    segment.converter = imageio_ffmpeg.get_ffmpeg_exe()
+    bitrate = MP3_BITRATE if output_format == "mp3" else None
+    try:
+        segment.export(path, format=output_format, bitrate=bitrate).close()
+    except (CouldntEncodeError, OSError) as exc:
+        raise OutputError(f"{output_format} could not be written: {exc}") from exc
+    return path
+
+
+class Outbox:
+    """Where the files of predictions wait to be sent; holds those of the last one only."""
+
+    def __init__(self) -> None:
+        # Removed with its last contents when the process ends.
+        self._root = tempfile.TemporaryDirectory(prefix="musicgen-")
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A fresh folder. What earlier predictions left is removed; so is this one if it fails."""
+        for old in Path(self._root.name).iterdir():
+            shutil.rmtree(old)
+        folder = Path(tempfile.mkdtemp(dir=self._root.name))
+        try:
+            yield folder
+        except BaseException:  # a cancellation is no Exception
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _to_loudness(wav: Tensor, sample_rate: int) -> Tensor:
+    """Gain to -14 LUFS through the limiter; the loudness that limiting takes is given back.
+
+    Ends where more gain no longer makes it louder: single clicks cannot reach the target.
+    """
+    ceiling = _amplitude(PEAK_DBFS)
+    wav = wav / wav.abs().max().clamp(min=1.0)
+    gain_db, now = LOUDNESS_LUFS - loudness(wav, sample_rate), float("-inf")
+    if gain_db == float("inf"):
+        return limit(wav, sample_rate, ceiling)
+    for _ in range(LOUDNESS_ROUNDS):
+        result = limit(wav * _amplitude(gain_db), sample_rate, ceiling)
+        before, now = now, loudness(result, sample_rate)
+        if LOUDNESS_LUFS - now < LOUDNESS_TOLERANCE or now - before < LOUDNESS_TOLERANCE:
+            break
+        gain_db += LOUDNESS_LUFS - now
+    return result
+
+
+def _to_rms(wav: Tensor, sample_rate: int) -> Tensor:
+    """RMS over all channels: audiocraft's, of their mean, is 0 for channels in opposite phase."""
+    rms = float(wav.double().square().mean().sqrt())
+    return limit(wav * (_amplitude(RMS_DBFS) / rms), sample_rate, _amplitude(PEAK_DBFS))
+
+
+def _to_peak(wav: Tensor, sample_rate: int) -> Tensor:
+    return wav * (_amplitude(PEAK_DBFS) / float(wav.abs().max()))
+
+
+def _clip(wav: Tensor, sample_rate: int) -> Tensor:
+    ceiling = _amplitude(PEAK_DBFS)
+    return wav.clamp(-ceiling, ceiling)
+
+
+def _amplitude(dbfs: float) -> float:
+    return float(10 ** (dbfs / 20))
+
+
+STRATEGIES: dict[Normalization, Callable[[Tensor, int], Tensor]] = {
+    "loudness": _to_loudness,
+    "clip": _clip,
+    "peak": _to_peak,
+    "rms": _to_rms,
+}

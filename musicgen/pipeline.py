@@ -1,0 +1,172 @@
+"""A request -> generated clips. Built once per server; holds no state of a request."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from musicgen.audio import load_slice
+from musicgen.codec import Codec
+from musicgen.conditioning import Conditioner
+from musicgen.engine import Clip, Engine, windows
+from musicgen.errors import InputError, MusicGenError
+from musicgen.lm import LM
+from musicgen.request import Request
+from musicgen.sampling import Sampling
+from musicgen.weights import Checkpoint, open_checkpoint, resolve
+
+EXTEND_STRIDE = 18  # seconds that each window beyond the first adds, audiocraft's default
+FLUSH_FRAMES = 10
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came of a request: one wav [C, N] a clip, and the seconds each stage took."""
+
+    wavs: Sequence[Tensor]
+    sample_rate: int
+    model: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Decoder(Protocol):
+    """Codes -> wav; EnCodec and Multi-Band Diffusion are the two."""
+
+    def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
+        """codes [B, K, T] -> wav [B, C, N] float32 on the CPU; clip i depends on seeds[i] alone."""
+        ...
+
+
+class MusicGen:
+    """A checkpoint on a device, ready to serve requests one after the other."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.name = checkpoint.name
+        self.device = device
+        self.max_duration = checkpoint.max_duration
+        self.has_melody = checkpoint.chroma is not None
+        self.codec = Codec(checkpoint, device)
+        self.conditioner = Conditioner(checkpoint, device)
+        rate = self.codec.frame_rate
+        self.engine = Engine(
+            LM.from_audiocraft(
+                checkpoint.lm, checkpoint.state, device=device, dtype=compute_dtype(device)
+            ),
+            max_length=int(self.max_duration * rate),
+            stride=int(EXTEND_STRIDE / 30 * self.max_duration * rate),
+        )
+
+    @classmethod
+    def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
+        """Load `weights` (default: MUSICGEN_WEIGHTS, or the small one) and warm the engine up."""
+        model = cls(open_checkpoint(resolve(weights)), resolve_device(device))
+        model.engine.warm_up()
+        return model
+
+    def generate(self, request: Request) -> Generation:
+        """Generate `request.clips` clips. Clip i is what seed + i gives alone, bit for bit.
+
+        Raises InputError before any model runs if the request does not fit its audio or model.
+        """
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "audio"):
+            melody, prompt = self._read_audio(request)
+        with _timed(seconds, "conditioning"):
+            clips = self._prepare(request, melody, prompt)
+        with _timed(seconds, "decode"):
+            codes = self._decode(clips)
+        with _timed(seconds, "codec"):
+            wavs = self.codec.decode(codes, [clip.seed for clip in clips])
+        return Generation(list(wavs), self.codec.sample_rate, self.name, seconds)
+
+    def _read_audio(self, request: Request) -> tuple[Tensor | None, Tensor | None]:
+        """The request's audio as (melody [1, N], continuation prompt [C, N])."""
+        if request.audio is None:
+            return None, None
+        if not request.continuation and not self.has_melody:
+            raise InputError(
+                "input_audio",
+                request.audio.name,
+                f"the model {self.name} has no melody conditioning",
+                "Set continuation=true to continue the audio, or leave input_audio out",
+            )
+        # More than this cannot be heard: a melody repeats after the longest window or the end.
+        limit = max(self.max_duration, request.duration)
+        wav = load_slice(
+            request.audio,
+            request.start,
+            request.end,
+            sample_rate=self.codec.sample_rate,
+            channels=self.codec.channels if request.continuation else 1,
+            limit=request.duration if request.continuation else limit,
+        )
+        if not request.continuation:
+            return wav, None
+        frames = math.ceil(wav.shape[-1] / self.codec.sample_rate * self.codec.frame_rate)
+        request.check_prompt_frames(frames, self.codec.frame_rate)
+        return None, wav
+
+    def _prepare(
+        self, request: Request, melody: Tensor | None, prompt: Tensor | None
+    ) -> list[Clip]:
+        """Prompt codes and conditions: all that the engine knows of a request."""
+        assert request.seed is not None
+        logger.info("seed: %d", request.seed)
+        rate = self.codec.frame_rate
+        length = int(request.duration * rate)
+        prompt_codes = None if prompt is None else self.codec.encode(prompt)
+        prompt_frames = 0 if prompt_codes is None else prompt_codes.shape[-1]
+        spans = windows(prompt_frames, length, self.engine.max_length, self.engine.stride)
+        starts = [span.start / rate for span in spans]
+        conditions = self.conditioner(request.prompt, melody, starts)
+        sampling = Sampling(request.top_k, request.top_p, request.temperature, request.cfg_coef)
+        return [
+            Clip(length, request.clip_seed(index), sampling, conditions, prompt_codes)
+            for index in range(request.clips)
+        ]
+
+    def _decode(self, clips: list[Clip]) -> Tensor:
+        """Codes [B, K, T] of all clips as one batch, with a progress bar in the log."""
+        with tqdm(desc="decode", unit="step", mininterval=1.0) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return torch.stack(self.engine.generate(clips, progress))
+
+
+def resolve_device(device: str | None = None) -> torch.device:
+    """The device to serve on: the argument, MUSICGEN_DEVICE, or (auto) a GPU if there is one."""
+    name = device or os.environ.get("MUSICGEN_DEVICE") or "auto"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+    except RuntimeError as exc:
+        raise MusicGenError(f"MUSICGEN_DEVICE={name!r} is no device; set auto, cpu or cuda.") from exc
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise MusicGenError(f"MUSICGEN_DEVICE={name!r}, but no CUDA device is usable; set cpu.")
+    return found
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """fp16 on a GPU, as audiocraft; fp32 arithmetic on a CPU."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = perf_counter()
+    yield
+    seconds[stage] = round(perf_counter() - start, 4)

@@ -1,0 +1,159 @@
+"""What one prediction asks for, and every rule between its fields, checked before heavy work.
+
+Errors name fields as the API spells them, because that is what the sender can change.
+"""
+
+import logging
+import math
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from musicgen.errors import InputError
+
+Normalization = Literal["loudness", "clip", "peak", "rms"]
+OutputFormat = Literal["wav", "mp3"]
+
+SEED_RANGE = 2**32
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prediction. Times are seconds; `audio` is the input audio file, not its path as text.
+
+    `duration` counts the continuation's prompt. `end` None or -1 is the end of the file. `seed`
+    None or -1 draws one; after construction it is always the seed that will be used.
+
+    Raises InputError for a field, or a combination of fields, that cannot be served.
+    """
+
+    prompt: str | None = None
+    audio: Path | None = None
+    duration: float = 8
+    continuation: bool = False
+    start: float = 0
+    end: float | None = None
+    multi_band_diffusion: bool = False
+    normalization: Normalization = "loudness"
+    top_k: int = 250
+    top_p: float = 0.0
+    temperature: float = 1.0
+    cfg_coef: float = 3.0
+    output_format: OutputFormat = "mp3"
+    seed: int | None = None
+    clips: int = 1
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        _check_audio_fields(self)
+        _check_slice(self)
+        # A frozen dataclass sets its own derived values this way; nobody else may.
+        object.__setattr__(self, "prompt", (self.prompt or "").strip() or None)
+        object.__setattr__(self, "end", None if self.end == -1 else self.end)
+        object.__setattr__(self, "seed", resolve_seed(self.seed))
+
+    def clip_seed(self, index: int) -> int:
+        """Seed of clip `index`: clip i of a request is what `seed + i` gives alone."""
+        assert self.seed is not None
+        return (self.seed + index) % SEED_RANGE
+
+    def check_prompt_frames(self, frames: int, frame_rate: float) -> None:
+        """Raise unless a continuation prompt of so many codec frames leaves a frame to generate."""
+        total = int(self.duration * frame_rate)
+        if frames < total:
+            return
+        whole = math.floor((total - 1) / frame_rate)
+        cut = f" or continuation_end={self.start + whole:g}" if whole > 0 else ""
+        raise InputError(
+            "duration",
+            self.duration,
+            f"the continuation prompt of {frames / frame_rate:.2f} s or more leaves nothing to "
+            "generate, since duration includes the prompt",
+            f"Send a duration above {frames / frame_rate:.2f}{cut}",
+        )
+
+
+def resolve_seed(seed: int | None) -> int:
+    """The seed to use: `seed` itself, 0 included, or a random one for None and -1."""
+    return secrets.randbelow(SEED_RANGE) if seed is None or seed == -1 else seed
+
+
+def resolve_slice(
+    start: float, end: float | None, length: float, *, reached_end: bool = True
+) -> tuple[float, float]:
+    """The slice [start, end) in seconds of a file `length` seconds long.
+
+    An end past the file means the file's end, with a log line: clients of other MusicGen servers
+    rely on it. A start there is an error. With `reached_end` False the file is longer than
+    `length`, the part of it that was read.
+    """
+    if start >= length and reached_end:
+        raise InputError(
+            "continuation_start",
+            start,
+            f"starts past the end of input_audio, which is {length:.2f} s long",
+            f"Send a value below {length:.2f}",
+        )
+    if end is not None and end > length and reached_end:
+        logger.info("continuation_end=%g is past the end of input_audio; using %.2f s", end, length)
+    return start, length if end is None else min(end, length)
+
+
+def _check_numbers(request: Request) -> None:
+    """Bounds, for callers that do not come through the API's schema."""
+    checks: tuple[tuple[str, float | None, bool, str], ...] = (
+        ("duration", request.duration, request.duration > 0, "Send a positive number of seconds"),
+        ("top_k", request.top_k, request.top_k >= 0, "Send 0 (no limit) or more"),
+        ("top_p", request.top_p, 0 <= request.top_p <= 1, "Send a value from 0 to 1"),
+        ("temperature", request.temperature, request.temperature >= 0, "Send 0 (greedy) or more"),
+        ("classifier_free_guidance", request.cfg_coef, request.cfg_coef >= 0, "Send 0 or more"),
+        (
+            "seed",
+            request.seed,
+            request.seed is None or -1 <= request.seed < SEED_RANGE,
+            f"Send -1 (random) to {SEED_RANGE - 1}",
+        ),
+    )
+    for field, value, good, fix in checks:
+        # A NaN fails every comparison above; an infinity would only fail deep inside.
+        if not good or (value is not None and math.isinf(value)):
+            raise InputError(field, value, "out of range", fix)
+
+
+def _check_audio_fields(request: Request) -> None:
+    if request.audio is not None and not isinstance(request.audio, Path):
+        raise InputError(
+            "input_audio",
+            str(request.audio)[:80],
+            "not a file",
+            "Send an http(s) URL or a data URI; the server does not read paths",
+        )
+    if request.audio is not None:
+        return
+    fix = "Send input_audio too, or leave this field out"
+    if request.continuation:
+        raise InputError("continuation", True, "there is no input_audio to continue", fix)
+    if request.start != 0:
+        raise InputError("continuation_start", request.start, "no input_audio to cut", fix)
+    if request.end not in (None, -1):
+        raise InputError("continuation_end", request.end, "no input_audio to cut", fix)
+
+
+def _check_slice(request: Request) -> None:
+    start, end = request.start, request.end
+    if start < 0:
+        raise InputError("continuation_start", start, "negative", "Send 0 or more seconds")
+    if end is None or end == -1:
+        return
+    if end < 0:
+        raise InputError("continuation_end", end, "negative", "Send seconds, or -1 for the end")
+    if end <= start:
+        raise InputError(
+            "continuation_end",
+            end,
+            f"the slice from continuation_start={start:g} is empty or reversed",
+            f"Send a value above {start:g}, or -1 for the end of the file",
+        )

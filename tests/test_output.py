@@ -1,0 +1,151 @@
+"""Normalization holds its targets on every kind of audio; files decode to what was written."""
+
+import av
+import numpy as np
+import pyloudnorm
+import pytest
+import torch
+
+from musicgen.errors import OutputError
+from musicgen.output import STRATEGIES, Outbox, limit, loudness, normalize, write
+
+RATE = 32000
+CEILING = 10 ** (-1 / 20)
+
+
+def noise(channels=2, seconds=2.0, level=0.1):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(channels, int(RATE * seconds), generator=generator) * level
+
+
+def tone(hertz=440.0, seconds=2.0, level=0.3):
+    time = torch.arange(int(RATE * seconds)) / RATE
+    return (torch.sin(2 * torch.pi * hertz * time) * level).repeat(2, 1)
+
+
+def drums(seconds=4.0):
+    """Decaying bursts: 20 dB and more between peak and loudness."""
+    time = torch.arange(int(RATE * seconds)) / RATE
+    return noise(2, seconds, 0.3) * torch.exp(-(time % 0.5) * 40)
+
+
+def bs1770(wav):
+    """An independent measurement."""
+    return pyloudnorm.Meter(RATE).integrated_loudness(wav.T.numpy().astype(np.float64))
+
+
+BROKEN = {
+    "silence": torch.zeros(2, RATE),
+    "nan": torch.full((2, RATE), float("nan")),
+    "one nan": torch.cat([noise(), torch.full((2, 1), float("nan"))], dim=1),
+    "inf": torch.full((1, RATE), float("inf")),
+    "short": noise(seconds=0.01),
+    "one sample": torch.ones(2, 1),
+    "denormal": noise(level=1e-40),
+    "huge": noise(level=1e30),
+    "opposite phase": torch.cat([tone()[:1], -tone()[:1]]),
+    "clicks": torch.nn.functional.pad(torch.ones(2, 1), (1000, 32000)),
+    "drums": drums(),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", BROKEN)
+def test_any_audio_comes_out_finite_and_under_the_ceiling(name, strategy):
+    wav = BROKEN[name]
+    out = normalize(wav, strategy, RATE)
+    assert out.shape == wav.shape
+    assert torch.isfinite(out).all()
+    assert float(out.abs().max()) <= CEILING + 1e-6
+    if name == "silence":
+        assert not out.any()
+
+
+@pytest.mark.parametrize(
+    "wav",
+    [noise(), noise(1), noise(level=5.0), noise(level=1e-3), tone(), tone(level=2.0), drums()],
+    ids=["noise", "mono", "hot", "quiet", "tone", "hot tone", "drums"],
+)
+def test_loudness_is_on_target(wav):
+    assert bs1770(normalize(wav, "loudness", RATE)) == pytest.approx(-14, abs=0.5)
+
+
+def test_loudness_of_audio_too_short_to_measure_is_that_of_its_repetition():
+    short = noise(seconds=0.1)
+    assert loudness(short, RATE) == pytest.approx(bs1770(short.repeat(1, 20)), abs=0.3)
+
+
+def test_rms_and_peak_are_on_target():
+    rms = normalize(tone(), "rms", RATE).square().mean().sqrt()
+    assert 20 * torch.log10(rms) == pytest.approx(-18, abs=0.01)
+    assert float(normalize(noise(), "peak", RATE).abs().max()) == pytest.approx(CEILING)
+
+
+def test_clip_leaves_quiet_audio_untouched():
+    assert torch.equal(normalize(tone(level=0.2), "clip", RATE), tone(level=0.2))
+
+
+def test_limiter_bends_instead_of_cutting():
+    """Cutting a tone at half its height puts 20% into its odd harmonics; the limiter under 1%."""
+    wav = tone(hertz=440.0, level=1.0)
+    spectrum = torch.fft.rfft(limit(wav, RATE, 0.5)[0, RATE // 2 : RATE // 2 + RATE]).abs()
+    assert float(spectrum[1320] / spectrum[440]) < 0.01
+    cut = torch.fft.rfft(wav.clamp(-0.5, 0.5)[0, :RATE]).abs()
+    assert float(cut[1320] / cut[440]) > 0.1
+
+
+def test_limiter_keeps_the_stereo_image_and_what_is_below():
+    wav = tone(level=0.4)
+    wav[1] *= 0.5
+    wav[:, RATE] = torch.tensor([2.0, 1.0])
+    out = limit(wav, RATE, 0.8)
+    assert torch.allclose(out[1], out[0] * 0.5, atol=1e-6)
+    assert torch.allclose(out[:, : RATE // 2], wav[:, : RATE // 2], atol=1e-6)
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        stream = container.streams.audio[0]
+        return np.concatenate(frames, axis=-1), stream
+
+
+def test_wav_is_16_bit_and_exact_to_half_a_step(tmp_path):
+    wav = noise(seconds=0.5)
+    samples, stream = decode(write(wav, tmp_path / "a.wav", RATE, "wav"))
+    assert stream.codec_context.name == "pcm_s16le"
+    assert stream.sample_rate == RATE
+    back = samples.reshape(-1, 2).T / 32767
+    assert np.abs(back - wav.clamp(-1, 1).numpy()).max() <= 0.51 / 32767
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mp3_is_320_kbit_and_decodes_to_the_same_length_and_sound(tmp_path, channels):
+    wav = tone(seconds=2.0)[:channels]
+    samples, stream = decode(write(wav, tmp_path / "a.mp3", RATE, "mp3"))
+    assert stream.codec_context.name in ("mp3", "mp3float")
+    assert stream.bit_rate == 320_000
+    assert samples.shape == (channels, 2 * RATE)
+    assert np.corrcoef(samples[0, 1000:-1000], wav[0, 1000:-1000])[0, 1] > 0.999
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(OutputError, match="mp3 could not be written"):
+        write(tone(), tmp_path / "missing" / "a.mp3", RATE, "mp3")
+
+
+def test_outbox_keeps_only_the_last_prediction_and_nothing_of_a_failed_one():
+    outbox = Outbox()
+    with outbox.folder() as first:
+        (first / "a.wav").write_bytes(b"a")
+    assert first.exists()
+
+    def fail():
+        with outbox.folder() as folder:
+            (folder / "b.wav").write_bytes(b"b")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not first.exists()
+    assert list(first.parent.iterdir()) == []
