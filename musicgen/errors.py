@@ -3,7 +3,8 @@
 MusicGenError
 ├── InputError      a field of the request is wrong; nothing has run yet
 ├── WeightsError    a checkpoint is missing, damaged or of an unknown kind
-└── OutputError     the audio was made but could not be encoded
+├── OutputError     the audio was made but could not be encoded
+└── UploadError     the audio was made and encoded but is not in the bucket
 """
 
 
@@ -28,3 +29,7 @@ class WeightsError(MusicGenError):
 
 class OutputError(MusicGenError):
     """The encoder failed on audio that was generated."""
+
+
+class UploadError(MusicGenError):
+    """The bucket did not take a finished file. The message is safe to show to who asked."""

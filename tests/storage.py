@@ -1,0 +1,139 @@
+"""A real storage server in its own process, and a proxy in front of it that breaks on demand.
+
+Both are context managers, for any test that sets STORAGE_EMULATOR_HOST to `.url`.
+"""
+
+import http.client
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+from urllib.error import URLError
+from urllib.request import urlopen
+
+# What happens to one request; None lets it through, a number is answered as that status.
+# drop: the connection is reset after half of the body; lose: the request is served, its answer
+# is not sent; corrupt: a byte in the middle of the body changes; stall: no answer at all.
+Fault = int | Literal["drop", "lose", "corrupt", "stall"] | None
+
+
+@contextmanager
+def storage_server(bucket: str = "songs") -> Iterator[str]:
+    """Runs gcp-storage-emulator in memory on a free port with one bucket; yields its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--in-memory", "--quiet", "--default-bucket", bucket]
+    process = subprocess.Popen(command)
+    try:
+        _wait_until_up(f"http://127.0.0.1:{port}", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert process.poll() is None, f"the storage server ended with {process.returncode}"
+        try:
+            urlopen(url).close()
+            return
+        except URLError:
+            time.sleep(0.1)
+    raise AssertionError("the storage server did not start within 30 s")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it reached the proxy."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Proxy:
+    """Forwards to a storage server; the n-th request meets the n-th fault, later ones none."""
+
+    url: str = ""
+    seen: list[Seen] = field(default_factory=list)
+    _faults: Iterator[Fault] = field(default_factory=lambda: iter(()))
+
+    def inject(self, faults: Iterable[Fault]) -> None:
+        """From now on: `[503, 503]` fails twice, `itertools.repeat(503)` for ever."""
+        self._faults = iter(faults)
+
+
+@contextmanager
+def fault_proxy(upstream: str) -> Iterator[Proxy]:
+    """A `Proxy` in front of the server at the URL `upstream`, on a free port."""
+    proxy, closing = Proxy(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def serve(self) -> None:
+            fault = next(proxy._faults, None)
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length // 2 if fault == "drop" else length)
+            proxy.seen.append(Seen(self.command, self.path, dict(self.headers), body))
+            if isinstance(fault, int):
+                self.reply(fault, {}, b"{}")
+            elif fault == "drop":
+                # Linger 0: close() resets the connection at once.
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            elif fault == "stall":
+                closing.wait()
+            else:
+                if fault == "corrupt":
+                    body = (
+                        body[: length // 2]
+                        + bytes([body[length // 2] ^ 1])
+                        + body[length // 2 + 1 :]
+                    )
+                answer = self.forward(body)
+                if fault != "lose":
+                    self.reply(*answer)
+
+        def forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+            # The client's own Host header goes along, so URLs in the answer name the proxy.
+            connection = http.client.HTTPConnection(upstream.removeprefix("http://"))
+            try:
+                connection.request(self.command, self.path, body, dict(self.headers))
+                answer = connection.getresponse()
+                return answer.status, dict(answer.getheaders()), answer.read()
+            finally:
+                connection.close()
+
+        def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response_only(status)
+            for name, value in (headers | {"Content-Length": str(len(body))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve  # noqa: N815
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        proxy.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            closing.set()
+            server.shutdown()
+            thread.join()
