@@ -1,44 +1,120 @@
-"""The face of stable-audio-prod: an object, mp3, and a bucket. cog.yaml builds it."""
+"""The face of stable-audio-prod: an object, mp3 by default, and a bucket. Built by cog.yaml."""
 
 from typing import Optional
 
 from cog import BasePredictor, Input, Path, Secret
 
-from musicgen.output import Outbox, deliver
+from musicgen.output import Outbox, describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
-from musicgen.upload import authorize
+from musicgen.upload import authorize, deliver
 
 
 class Predictor(BasePredictor):
-    """Every input is a literal, because Cog reads this file without running it."""
+    """Cog reads this file without running it: every Input keyword is one plain literal."""
 
     def setup(self, weights: Optional[Path] = None) -> None:
-        """Load the checkpoint."""
+        """Load the checkpoint and warm up."""
         self.model = MusicGen.load(weights)
         self.outbox = Outbox()
 
     def predict(
         self,
-        prompt: Optional[str] = Input(description="Description of the music. Without one the model invents freely."),
-        input_audio: Optional[Path] = Input(description="Audio whose melody to follow, or to continue if `continuation` is true."),
-        duration: int = Input(description="Length of the result in seconds. A continuation's prompt is part of it.", default=8, ge=1, le=300),
-        continuation: bool = Input(description="Continue `input_audio` instead of following its melody.", default=False),
-        continuation_start: int = Input(description="Second of `input_audio` to use it from, for melody and continuation alike.", default=0, ge=0),
-        continuation_end: Optional[int] = Input(description="Second of `input_audio` to use it up to, for melody and continuation alike. -1 or none: the end of the file.", ge=-1),
-        multi_band_diffusion: bool = Input(description="Turn the codes into sound by Multi-Band Diffusion instead of EnCodec: slower, fewer artefacts. For mono and stereo models.", default=False),
-        normalization_strategy: str = Input(description="How to level the result: `loudness` to -14 LUFS, `rms` to -18 dBFS, `peak` to -1 dBFS, `clip` only cuts above -1 dBFS.", default="loudness", choices=["loudness", "clip", "peak", "rms"]),
-        top_k: int = Input(description="Sample from the k most likely codes; 0 for all.", default=250, ge=0),
-        top_p: float = Input(description="Above 0: sample from the likeliest codes whose probabilities add up to p, and ignore `top_k`.", default=0, ge=0, le=1),
-        temperature: float = Input(description="Above 1 more varied, below 1 more predictable; 0 always takes the likeliest code.", default=1, ge=0),
-        classifier_free_guidance: int = Input(description="How strongly the result follows the prompt and the melody.", default=3, ge=0),
-        output_format: str = Input(description="mp3 at 320 kbit/s or 16-bit wav.", default="mp3", choices=["wav", "mp3"]),
-        seed: Optional[int] = Input(description="The same seed and inputs give the same audio. -1 or none draws one, which the output tells.", ge=-1, le=4294967295),
-        song_id: Optional[int] = Input(description="Store the result in the bucket of this server under this number. Needs `key`.", ge=0),
-        key: Optional[Secret] = Input(description="Password that this server asks for before it stores a `song_id`."),
-    ) -> dict:  # type: ignore[type-arg]  # Cog renders exactly this as an object
-        """Generate one clip."""
+        prompt: Optional[str] = Input(
+            description="Description of the music. Without one the model invents freely."
+        ),
+        input_audio: Optional[Path] = Input(
+            description="Audio file to take the melody from or, if continuation is true, to continue."
+        ),
+        duration: int = Input(
+            description="Length of the result in seconds. The prompt of a continuation is part of it.",
+            default=8,
+            ge=1,
+            le=300,
+        ),
+        continuation: bool = Input(
+            description="Continue input_audio. Otherwise the result follows its melody.",
+            default=False,
+        ),
+        continuation_start: int = Input(
+            description="Second of input_audio from which to use it, for melody and continuation alike.",
+            default=0,
+            ge=0,
+        ),
+        continuation_end: Optional[int] = Input(
+            description="Second of input_audio up to which to use it, for melody and continuation alike. None or -1 means the end of the file.",
+            ge=-1,
+        ),
+        multi_band_diffusion: bool = Input(
+            description="Decode with Multi-Band Diffusion instead of EnCodec: slower, fewer artefacts. Works with mono and stereo models.",
+            default=False,
+        ),
+        normalization_strategy: str = Input(
+            description="Level of the result: loudness is -14 LUFS, rms -18 dBFS, peak -1 dBFS; clip only cuts what is above -1 dBFS.",
+            default="loudness",
+            choices=["loudness", "clip", "peak", "rms"],
+        ),
+        top_k: int = Input(
+            description="Sample from the k most likely codes. 0 samples from all.",
+            default=250,
+            ge=0,
+        ),
+        top_p: float = Input(
+            description="Above 0, sample from the most likely codes whose probabilities add up to p; this replaces top_k.",
+            default=0,
+            ge=0,
+            le=1,
+        ),
+        temperature: float = Input(
+            description="Above 1 is more varied, below 1 more predictable. 0 always takes the most likely code.",
+            default=1,
+            ge=0,
+        ),
+        classifier_free_guidance: int = Input(
+            description="How closely the result follows the prompt and the melody.",
+            default=3,
+            ge=0,
+        ),
+        output_format: str = Input(
+            description="mp3 has 320 kbit/s, wav 16 bits a sample.",
+            default="mp3",
+            choices=["wav", "mp3"],
+        ),
+        seed: Optional[int] = Input(
+            description="The same seed and inputs give the same audio. None or -1 draws a seed; the output tells which.",
+            ge=-1,
+            le=4294967295,
+        ),
+        song_id: Optional[int] = Input(
+            description="Store the audio in the bucket of this server under this number. Needs key.",
+            ge=0,
+        ),
+        key: Optional[Secret] = Input(
+            description="Password that allows storing a song_id on this server."
+        ),
+    ) -> dict:  # type: ignore[type-arg]  # dict[str, Any] would change the contract's output
+        """Generate one clip; answer with the file, or its address in the bucket, and its facts."""
         request = Request(
             prompt=prompt,
             audio=input_audio,
+            duration=duration,
+            continuation=continuation,
+            start=continuation_start,
+            end=continuation_end,
+            multi_band_diffusion=multi_band_diffusion,
+            normalization=normalization_strategy,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            cfg_coef=classifier_free_guidance,
+            output_format=output_format,
+            seed=seed,
         )
+        bucket = authorize(song_id, key and key.get_secret_value())
+        with self.outbox.folder() as folder:
+            generation = self.model.generate(request)
+            [file] = write_clips(generation, request, folder)
+            facts = describe(generation, request)
+            for name, value in generation.metrics.items():
+                self.record_metric(name, value)
+            return {**deliver(file, bucket, song_id, facts), **facts}

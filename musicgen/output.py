@@ -18,7 +18,9 @@ import torchaudio.functional as AF
 from torch import Tensor
 
 from musicgen.errors import OutputError
-from musicgen.request import Normalization, OutputFormat
+from musicgen.metrics import timed
+from musicgen.pipeline import Generation
+from musicgen.request import Normalization, OutputFormat, Request
 
 with warnings.catch_warnings():
     # pydub looks for a system ffmpeg when imported; ours comes with imageio-ffmpeg.
@@ -102,6 +104,29 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: OutputFormat
     except (CouldntEncodeError, OSError) as exc:
         raise OutputError(f"{output_format} could not be written: {exc}") from exc
     return path
+
+
+def write_clips(generation: Generation, request: Request, folder: Path) -> list[Path]:
+    """Normalize the clips and write them into `folder`, in order."""
+    rate, extension = generation.sample_rate, request.output_format
+    files = []
+    with timed(generation.seconds, "output"):
+        for index, wav in enumerate(generation.wavs):
+            level = normalize(wav, request.normalization, rate)
+            files.append(write(level, folder / f"clip-{index}.{extension}", rate, extension))
+    return files
+
+
+def describe(generation: Generation, request: Request) -> dict[str, int | float | str]:
+    """What the API tells about a result besides the file."""
+    return {
+        "seed": request.clip_seed(0),
+        "duration": round(generation.duration, 3),
+        "sample_rate": generation.sample_rate,
+        "channels": generation.wavs[0].shape[0],
+        "output_format": request.output_format,
+        "model": generation.model,
+    }
 
 
 class Outbox:

@@ -2,11 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Protocol
 
 import torch
@@ -19,24 +18,36 @@ from musicgen.conditioning import Conditioner
 from musicgen.engine import Clip, Engine, windows
 from musicgen.errors import InputError, MusicGenError
 from musicgen.lm import LM
+from musicgen.metrics import timed
 from musicgen.request import Request
 from musicgen.sampling import Sampling
 from musicgen.weights import Checkpoint, open_checkpoint, resolve
 
-EXTEND_STRIDE = 18  # seconds that each window beyond the first adds, audiocraft's default
-FLUSH_FRAMES = 10
+STRIDE = 18 / 30  # of the longest window is new in each window after the first; audiocraft's default
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of a request: one wav [C, N] a clip, and the seconds each stage took."""
+    """What came of a request: wav [C, N] of each clip, and the seconds that each stage took."""
 
     wavs: Sequence[Tensor]
     sample_rate: int
     model: str
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio in a clip."""
+        return self.wavs[0].shape[-1] / self.sample_rate
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Seconds of each stage so far, and seconds of audio made per second of work."""
+        made = self.duration * len(self.wavs)
+        stages = {f"seconds.{stage}": round(value, 4) for stage, value in self.seconds.items()}
+        return {**stages, "real_time_factor": round(made / sum(self.seconds.values()), 3)}
 
 
 class Decoder(Protocol):
@@ -63,7 +74,7 @@ class MusicGen:
                 checkpoint.lm, checkpoint.state, device=device, dtype=compute_dtype(device)
             ),
             max_length=int(self.max_duration * rate),
-            stride=int(EXTEND_STRIDE / 30 * self.max_duration * rate),
+            stride=int(STRIDE * self.max_duration * rate),
         )
 
     @classmethod
@@ -79,13 +90,13 @@ class MusicGen:
         Raises InputError before any model runs if the request does not fit its audio or model.
         """
         seconds: dict[str, float] = {}
-        with _timed(seconds, "audio"):
+        with timed(seconds, "audio"):
             melody, prompt = self._read_audio(request)
-        with _timed(seconds, "conditioning"):
+        with timed(seconds, "conditioning"):
             clips = self._prepare(request, melody, prompt)
-        with _timed(seconds, "decode"):
+        with timed(seconds, "decode"):
             codes = self._decode(clips)
-        with _timed(seconds, "codec"):
+        with timed(seconds, "codec"):
             wavs = self.codec.decode(codes, [clip.seed for clip in clips])
         return Generation(list(wavs), self.codec.sample_rate, self.name, seconds)
 
@@ -163,10 +174,3 @@ def resolve_device(device: str | None = None) -> torch.device:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """fp16 on a GPU, as audiocraft; fp32 arithmetic on a CPU."""
     return torch.float16 if device.type == "cuda" else torch.float32
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = perf_counter()
-    yield
-    seconds[stage] = round(perf_counter() - start, 4)

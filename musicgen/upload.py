@@ -5,6 +5,7 @@ uploads does not pay for it.
 """
 
 import hmac
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 from time import monotonic
 
 from musicgen.errors import InputError, UploadError
+
+logger = logging.getLogger(__name__)
 
 _CONTENT_TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav"}
 
@@ -51,12 +54,18 @@ class Upload:
     url: str
 
 
-def authorize(song_id: int, key: str | None, environ: Mapping[str, str] = os.environ) -> Bucket:
+def authorize(
+    song_id: int | None, key: str | None, environ: Mapping[str, str] = os.environ
+) -> Bucket | None:
     """The bucket for `song_id`, if `key` equals the server's UPLOAD_KEY. Touches no network.
+
+    Without a `song_id` there is nothing to store, and `key` is not looked at.
 
     Raises InputError on `song_id` when the server is not set up for uploads, naming the
     variable at fault, and on `key` when it is missing, empty or wrong. No message holds a key.
     """
+    if song_id is None:
+        return None
     bucket = Bucket(environ.get("UPLOAD_BUCKET", ""), environ.get("UPLOAD_PREFIX", "songs/"))
     secret = environ.get("UPLOAD_KEY", "")
     faults = {
@@ -81,6 +90,25 @@ def authorize(song_id: int, key: str | None, environ: Mapping[str, str] = os.env
     ):
         raise InputError("key", "***", "wrong key", "Send the server's upload key")
     return bucket
+
+
+def deliver(
+    file: Path, bucket: Bucket | None, song_id: int | None, facts: Mapping[str, object]
+) -> dict[str, object]:
+    """The part of the answer that says where the audio is.
+
+    Without a bucket `audio` is the file itself. A failed upload loses nothing: `audio` is then the
+    file too, and `upload_error` says why.
+    """
+    if bucket is None or song_id is None:
+        return {"audio": file}
+    answer: dict[str, object] = {"audio": file, "song_id": song_id}
+    try:
+        stored = upload(file, bucket, song_id, {name: str(value) for name, value in facts.items()})
+    except UploadError as exc:
+        logger.error("%s", exc)
+        return {**answer, "upload_error": str(exc)}
+    return {**answer, "audio": stored.url, "gcs_uri": stored.gcs_uri}
 
 
 def upload(

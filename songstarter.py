@@ -1,0 +1,108 @@
+"""The face of musicgen-songstarter-v0.2: a list of 4 clips, wav by default. cog.songstarter.yaml."""
+
+from typing import List, Optional  # noqa: UP035  (what Cog's parser knows)
+
+from cog import BasePredictor, Input, Path
+
+from musicgen.output import Outbox, write_clips
+from musicgen.pipeline import MusicGen
+from musicgen.request import Request
+
+CLIPS = 4
+
+
+class Predictor(BasePredictor):
+    """Cog reads this file without running it: every Input keyword is one plain literal."""
+
+    def setup(self, weights: Optional[Path] = None) -> None:
+        """Load the checkpoint and warm up."""
+        self.model = MusicGen.load(weights)
+        self.outbox = Outbox()
+
+    def predict(
+        self,
+        prompt: Optional[str] = Input(
+            description="Description of the music. Without one the model invents freely."
+        ),
+        input_audio: Optional[Path] = Input(
+            description="Audio file to take the melody from or, if continuation is true, to continue."
+        ),
+        duration: int = Input(
+            description="Length of the result in seconds. The prompt of a continuation is part of it.",
+            default=8,
+            ge=1,
+            le=300,
+        ),
+        continuation: bool = Input(
+            description="Continue input_audio. Otherwise the result follows its melody.",
+            default=False,
+        ),
+        continuation_start: int = Input(
+            description="Second of input_audio from which to use it, for melody and continuation alike.",
+            default=0,
+            ge=0,
+        ),
+        continuation_end: Optional[int] = Input(
+            description="Second of input_audio up to which to use it, for melody and continuation alike. None or -1 means the end of the file.",
+            ge=-1,
+        ),
+        normalization_strategy: str = Input(
+            description="Level of the result: loudness is -14 LUFS, rms -18 dBFS, peak -1 dBFS; clip only cuts what is above -1 dBFS.",
+            default="loudness",
+            choices=["loudness", "clip", "peak", "rms"],
+        ),
+        top_k: int = Input(
+            description="Sample from the k most likely codes. 0 samples from all.",
+            default=250,
+            ge=0,
+        ),
+        top_p: float = Input(
+            description="Above 0, sample from the most likely codes whose probabilities add up to p; this replaces top_k.",
+            default=0,
+            ge=0,
+            le=1,
+        ),
+        temperature: float = Input(
+            description="Above 1 is more varied, below 1 more predictable. 0 always takes the most likely code.",
+            default=1,
+            ge=0,
+        ),
+        classifier_free_guidance: int = Input(
+            description="How closely the result follows the prompt and the melody.",
+            default=3,
+            ge=0,
+        ),
+        output_format: str = Input(
+            description="mp3 has 320 kbit/s, wav 16 bits a sample.",
+            default="wav",
+            choices=["wav", "mp3"],
+        ),
+        seed: Optional[int] = Input(
+            description="The same seed and inputs give the same audio. The clips have seed, seed + 1, seed + 2 and seed + 3. None or -1 draws a seed; the log tells which.",
+            ge=-1,
+            le=4294967295,
+        ),
+    ) -> List[Path]:
+        """Generate 4 different clips."""
+        request = Request(
+            prompt=prompt,
+            audio=input_audio,
+            duration=duration,
+            continuation=continuation,
+            start=continuation_start,
+            end=continuation_end,
+            normalization=normalization_strategy,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            cfg_coef=classifier_free_guidance,
+            output_format=output_format,
+            seed=seed,
+            clips=CLIPS,
+        )
+        with self.outbox.folder() as folder:
+            generation = self.model.generate(request)
+            files = write_clips(generation, request, folder)
+            for name, value in generation.metrics.items():
+                self.record_metric(name, value)
+            return [Path(file) for file in files]
