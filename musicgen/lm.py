@@ -1,0 +1,312 @@
+"""The decoder: a causal transformer over K code streams, and its KV cache. Knows nothing of clips.
+
+Loaded from audiocraft's checkpoints and computing what audiocraft's LMModel computes (models/lm.py,
+modules/transformer.py): pre-norm, no biases, sin positions, GELU, with cross-attention or with
+conditions prepended. Rows 2 i and 2 i + 1 are one clip, conditioned and not.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .kernels import Ops
+from .kernels.products import Weight, linear, normed
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """The shape of a decoder."""
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    ffn_dim: int
+    n_q: int
+    card: int
+    delays: tuple[int, ...]
+    cross_attention: bool
+
+    @property
+    def special_token_id(self) -> int:
+        return self.card
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of R rows, [layers, R, H, S, Dh]; S is the capacity, not what is filled.
+
+    The cross-attention's are [layers, R, H, L, Dh], filled up to `cross_lengths` [R].
+    """
+
+    keys: Tensor
+    values: Tensor
+    cross_keys: Tensor
+    cross_values: Tensor
+    cross_lengths: Tensor
+
+    @classmethod
+    def empty(cls, lm: "LM", rows: int, capacity: int, cross_capacity: int) -> "Cache":
+        """Zeros, not garbage: a masked NaN would still be one."""
+
+        def zeros(length: int) -> Tensor:
+            shape = (config.num_layers, rows, config.num_heads, length, config.head_dim)
+            return torch.zeros(shape, device=lm.device, dtype=lm.dtype)
+
+        config = lm.config
+        cross = cross_capacity if config.cross_attention else 0
+        lengths = torch.ones(rows, dtype=torch.int64, device=lm.device)
+        return cls(zeros(capacity), zeros(capacity), zeros(cross), zeros(cross), lengths)
+
+    def rows(self, rows: slice) -> "Cache":
+        """A view of some of the rows."""
+        return Cache(
+            self.keys[:, rows],
+            self.values[:, rows],
+            self.cross_keys[:, rows],
+            self.cross_values[:, rows],
+            self.cross_lengths[rows],
+        )
+
+
+class Layer(nn.Module):
+    """The weights of one transformer layer."""
+
+    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: "Place") -> None:
+        super().__init__()
+        self.norm1 = place.norm(state, "norm1")
+        self.qkv = place.product(state["self_attn.in_proj_weight"])
+        self.out = place.product(state["self_attn.out_proj.weight"])
+        if config.cross_attention:
+            query, key_value = state["cross_attention.in_proj_weight"].tensor_split([config.dim])
+            self.norm_cross = place.norm(state, "norm_cross")
+            self.cross_q = place.product(query)
+            self.cross_kv = place.product(key_value)
+            self.cross_out = place.product(state["cross_attention.out_proj.weight"])
+        self.norm2 = place.norm(state, "norm2")
+        self.up = place.product(state["linear1.weight"])
+        self.down = place.product(state["linear2.weight"])
+
+
+class LM(nn.Module):
+    """The decoder of one checkpoint, on one device."""
+
+    def __init__(
+        self,
+        config: LMConfig,
+        state: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Use `from_audiocraft`, which checks the state first."""
+        super().__init__()
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        place = Place(device, dtype, pack=_packs_losslessly(state, device, dtype))
+        books = range(config.n_q)
+        self.embeddings = place.wide(torch.cat([state[f"emb.{k}.weight"] for k in books]))
+        layers = (
+            Layer(config, _below(state, f"transformer.layers.{i}."), place)
+            for i in range(config.num_layers)
+        )
+        self.layers = cast("list[Layer]", nn.ModuleList(layers))
+        self.out_norm = place.norm(state, "out_norm")
+        self.heads = place.product(torch.cat([state[f"linears.{k}.weight"] for k in books]))
+        # Codebook k's codes are rows k * (card + 1) and on of the joint embedding table.
+        self.offsets = torch.arange(config.n_q, device=device) * (config.card + 1)
+
+    @classmethod
+    def from_audiocraft(
+        cls,
+        config: LMConfig,
+        state: Mapping[str, Tensor],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> "LM":
+        """Build from the state dict of an audiocraft LMModel; `condition_provider.*` is ignored.
+
+        Tensors already of the wanted dtype and device are used as they are. `dtype` is that of
+        the products; embeddings and norms are float32. On the CPU, float32 products keep their
+        weights as float16 where that loses nothing. Raises ValueError naming the first key that
+        is missing, unexpected or of another shape.
+        """
+        decoder = {k: v for k, v in state.items() if not k.startswith("condition_provider.")}
+        _check(decoder, _shapes(config))
+        return cls(config, decoder, torch.device(device), dtype)
+
+    def positions(self, length: int) -> Tensor:
+        """The first `length` sin position embeddings [length, dim] (`create_sin_embedding`)."""
+        half = self.config.dim // 2
+        exponent = torch.arange(half, device=self.device, dtype=torch.float32) / (half - 1)
+        period = torch.full([], 10_000.0, device=self.device) ** exponent
+        phase = torch.arange(length, device=self.device, dtype=torch.float32)[:, None] / period
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., K] -> the sum of their embeddings [..., dim]."""
+        return F.embedding(tokens + self.offsets, self.embeddings).sum(dim=-2)
+
+    def prefill(
+        self, tokens: Tensor, prefix: Tensor | None, cross: Tensor | None, cache: Cache
+    ) -> int:
+        """Fill the two rows of one clip's cache; returns how many positions are filled.
+
+        tokens [T, K] follow `prefix` [2, P, dim]; `cross` [2, L, dim] is what cross-attention
+        sees. One pass with shapes of this clip's own, so that no neighbour can change it.
+        """
+        if cross is not None:
+            self._prefill_cross(cross, cache)
+        x = self.embed(tokens).expand(2, -1, -1)
+        if prefix is not None:
+            x = torch.cat([prefix.to(x), x], dim=1)
+        length = x.shape[1]
+        if length == 0:
+            return 0
+        x = x + self.positions(length)
+        for i, layer in enumerate(self.layers):
+            q, k, v = self._heads(linear(normed(x, layer.norm1), layer.qkv), 3)
+            cache.keys[i, :, :, :length] = k
+            cache.values[i, :, :, :length] = v
+            if i == len(self.layers) - 1:
+                break  # what follows would only make logits, and those are the decode step's
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + linear(y.transpose(1, 2).flatten(2), layer.out)
+            if cross is not None:
+                (q,) = self._heads(linear(normed(x, layer.norm_cross), layer.cross_q), 1)
+                filled = slice(cross.shape[1])
+                y = F.scaled_dot_product_attention(
+                    q, cache.cross_keys[i, :, :, filled], cache.cross_values[i, :, :, filled]
+                )
+                x = x + linear(y.transpose(1, 2).flatten(2), layer.cross_out)
+            x = x + linear(F.gelu(linear(normed(x, layer.norm2), layer.up)), layer.down)
+        return length
+
+    def step(self, x: Tensor, positions: Tensor, cache: Cache, ops: Ops) -> Tensor:
+        """Embedded rows x [R, dim] at positions [R] -> logits [R, K, card]; extends the cache."""
+        lengths = positions + 1
+        for i, layer in enumerate(self.layers):
+            keys, values = cache.keys[i], cache.values[i]
+            q = ops.norm_qkv(x, layer.norm1, layer.qkv, keys, values, positions)
+            x = ops.linear_add(ops.attention(q, keys, values, lengths), layer.out, x)
+            if self.config.cross_attention:
+                q = ops.norm_linear(x, layer.norm_cross, layer.cross_q)
+                y = ops.attention(
+                    q, cache.cross_keys[i], cache.cross_values[i], cache.cross_lengths
+                )
+                x = ops.linear_add(y, layer.cross_out, x)
+            x = ops.linear_add(ops.norm_linear(x, layer.norm2, layer.up, gelu=True), layer.down, x)
+        logits = ops.norm_linear(x, self.out_norm, self.heads)
+        return logits.view(len(x), self.config.n_q, self.config.card)
+
+    def _prefill_cross(self, cross: Tensor, cache: Cache) -> None:
+        length = cross.shape[1]
+        for i, layer in enumerate(self.layers):
+            k, v = self._heads(linear(cross.to(self.device, torch.float32), layer.cross_kv), 2)
+            cache.cross_keys[i, :, :, :length] = k
+            cache.cross_values[i, :, :, :length] = v
+        cache.cross_lengths.fill_(length)
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """[2, T, parts * dim] -> that many [2, H, T, Dh]."""
+        split = x.view(2, x.shape[1], parts, self.config.num_heads, self.config.head_dim)
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where weights go, and as what."""
+
+    device: torch.device
+    dtype: torch.dtype
+    pack: bool
+
+    def product(self, weight: Tensor) -> Weight:
+        """A matrix that rows are multiplied with."""
+        if self.pack:
+            packed: torch.ScriptObject = torch.ops.quantized.linear_prepack_fp16(
+                weight.to(self.device, torch.float32).contiguous(), None
+            )
+            return packed
+        return nn.Parameter(weight.to(self.device, self.dtype), requires_grad=False)
+
+    def wide(self, weight: Tensor) -> nn.Parameter:
+        """A weight that is float32 in every backend."""
+        return nn.Parameter(weight.to(self.device, torch.float32), requires_grad=False)
+
+    def norm(self, state: Mapping[str, Tensor], name: str) -> nn.LayerNorm:
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        norm = nn.LayerNorm(len(weight), device="meta")
+        norm.weight, norm.bias = self.wide(weight), self.wide(bias)
+        return norm
+
+
+def _packs_losslessly(
+    state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether every product's weights are float16 numbers and this CPU multiplies those."""
+    if device.type != "cpu" or dtype != torch.float32:
+        return False
+    matrices = (v for k, v in state.items() if v.dim() == 2 and not k.startswith("emb."))
+    if not all(w.dtype == torch.float16 or torch.equal(w.half().to(w), w) for w in matrices):
+        return False
+    try:
+        linear(torch.ones(2, 8), torch.ops.quantized.linear_prepack_fp16(torch.ones(8, 8), None))
+    except RuntimeError:  # no fbgemm on this processor
+        return False
+    return True
+
+
+def _shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """Every decoder key of an audiocraft LMModel of this shape, with its tensor's shape."""
+    d = config.dim
+    layer: dict[str, tuple[int, ...]] = {
+        "self_attn.in_proj_weight": (3 * d, d),
+        "self_attn.out_proj.weight": (d, d),
+        "linear1.weight": (config.ffn_dim, d),
+        "linear2.weight": (d, config.ffn_dim),
+        **_norm_shapes("norm1", d),
+        **_norm_shapes("norm2", d),
+    }
+    if config.cross_attention:
+        layer |= {
+            "cross_attention.in_proj_weight": (3 * d, d),
+            "cross_attention.out_proj.weight": (d, d),
+            **_norm_shapes("norm_cross", d),
+        }
+    books, layers = range(config.n_q), range(config.num_layers)
+    return {
+        **{f"emb.{k}.weight": (config.card + 1, d) for k in books},
+        **{f"transformer.layers.{i}.{key}": shape for i in layers for key, shape in layer.items()},
+        **_norm_shapes("out_norm", d),
+        **{f"linears.{k}.weight": (config.card, d) for k in books},
+    }
+
+
+def _norm_shapes(name: str, dim: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+
+
+def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    problems: tuple[tuple[str, Callable[[str], bool]], ...] = (
+        ("is missing", lambda key: key not in state),
+        ("is unexpected", lambda key: key not in shapes),
+        ("has another shape", lambda key: tuple(state[key].shape) != shapes[key]),
+    )
+    for problem, found in problems:
+        keys = [key for key in dict.fromkeys([*shapes, *state]) if found(key)]
+        if keys:
+            shape = f" (expected {shapes[keys[0]]})" if keys[0] in shapes else ""
+            raise ValueError(f"decoder weight {keys[0]!r} {problem}{shape}; {len(keys)} in all")
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
