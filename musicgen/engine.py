@@ -223,7 +223,11 @@ class Engine:
             raise ValueError(f"a prompt of {clip.prompt_length} frames fills all {clip.length}")
         if len(clip.conditions) != len(spans):
             raise ValueError(f"{len(clip.conditions)} conditions for {len(spans)} windows")
-        wants_cross = self.lm.config.cross_attention
+        if not 0 <= clip.seed < 2**32:
+            raise ValueError(f"seed {clip.seed} is not within 0 .. 2**32 - 1")
+        n_q, wants_cross = self.lm.config.n_q, self.lm.config.cross_attention
+        if clip.prompt_codes is not None and len(clip.prompt_codes) != n_q:
+            raise ValueError(f"prompt of {len(clip.prompt_codes)} codebooks, not {n_q}")
         if any((c.cross is not None) != wants_cross for c in clip.conditions):
             raise ValueError(f"conditions for cross-attention must be given: {wants_cross}")
         return Track.of(clip, spans, self.lm)
