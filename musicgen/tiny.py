@@ -151,6 +151,8 @@ def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     fuse = ("sum", "prepend", "cross", "input_interpolate")
     fuser = ConditionFuser({method: config["fuser"][method] for method in fuse})
     arguments["cross_attention"] = bool(config["fuser"]["cross"])
+    # The same parameters without xformers, which the configuration asks for.
+    arguments |= {"custom": True, "memory_efficient": False}
     model = LMModel(pattern, ConditioningProvider({}), fuser, **arguments)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for k in range(arguments["n_q"]):
