@@ -6,6 +6,7 @@ from cog import BasePredictor, Input, Path, Secret
 
 from musicgen.output import Outbox, describe, write_clips
 from musicgen.pipeline import MusicGen
+from musicgen.report import log_to_stderr
 from musicgen.request import Request
 from musicgen.upload import authorize, deliver
 
@@ -15,6 +16,7 @@ class Predictor(BasePredictor):
 
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the checkpoint and warm up."""
+        log_to_stderr()
         self.model = MusicGen.load(weights)
         self.outbox = Outbox()
 

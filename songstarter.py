@@ -1,11 +1,12 @@
 """The face of musicgen-songstarter-v0.2: a list of 4 clips, wav by default. cog.songstarter.yaml."""
 
-from typing import List, Optional  # noqa: UP035  (what Cog's parser knows)
+from typing import List, Optional
 
 from cog import BasePredictor, Input, Path
 
 from musicgen.output import Outbox, write_clips
 from musicgen.pipeline import MusicGen
+from musicgen.report import log_to_stderr
 from musicgen.request import Request
 
 CLIPS = 4
@@ -16,6 +17,7 @@ class Predictor(BasePredictor):
 
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the checkpoint and warm up."""
+        log_to_stderr()
         self.model = MusicGen.load(weights)
         self.outbox = Outbox()
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
-import julius
 import numpy as np
 import torch
+from julius.resample import resample_frac
 from torch import Tensor
 
 from musicgen.errors import InputError
@@ -40,7 +40,7 @@ def load_slice(
 
 def resample(wav: Tensor, rate: int, new_rate: int) -> Tensor:
     """wav [C, N] at `rate` Hz -> [C, N'] at `new_rate` Hz, by a windowed-sinc filter."""
-    resampled: Tensor = julius.resample_frac(wav, rate, new_rate)
+    resampled: Tensor = resample_frac(wav, rate, new_rate)
     return resampled
 
 

@@ -6,14 +6,20 @@ import json
 import mimetypes
 import os
 import sys
+import threading
 import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.request import urlopen
 
 from musicgen import server
 from musicgen.errors import MusicGenError
 from musicgen.weights import DEFAULT, resolve
+
+EXTENSIONS = {"audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav"}
+PROGRESS_BAR = "%|"
 
 
 def main() -> None:
@@ -31,7 +37,7 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("-o", dest="folder", type=Path, default=Path("out"), metavar="FOLDER")
     options = _with_face(parser, arguments)
-    with server.running(options.face) as url:
+    with predictions_log() as log, server.running(options.face, log) as url:
         fields = _fields(url)
         inputs = dict(read_input(item, fields) for item in options.inputs)
         output = post(url, inputs)
@@ -62,6 +68,27 @@ def weights(arguments: list[str]) -> None:
 
 
 COMMANDS = {"predict": predict, "serve": serve, "weights": weights}
+
+
+@contextmanager
+def predictions_log() -> Iterator[IO[str]]:
+    """A stream for the server's log (JSON lines); what predictions say goes on to the terminal."""
+    source, sink = os.pipe()
+    reader = threading.Thread(target=_echo, args=(source,))
+    reader.start()
+    with os.fdopen(sink, "w") as stream:
+        yield stream
+    reader.join()
+
+
+def _echo(source: int) -> None:
+    with os.fdopen(source) as lines:
+        for line in lines:
+            record = json.loads(line) if line.startswith("{") else {}
+            if record.get("target") == "coglet::prediction" and "source" in record["fields"]:
+                text = record["fields"]["message"]
+                # A progress bar replaces itself.
+                print(text, end="\r" if PROGRESS_BAR in text else "\n", file=sys.stderr)
 
 
 def read_input(item: str, fields: dict[str, Any]) -> tuple[str, Any]:
@@ -114,9 +141,6 @@ def _save_file(uri: str, folder: Path, name: str) -> str:
         path = folder / f"{name}{suffix}"
         path.write_bytes(response.read())
     return str(path)
-
-
-EXTENSIONS = {"audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav"}
 
 
 def _fields(url: str) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def load_encodec(checkpoint: Checkpoint) -> CompressionModel:
         model = get_compression_model(config)
         model.load_state_dict(state)
         return model
-    model = HFEncodecCompressionModel(
-        EncodecModel.from_pretrained(source, local_files_only=True)
-    )
+    model = HFEncodecCompressionModel(EncodecModel.from_pretrained(source, local_files_only=True))
     per_channel = checkpoint.lm.n_q // (2 if checkpoint.stereo else 1)
     model.set_num_codebooks(per_channel)
     return model

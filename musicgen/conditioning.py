@@ -14,15 +14,19 @@ from demucs.apply import apply_model
 from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from musicgen.audio import convert_channels, resample
+from musicgen.chroma import Chroma
 from musicgen.engine import Conditions
 from musicgen.weights import Checkpoint, read_package
 
 MAX_TOKENS = 512  # T5's training length
+CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
 MELODY_STEMS = ("vocals", "other")  # drums and bass would drown the melody
 
 logger = logging.getLogger(__name__)
+disable_progress_bar()  # transformers would show one for files that load in milliseconds
 
 
 class TextEncoder:
@@ -55,12 +59,10 @@ class MelodyEncoder:
     """A melody -> chroma [T, dim]: Demucs drops drums and bass, then one pitch class per frame."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        from audiocraft.modules.chroma import ChromaExtractor
-
         assert checkpoint.chroma is not None
-        spec = {k: v for k, v in checkpoint.chroma.items() if k in CHROMA_ARGUMENTS}
-        self.sample_rate: int = checkpoint.chroma["sample_rate"]
-        self.extractor = ChromaExtractor(**spec).to(device)
+        arguments = {key: checkpoint.chroma[key] for key in CHROMA_ARGUMENTS}
+        self.sample_rate: int = arguments["sample_rate"]
+        self.extractor = Chroma(**arguments).to(device)
         self.projection = _projection(checkpoint, "self_wav", device)
         self.checkpoint = checkpoint
         self.device = device
@@ -102,11 +104,6 @@ class MelodyEncoder:
     def null(self) -> Tensor:
         """Chroma embeddings [frames, dim] of no melody: audiocraft's single zero sample."""
         return self.window(torch.zeros(1, 1, device=self.device), None)
-
-
-CHROMA_ARGUMENTS = frozenset(
-    {"sample_rate", "n_chroma", "radix2_exp", "nfft", "winlen", "winhop", "argmax", "norm"}
-)
 
 
 class Conditioner:

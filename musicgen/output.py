@@ -18,9 +18,9 @@ import torchaudio.functional as AF
 from torch import Tensor
 
 from musicgen.errors import OutputError
-from musicgen.metrics import timed
 from musicgen.pipeline import Generation
-from musicgen.request import Normalization, OutputFormat, Request
+from musicgen.report import timed
+from musicgen.request import Request
 
 with warnings.catch_warnings():
     # pydub looks for a system ffmpeg when imported; ours comes with imageio-ffmpeg.
@@ -43,7 +43,7 @@ MP3_BITRATE = "320k"
 logger = logging.getLogger(__name__)
 
 
-def normalize(wav: Tensor, strategy: Normalization, sample_rate: int) -> Tensor:
+def normalize(wav: Tensor, strategy: str, sample_rate: int) -> Tensor:
     """wav [C, N] -> [C, N], finite and within the peak ceiling (-1 dBFS).
 
     Samples that are not finite become silence, and silence stays silence.
@@ -88,7 +88,7 @@ def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
     return (wav * gain).clamp(-ceiling, ceiling)
 
 
-def write(wav: Tensor, path: Path, sample_rate: int, output_format: OutputFormat) -> Path:
+def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> Path:
     """wav [C, N] in [-1, 1] -> 16-bit wav or 320 kbit/s mp3 at `path`. Raises OutputError."""
     pcm = (wav.clamp(-1, 1) * 32767).round().to(torch.int16)
     segment = AudioSegment(
@@ -187,7 +187,7 @@ def _amplitude(dbfs: float) -> float:
     return float(10 ** (dbfs / 20))
 
 
-STRATEGIES: dict[Normalization, Callable[[Tensor, int], Tensor]] = {
+STRATEGIES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "loudness": _to_loudness,
     "clip": _clip,
     "peak": _to_peak,

@@ -18,12 +18,14 @@ from musicgen.conditioning import Conditioner
 from musicgen.engine import Clip, Engine, windows
 from musicgen.errors import InputError, MusicGenError
 from musicgen.lm import LM
-from musicgen.metrics import timed
+from musicgen.report import timed
 from musicgen.request import Request
 from musicgen.sampling import Sampling
 from musicgen.weights import Checkpoint, open_checkpoint, resolve
 
-STRIDE = 18 / 30  # of the longest window is new in each window after the first; audiocraft's default
+STRIDE = (
+    18 / 30
+)  # of the longest window is new in each window after the first; audiocraft's default
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +150,7 @@ class MusicGen:
 
     def _decode(self, clips: list[Clip]) -> Tensor:
         """Codes [B, K, T] of all clips as one batch, with a progress bar in the log."""
-        with tqdm(desc="decode", unit="step", mininterval=1.0) as bar:
+        with tqdm(desc="decode", unit="step", mininterval=1.0, delay=1e-9) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total
@@ -165,7 +167,9 @@ def resolve_device(device: str | None = None) -> torch.device:
     try:
         found = torch.device(name)
     except RuntimeError as exc:
-        raise MusicGenError(f"MUSICGEN_DEVICE={name!r} is no device; set auto, cpu or cuda.") from exc
+        raise MusicGenError(
+            f"MUSICGEN_DEVICE={name!r} is no device; set auto, cpu or cuda."
+        ) from exc
     if found.type == "cuda" and not torch.cuda.is_available():
         raise MusicGenError(f"MUSICGEN_DEVICE={name!r}, but no CUDA device is usable; set cpu.")
     return found

@@ -8,13 +8,11 @@ import math
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from musicgen.errors import InputError
 
-Normalization = Literal["loudness", "clip", "peak", "rms"]
-OutputFormat = Literal["wav", "mp3"]
-
+NORMALIZATIONS = ("loudness", "clip", "peak", "rms")
+OUTPUT_FORMATS = ("wav", "mp3")
 SEED_RANGE = 2**32
 
 logger = logging.getLogger(__name__)
@@ -37,17 +35,17 @@ class Request:
     start: float = 0
     end: float | None = None
     multi_band_diffusion: bool = False
-    normalization: Normalization = "loudness"
+    normalization: str = "loudness"
     top_k: int = 250
     top_p: float = 0.0
     temperature: float = 1.0
     cfg_coef: float = 3.0
-    output_format: OutputFormat = "mp3"
+    output_format: str = "mp3"
     seed: int | None = None
     clips: int = 1
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        _check_values(self)
         _check_audio_fields(self)
         _check_slice(self)
         # A frozen dataclass sets its own derived values this way; nobody else may.
@@ -102,24 +100,31 @@ def resolve_slice(
     return start, length if end is None else min(end, length)
 
 
-def _check_numbers(request: Request) -> None:
-    """Bounds, for callers that do not come through the API's schema."""
-    checks: tuple[tuple[str, float | None, bool, str], ...] = (
-        ("duration", request.duration, request.duration > 0, "Send a positive number of seconds"),
-        ("top_k", request.top_k, request.top_k >= 0, "Send 0 (no limit) or more"),
-        ("top_p", request.top_p, 0 <= request.top_p <= 1, "Send a value from 0 to 1"),
-        ("temperature", request.temperature, request.temperature >= 0, "Send 0 (greedy) or more"),
-        ("classifier_free_guidance", request.cfg_coef, request.cfg_coef >= 0, "Send 0 or more"),
+def _check_values(request: Request) -> None:
+    """Each field on its own, for callers that do not come through the API's schema."""
+    r = request
+    checks: tuple[tuple[str, object, bool, str], ...] = (
+        ("duration", r.duration, 0 < r.duration < math.inf, "Send a number of seconds above 0"),
+        ("top_k", r.top_k, r.top_k >= 0, "Send 0 (no limit) or more"),
+        ("top_p", r.top_p, 0 <= r.top_p <= 1, "Send a value from 0 to 1"),
+        ("temperature", r.temperature, 0 <= r.temperature < math.inf, "Send 0 (greedy) or more"),
+        ("classifier_free_guidance", r.cfg_coef, 0 <= r.cfg_coef < math.inf, "Send 0 or more"),
+        ("seed", r.seed, -1 <= (r.seed or 0) < SEED_RANGE, f"Send -1 (random) to {SEED_RANGE - 1}"),
         (
-            "seed",
-            request.seed,
-            request.seed is None or -1 <= request.seed < SEED_RANGE,
-            f"Send -1 (random) to {SEED_RANGE - 1}",
+            "normalization_strategy",
+            r.normalization,
+            r.normalization in NORMALIZATIONS,
+            f"Send one of {', '.join(NORMALIZATIONS)}",
+        ),
+        (
+            "output_format",
+            r.output_format,
+            r.output_format in OUTPUT_FORMATS,
+            f"Send one of {', '.join(OUTPUT_FORMATS)}",
         ),
     )
     for field, value, good, fix in checks:
-        # A NaN fails every comparison above; an infinity would only fail deep inside.
-        if not good or (value is not None and math.isinf(value)):
+        if not good:  # which a NaN is not either
             raise InputError(field, value, "out of range", fix)
 
 
@@ -144,12 +149,12 @@ def _check_audio_fields(request: Request) -> None:
 
 def _check_slice(request: Request) -> None:
     start, end = request.start, request.end
-    if start < 0:
-        raise InputError("continuation_start", start, "negative", "Send 0 or more seconds")
+    if not 0 <= start < math.inf:
+        raise InputError("continuation_start", start, "out of range", "Send 0 or more seconds")
     if end is None or end == -1:
         return
-    if end < 0:
-        raise InputError("continuation_end", end, "negative", "Send seconds, or -1 for the end")
+    if not 0 <= end < math.inf:
+        raise InputError("continuation_end", end, "out of range", "Send seconds, or -1 for the end")
     if end <= start:
         raise InputError(
             "continuation_end",

@@ -34,7 +34,9 @@ KEYWORDS = {"default": "default", "description": "description", "ge": "minimum",
 
 # One plain literal: no escapes, no adjacent or parenthesised strings, no names, no arithmetic.
 STRING = r'"[^"\\\n]*"'
-LITERAL = re.compile(rf"{STRING}|-?\d+(\.\d+)?|True|False|\[\s*{STRING}(\s*,\s*{STRING})*\s*,?\s*\]")
+LITERAL = re.compile(
+    rf"{STRING}|-?\d+(\.\d+)?|True|False|\[\s*{STRING}(\s*,\s*{STRING})*\s*,?\s*\]"
+)
 
 
 class SchemaError(ValueError):
@@ -102,7 +104,9 @@ def _property(
 ) -> dict[str, Any]:
     inner = annotation.removeprefix("Optional[").removesuffix("]")
     if inner not in TYPES:
-        raise SchemaError(f"{field}: type {annotation or 'missing'} is not one of {', '.join(TYPES)}")
+        raise SchemaError(
+            f"{field}: type {annotation or 'missing'} is not one of {', '.join(TYPES)}"
+        )
     described = {KEYWORDS[key]: value for key, value in options.items() if key in KEYWORDS}
     if "choices" in options:
         enums[field] = {

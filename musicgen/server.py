@@ -33,7 +33,6 @@ def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str],
     folder = ROOT / ".cog" / face
     schema.write(ROOT / f"{face}.py", folder / ".cog" / "openapi_schema.json")
     environment = {
-        "LOG_FORMAT": "console",
         "COG_SETUP_TIMEOUT": str(SETUP_TIMEOUT),
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -48,7 +47,7 @@ def serve(face: str, host: str, port: int) -> None:
     """Become the server. Does not return."""
     command, environment, folder = prepare(face, host, port)
     os.chdir(folder)
-    os.execve(command[0], command, environment)
+    os.execve(command[0], command, {"LOG_FORMAT": "console", **environment})
 
 
 @contextmanager

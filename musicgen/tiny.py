@@ -147,7 +147,9 @@ def lm_config(kind: str) -> dict[str, Any]:
 def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Random decoder and projections in fp16, as upstream ships them."""
     arguments = dict(config["transformer_lm"])
-    pattern = DelayedPatternProvider(arguments["n_q"], config["codebooks_pattern"]["delay"]["delays"])
+    pattern = DelayedPatternProvider(
+        arguments["n_q"], config["codebooks_pattern"]["delay"]["delays"]
+    )
     fuse = ("sum", "prepend", "cross", "input_interpolate")
     fuser = ConditionFuser({method: config["fuser"][method] for method in fuse})
     arguments["cross_attention"] = bool(config["fuser"]["cross"])
