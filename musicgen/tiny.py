@@ -164,7 +164,12 @@ def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
         layer = torch.nn.Linear(widths[name], DIM)
         for key, value in layer.state_dict().items():
             state[f"{PROVIDER_PREFIX}{name}.output_proj.{key}"] = value * 4
-    return {name: value.half() for name, value in state.items()}
+    state = {name: value.half() for name, value in state.items()}
+    if "self_wav" in config["conditioners"]:
+        # A buffer of audiocraft's spectrogram that is saved along.
+        window = torch.hann_window(2 ** config["conditioners"]["self_wav"]["chroma_stem"]["radix2_exp"])
+        state[f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"] = window
+    return state
 
 
 def codec_config() -> dict[str, Any]:
@@ -237,10 +242,12 @@ def demucs_package() -> dict[str, Any]:
     """A narrow HTDemucs in the form that its authors' `serialize_model` writes."""
     kwargs = {
         "sources": ["drums", "bass", "other", "vocals"],
-        "channels": 8,
+        "channels": 4,
+        "dconv_mode": 0,
+        "bottom_channels": 16,
         "t_layers": 1,
-        "t_heads": 2,
-        "segment": fractions.Fraction(39, 5),
+        "t_heads": 1,
+        "segment": fractions.Fraction(3, 2),
         "samplerate": 44100,
     }
     model = HTDemucs(**kwargs)

@@ -1,0 +1,55 @@
+"""audiocraft's own MusicGen on a checkpoint folder of ours, as the reference."""
+
+import functools
+import warnings
+from unittest import mock
+
+import demucs.apply
+import demucs.pretrained
+from audiocraft.models.loaders import load_compression_model, load_lm_model
+from audiocraft.models.musicgen import MusicGen
+from audiocraft.modules.conditioners import T5Conditioner
+
+from musicgen import tiny
+from musicgen.conditioning import load_demucs
+from musicgen.weights import open_checkpoint
+
+
+def load(folder):
+    """What `MusicGen.get_pretrained` does, with T5 and Demucs from the folder, not the network."""
+    checkpoint = open_checkpoint(folder)
+    with (
+        warnings.catch_warnings(),
+        mock.patch.object(demucs.pretrained, "get_model", lambda _: load_demucs(checkpoint)),
+        mock.patch("audiocraft.modules.conditioners.T5Tokenizer", _Local(folder, "T5Tokenizer")),
+        mock.patch(
+            "audiocraft.modules.conditioners.T5EncoderModel", _Local(folder, "T5EncoderModel")
+        ),
+        mock.patch.dict(T5Conditioner.MODELS_DIMS, {tiny.T5_NAME: tiny.T5_WIDTH}),
+    ):
+        warnings.simplefilter("ignore")
+        lm = load_lm_model(folder)
+        codec = load_compression_model(folder)
+    conditioners = lm.condition_provider.conditioners
+    if "self_wav" in conditioners:
+        conditioners["self_wav"].match_len_on_eval = True
+        conditioners["self_wav"]._use_masking = False
+    return MusicGen("oracle", codec, lm)
+
+
+# audiocraft lets Demucs shift its input at random; ours never does.
+unshifted = mock.patch(
+    "demucs.apply.apply_model", functools.partial(demucs.apply.apply_model, shifts=0)
+)
+
+
+class _Local:
+    """A transformers class whose from_pretrained looks into a folder."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+
+    def from_pretrained(self, model):
+        import transformers
+
+        return getattr(transformers, self.name).from_pretrained(self.folder / model)

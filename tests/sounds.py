@@ -1,0 +1,79 @@
+"""Audio for the tests: a melody, and files of every kind that people send."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+
+RATES = {"mp3": 44100, "flac": 44100, "m4a": 48000, "ogg": 48000, "wav": 44100}
+CODECS = {
+    "mp3": "libmp3lame",
+    "flac": "flac",
+    "m4a": "aac",
+    "ogg": "libopus",
+    "wav": "pcm_s16le",
+}
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+
+
+def melody(seconds=3.0, rate=44100, channels=2):
+    """C major arpeggio of decaying harmonics, four notes a second: [C, N] float32."""
+    time = np.arange(round(seconds * rate)) / rate
+    notes = 261.63 * 2 ** (np.array([0, 4, 7, 12])[(time * 4).astype(int) % 4] / 12)
+    phase = 2 * np.pi * np.cumsum(notes) / rate
+    wave = sum(np.sin(k * phase) / k**2 for k in (1, 2, 3)) * np.exp(-3 * (time * 4 % 1) / 4)
+    return np.tile(wave * 0.3, (channels, 1)).astype(np.float32)
+
+
+def write(path, wav, rate=None, codec=None):
+    """wav [C, N] -> a file in the format of the path's extension."""
+    extension = path.suffix[1:]
+    rate = rate or RATES[extension]
+    layout = LAYOUTS[wav.shape[0]]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec or CODECS[extension], rate=rate, layout=layout)
+        resampler = av.AudioResampler(stream.format, layout, rate)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wav), "fltp", layout)
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        size = stream.codec_context.frame_size or 4096
+        fifo = av.AudioFifo()
+        for part in resampler.resample(frame):
+            fifo.write(part)
+        while (part := fifo.read(size, partial=True)) is not None:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_picture(path):
+    """A PNG of noise."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_video(path, wav, rate=48000):
+    """An mp4 with a picture and, if `wav` is not None, its sound."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width = video.height = 64
+        audio = None if wav is None else container.add_stream("aac", rate=rate, layout="stereo")
+        for index in range(20):
+            image = np.full((64, 64, 3), index, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv420p")
+            frame.pts = index
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if audio is not None:
+            for start in range(0, wav.shape[1] - 1023, 1024):
+                block = np.ascontiguousarray(wav[:, start : start + 1024])
+                sound = av.AudioFrame.from_ndarray(block, "fltp", "stereo")
+                sound.sample_rate, sound.pts = rate, start
+                container.mux(audio.encode(sound))
+            container.mux(audio.encode(None))
+    return path

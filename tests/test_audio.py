@@ -1,0 +1,169 @@
+"""Whatever people upload becomes the right wav, or one error that says what is wrong."""
+
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import sounds
+import torch
+
+from musicgen.audio import load_slice
+from musicgen.errors import InputError
+
+
+def load(path, start=0, end=None, *, sample_rate=32000, channels=2, limit=30.0):
+    return load_slice(path, start, end, sample_rate=sample_rate, channels=channels, limit=limit)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("extension", sounds.CODECS)
+def test_every_format_decodes_to_the_same_melody(tmp_path, extension, channels):
+    rate = sounds.RATES[extension]
+    path = sounds.write(tmp_path / f"a.{extension}", sounds.melody(2.0, rate, channels))
+    wav = load(path)
+    reference = torch.from_numpy(sounds.melody(2.0, 32000))
+    assert wav.dtype == torch.float32
+    assert wav.shape[0] == 2
+    assert wav.shape[1] == pytest.approx(2 * 32000, abs=0.05 * 32000)
+    length = min(wav.shape[1], reference.shape[1])
+    # Lossy codecs may start some milliseconds late: compare spectra, not samples.
+    spectra = [torch.fft.rfft(x[0, :length]).abs() for x in (wav, reference)]
+    assert float(torch.corrcoef(torch.stack(spectra))[0, 1]) > 0.98
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000, 96000])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_wav_of_any_rate_and_depth(tmp_path, rate, subtype):
+    tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate) * 0.5
+    soundfile.write(tmp_path / "a.wav", tone, rate, subtype=subtype)
+    wav = load(tmp_path / "a.wav", channels=1)
+    assert wav.shape == (1, 32000)
+    expected = torch.sin(2 * torch.pi * 440 * torch.arange(32000) / 32000) * 0.5
+    # Not at the edges, where a resampler has nothing to look at.
+    assert float((wav[0] - expected)[500:-500].abs().max()) < 2e-3
+
+
+def test_surround_keeps_its_centre(tmp_path):
+    """Keeping the first two channels of 5.1 would lose the vocals."""
+    wav = np.zeros((6, 48000), np.float32)
+    wav[2] = np.sin(2 * np.pi * 440 * np.arange(48000) / 48000) * 0.5
+    soundfile.write(tmp_path / "a.wav", wav.T, 48000)
+    mixed = load(tmp_path / "a.wav")
+    assert float(mixed[0].abs().max()) > 0.2
+    assert torch.allclose(mixed[0], mixed[1])
+
+
+def test_channels_mean_to_mono_and_copy_to_stereo(tmp_path):
+    wav = np.stack([np.full(32000, 0.5), np.full(32000, -0.1)], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", wav, 32000, subtype="FLOAT")
+    soundfile.write(tmp_path / "mono.wav", wav[:, 0], 32000, subtype="FLOAT")
+    assert torch.allclose(load(tmp_path / "stereo.wav", channels=1), torch.tensor(0.2))
+    assert torch.equal(load(tmp_path / "mono.wav"), torch.full((2, 32000), 0.5))
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    """10 s in which the sample value is the time: second t has value t / 10."""
+    soundfile.write(tmp_path / "ramp.wav", np.arange(320000) / 320000, 32000, subtype="FLOAT")
+    return tmp_path / "ramp.wav"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "limit", "expected"),
+    [
+        (0, None, 30, (0, 10)),
+        (2, 5, 30, (2, 5)),
+        (2, None, 30, (2, 10)),
+        (2, None, 3, (2, 5)),
+        (2, 9, 3, (2, 5)),
+        (9, 10, 30, (9, 10)),
+        (3, 99, 30, (3, 10)),
+    ],
+)
+def test_slices(ramp, start, end, limit, expected):
+    wav = load(ramp, start, end, channels=1, limit=limit)
+    assert wav.shape[1] == (expected[1] - expected[0]) * 32000
+    assert float(wav[0, 0]) == pytest.approx(expected[0] / 10, abs=1e-6)
+    assert float(wav[0, -1]) == pytest.approx(expected[1] / 10, abs=1e-4)
+
+
+def test_end_past_the_file_means_its_end_and_is_logged(ramp, caplog):
+    with caplog.at_level(logging.INFO, "musicgen"):
+        load(ramp, 3, 99)
+    assert "continuation_end=99 is past the end" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "musicgen"):
+        load(ramp, 3, 10)
+        load(ramp, 3, None, limit=2)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("start", [10, 11])
+def test_start_past_the_file_is_an_error(ramp, start):
+    with pytest.raises(InputError, match=r"continuation_start=1\d: .*10.00 s long.*below 10.00"):
+        load(ramp, start)
+
+
+def test_sound_of_a_video_is_used(tmp_path):
+    path = sounds.write_video(tmp_path / "a.mp4", sounds.melody(2.0, 48000))
+    assert load(path).shape[1] == pytest.approx(2 * 32000, abs=3200)
+
+
+def test_a_long_file_is_read_only_as_far_as_needed(tmp_path, monkeypatch):
+    path = sounds.write(tmp_path / "a.mp3", np.tile(sounds.melody(20.0), 6))
+    from musicgen import audio
+
+    seen = []
+    original = audio._blocks
+    monkeypatch.setattr(
+        audio,
+        "_blocks",
+        lambda *args: (seen.append(block.shape[-1]) or block for block in original(*args)),
+    )
+    assert load(path, limit=5).shape == (2, 5 * 32000)
+    assert sum(seen) < 6 * 44100
+
+
+def test_one_sample_is_audio(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([0.5]), 32000, subtype="FLOAT")
+    assert load(tmp_path / "a.wav", channels=1).tolist() == [[0.5]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("empty.wav", b"", "cannot be read as audio"),
+        ("text.mp3", b"not audio at all " * 100, "cannot be read as audio"),
+        ("noise.flac", bytes(range(256)) * 40, "its audio format is unknown"),
+        ("header.wav", b"RIFF\x24\x00\x00\x00WAVEfmt ", "cannot be read as audio"),
+    ],
+)
+def test_what_is_no_audio_is_an_error(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"input_audio='{name}': {problem}.*Send an audio file"):
+        load(tmp_path / name)
+
+
+def test_pictures_and_silent_films_hold_no_audio(tmp_path):
+    for path in (
+        sounds.write_picture(tmp_path / "a.png"),
+        sounds.write_video(tmp_path / "a.mp4", None),
+    ):
+        with pytest.raises(InputError, match="holds no audio"):
+            load(path)
+
+
+def test_file_without_samples_and_nan_are_errors(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 32000)
+    with pytest.raises(InputError, match="holds no audio"):
+        load(tmp_path / "none.wav")
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), 32000, subtype="FLOAT")
+    with pytest.raises(InputError, match="NaN"):
+        load(tmp_path / "nan.wav")
+
+
+def test_an_error_does_not_tell_the_servers_paths(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "missing.wav")
+    assert str(tmp_path) not in str(caught.value)

@@ -1,0 +1,121 @@
+"""Every rule between the fields holds before anything runs, and its error says the fix."""
+
+from pathlib import Path
+
+import pytest
+
+from musicgen.errors import InputError
+from musicgen.request import Request, resolve_seed, resolve_slice
+
+AUDIO = Path("a.wav")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
+def test_a_given_seed_is_used_as_it_is(seed):
+    assert Request(seed=seed).seed == seed
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_no_seed_draws_one_in_range(seed):
+    drawn = {resolve_seed(seed) for _ in range(50)}
+    assert len(drawn) > 40
+    assert all(0 <= value < 2**32 for value in drawn)
+    assert Request(seed=seed).seed is not None
+
+
+def test_clips_have_consecutive_seeds_that_wrap():
+    request = Request(seed=2**32 - 2)
+    assert [request.clip_seed(i) for i in range(4)] == [2**32 - 2, 2**32 - 1, 0, 1]
+
+
+@pytest.mark.parametrize("prompt", [None, "", "  ", "\n\t"])
+def test_a_blank_prompt_is_none(prompt):
+    assert Request(prompt=prompt).prompt is None
+
+
+def test_a_request_is_frozen():
+    with pytest.raises(AttributeError):
+        Request().seed = 3
+
+
+@pytest.mark.parametrize("end", [None, -1])
+def test_no_end_is_the_end_of_the_file(end):
+    assert Request(audio=AUDIO, end=end).end is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"continuation": True}, "continuation=True: there is no input_audio.*Send input_audio"),
+        ({"start": 2}, "continuation_start=2: no input_audio to cut"),
+        ({"end": 3}, "continuation_end=3: no input_audio to cut"),
+        ({"audio": "/etc/passwd"}, "input_audio='/etc/passwd': not a file.*URL"),
+        ({"audio": ""}, "input_audio='': not a file"),
+        ({"audio": AUDIO, "start": -1}, "continuation_start=-1: out of range"),
+        ({"audio": AUDIO, "end": -2}, "continuation_end=-2: out of range"),
+        ({"audio": AUDIO, "end": 0}, "continuation_end=0: .*empty or reversed.*above 0"),
+        ({"audio": AUDIO, "start": 3, "end": 3}, "continuation_end=3: .*start=3 is empty"),
+        ({"audio": AUDIO, "start": 5, "end": 3}, "continuation_end=3: .*above 5"),
+        ({"duration": 0}, "duration=0"),
+        ({"duration": float("nan")}, "duration=nan"),
+        ({"duration": float("inf")}, "duration=inf"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"top_p": 1.5}, "top_p=1.5: .*0 to 1"),
+        ({"temperature": -0.1}, "temperature=-0.1"),
+        ({"cfg_coef": -1}, "classifier_free_guidance=-1"),
+        ({"seed": -2}, "seed=-2: .*4294967295"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"normalization": "loud"}, "normalization_strategy='loud': .*loudness, clip, peak, rms"),
+        ({"output_format": "ogg"}, "output_format='ogg': .*wav, mp3"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        Request(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 0},
+        {"top_k": 5000},
+        {"top_p": 1},
+        {"temperature": 0},
+        {"cfg_coef": 0},
+        {"duration": 300},
+        {"prompt": "🎹 ピアノ " * 10_000},
+    ],
+)
+def test_the_edges_are_served(fields):
+    Request(**fields)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "length", "expected"),
+    [(0, None, 4, (0, 4)), (1, 3, 4, (1, 3)), (1, 9, 4, (1, 4)), (3.5, None, 4, (3.5, 4))],
+)
+def test_slices(start, end, length, expected):
+    assert resolve_slice(start, end, length) == expected
+
+
+@pytest.mark.parametrize(
+    ("frames", "start", "message"),
+    [
+        (400, 0, r"duration=8: .*prompt of 8.00 s.*above 8.00 or continuation_end=7\."),
+        (400, 3, r"continuation_end=10\."),
+        (500, 0, r"prompt of 10.00 s or more.*continuation_end=7\."),
+    ],
+)
+def test_a_prompt_that_fills_the_duration_is_refused(frames, start, message):
+    request = Request(audio=AUDIO, continuation=True, start=start)
+    with pytest.raises(InputError, match=message):
+        request.check_prompt_frames(frames, 50)
+
+
+def test_the_fix_names_no_slice_where_none_is_short_enough():
+    with pytest.raises(InputError, match=r"above 1\.00\.$"):
+        Request(audio=AUDIO, continuation=True, duration=1).check_prompt_frames(50, 50)
+
+
+def test_a_prompt_one_frame_shorter_is_served():
+    Request(audio=AUDIO, continuation=True).check_prompt_frames(399, 50)
