@@ -167,7 +167,9 @@ def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     state = {name: value.half() for name, value in state.items()}
     if "self_wav" in config["conditioners"]:
         # A buffer of audiocraft's spectrogram that is saved along.
-        window = torch.hann_window(2 ** config["conditioners"]["self_wav"]["chroma_stem"]["radix2_exp"])
+        window = torch.hann_window(
+            2 ** config["conditioners"]["self_wav"]["chroma_stem"]["radix2_exp"]
+        )
         state[f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"] = window
     return state
 

@@ -4,10 +4,18 @@
 # musicgen, which puts an empty stand-in where there is none.
 import xformers  # noqa: F401, I001
 
-import pytest
+from contextlib import ExitStack
 
-from musicgen import tiny
+import pytest
+import torch
+from cog_client import CogClient
+
+from musicgen import server, tiny
 from musicgen.pipeline import MusicGen
+
+
+# The models here are so small that a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +31,34 @@ def checkpoints(tmp_path_factory):
 def models(checkpoints):
     """kind -> that checkpoint on the CPU, ready to generate."""
     return {kind: MusicGen.load(folder, "cpu") for kind, folder in checkpoints.items()}
+
+
+@pytest.fixture(scope="session")
+def start_server(checkpoints, tmp_path_factory):
+    """(face, kind, **environment) -> a running Cog server; all stop when the tests end."""
+    with ExitStack() as stack:
+
+        def start(face, kind="stereo-melody", **environment):
+            folder = tmp_path_factory.mktemp(face)
+            log = stack.enter_context((folder / "server.log").open("w"))
+            (folder / "tmp").mkdir()
+            environment |= {
+                "MUSICGEN_WEIGHTS": str(checkpoints[kind]),
+                "MUSICGEN_DEVICE": "cpu",
+                "OMP_NUM_THREADS": "1",
+                "TMPDIR": str(folder / "tmp"),
+            }
+            url = stack.enter_context(server.running(face, log, environment))
+            return CogClient(url, folder / "tmp", folder / "server.log")
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def predict_server(start_server):
+    return start_server("predict")
+
+
+@pytest.fixture(scope="session")
+def songstarter_server(start_server):
+    return start_server("songstarter")

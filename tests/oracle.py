@@ -5,7 +5,6 @@ import warnings
 from unittest import mock
 
 import demucs.apply
-import demucs.pretrained
 from audiocraft.models.loaders import load_compression_model, load_lm_model
 from audiocraft.models.musicgen import MusicGen
 from audiocraft.modules.conditioners import T5Conditioner
@@ -20,7 +19,7 @@ def load(folder):
     checkpoint = open_checkpoint(folder)
     with (
         warnings.catch_warnings(),
-        mock.patch.object(demucs.pretrained, "get_model", lambda _: load_demucs(checkpoint)),
+        mock.patch("demucs.pretrained.get_model", return_value=load_demucs(checkpoint)),
         mock.patch("audiocraft.modules.conditioners.T5Tokenizer", _Local(folder, "T5Tokenizer")),
         mock.patch(
             "audiocraft.modules.conditioners.T5EncoderModel", _Local(folder, "T5EncoderModel")

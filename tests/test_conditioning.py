@@ -6,7 +6,7 @@ import oracle
 import pytest
 import sounds
 import torch
-from audiocraft.modules.conditioners import ClassifierFreeGuidanceDropout, WavCondition
+from audiocraft.modules.conditioners import ClassifierFreeGuidanceDropout
 
 from musicgen.conditioning import MAX_TOKENS
 

@@ -1,0 +1,64 @@
+"""A client of a Cog server, as a user writes one."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import httpx
+import numpy as np
+import soundfile
+
+
+@dataclass(frozen=True)
+class CogClient:
+    """One server: its address, the folder that it has for temporary files, and its log."""
+
+    url: str
+    temporary: Path
+    log: Path
+
+    def post(self, prediction_id=None, **inputs):
+        """The HTTP response of one prediction, waited for."""
+        path = f"/predictions/{prediction_id}" if prediction_id else "/predictions"
+        method = "PUT" if prediction_id else "POST"
+        return httpx.request(method, self.url + path, json={"input": inputs}, timeout=None)
+
+    def predict(self, **inputs):
+        """The answer of a prediction that has to succeed."""
+        answer = self.post(**inputs).json()
+        assert answer.get("status") == "succeeded", answer
+        return answer
+
+    def error(self, **inputs):
+        """The message of a prediction that has to fail."""
+        answer = self.post(**inputs).json()
+        assert answer.get("status") == "failed", answer
+        assert "Traceback" not in str(answer)
+        return answer["error"]
+
+    def files(self):
+        """Names of all files that this project keeps in the server's temporary folder.
+
+        Beside them Cog leaves one of its own when it could not download an input.
+        """
+        return [path.name for path in self.temporary.glob("musicgen-*/*/*")]
+
+
+def data_uri(path, kind="audio/wav"):
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def content(uri):
+    """(media type, bytes) of a data URI."""
+    head, _, body = uri.partition(",")
+    assert head.startswith("data:")
+    raw = base64.b64decode(body) if head.endswith(";base64") else unquote_to_bytes(body)
+    return head[5:].split(";")[0], raw
+
+
+def samples(uri):
+    """wav [C, N] float32 and sample rate of a data URI."""
+    wav, rate = soundfile.read(io.BytesIO(content(uri)[1]), dtype=np.float32, always_2d=True)
+    return wav.T, rate
