@@ -21,6 +21,7 @@ class Codec:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         model = load_encodec(checkpoint).eval().to(device).requires_grad_(False)
+        self.mono = model
         self.model = InterleaveStereoCompressionModel(model) if checkpoint.stereo else model
         self.device = device
         self.sample_rate: int = model.sample_rate

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -15,13 +16,14 @@ from tqdm import tqdm
 from musicgen.audio import load_slice
 from musicgen.codec import Codec
 from musicgen.conditioning import Conditioner
+from musicgen.diffusion import MultiBandDiffusion
 from musicgen.engine import Clip, Engine, windows
 from musicgen.errors import InputError, MusicGenError
 from musicgen.lm import LM
 from musicgen.report import timed
 from musicgen.request import Request
 from musicgen.sampling import Sampling
-from musicgen.weights import Checkpoint, open_checkpoint, resolve
+from musicgen.weights import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolve
 
 STRIDE = (
     18 / 30
@@ -65,6 +67,7 @@ class MusicGen:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.name = checkpoint.name
+        self.checkpoint = checkpoint
         self.device = device
         self.max_duration = checkpoint.max_duration
         self.has_melody = checkpoint.chroma is not None
@@ -86,12 +89,18 @@ class MusicGen:
         model.engine.warm_up()
         return model
 
+    @cached_property
+    def diffusion(self) -> MultiBandDiffusion:
+        """Loaded when a request first asks for it: it is as large as a language model."""
+        return MultiBandDiffusion(self.checkpoint, self.codec, self.device)
+
     def generate(self, request: Request) -> Generation:
         """Generate `request.clips` clips. Clip i is what seed + i gives alone, bit for bit.
 
         Raises InputError before any model runs if the request does not fit its audio or model.
         """
         seconds: dict[str, float] = {}
+        decoder = self._decoder(request)
         with timed(seconds, "audio"):
             melody, prompt = self._read_audio(request)
         with timed(seconds, "conditioning"):
@@ -99,8 +108,21 @@ class MusicGen:
         with timed(seconds, "decode"):
             codes = self._decode(clips)
         with timed(seconds, "codec"):
-            wavs = self.codec.decode(codes, [clip.seed for clip in clips])
+            wavs = decoder.decode(codes, [clip.seed for clip in clips])
         return Generation(list(wavs), self.codec.sample_rate, self.name, seconds)
+
+    def _decoder(self, request: Request) -> Decoder:
+        """The decoder that the request asks for."""
+        if not request.multi_band_diffusion:
+            return self.codec
+        if not self.checkpoint.has_diffusion:
+            raise InputError(
+                "multi_band_diffusion",
+                True,
+                f"the checkpoint folder {self.name} has no {DIFFUSION_FILE}",
+                "Fetch it with `scripts/weights pull <model> --diffusion`, or send false",
+            )
+        return self.diffusion
 
     def _read_audio(self, request: Request) -> tuple[Tensor | None, Tensor | None]:
         """The request's audio as (melody [1, N], continuation prompt [C, N])."""

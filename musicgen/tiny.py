@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from audiocraft.models.builders import get_compression_model
+from audiocraft.models.builders import get_compression_model, get_diffusion_model, get_processor
 from audiocraft.models.lm import LMModel
 from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
 from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider
@@ -18,7 +18,7 @@ from demucs.states import get_state
 from omegaconf import OmegaConf
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from musicgen.weights import CODEC_FILE, DEMUCS_FILE, LM_FILE, PROVIDER_PREFIX
+from musicgen.weights import CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, LM_FILE, PROVIDER_PREFIX
 
 #        kind -> (stereo, melody)
 KINDS = {
@@ -27,7 +27,10 @@ KINDS = {
     "stereo": (True, False),
     "stereo-melody": (True, True),
 }
+#   band -> (rescale to noise's spectrum, power of that), as upstream's grid has it
+DIFFUSION_BANDS = [(False, 0.4), (False, 0.4), (True, 0.4), (True, 0.75)]
 SEED = 20230608
+SAMPLE_RATE = 32000
 CARD = 2048
 DIM = 64
 T5_NAME = "t5-base"
@@ -51,6 +54,15 @@ def write_checkpoint(folder: Path, kind: str) -> None:
         write_t5(folder / T5_NAME)
         if KINDS[kind][1]:
             torch.save(demucs_package(), folder / DEMUCS_FILE)
+
+
+def write_diffusion(folder: Path) -> None:
+    """Add random Multi-Band Diffusion to a checkpoint of any kind: 1.6 MB, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        package: dict[Any, Any] = {"sample_rate": SAMPLE_RATE, "n_bands": len(DIFFUSION_BANDS)}
+        package |= {index: diffusion_band(index) for index in range(len(DIFFUSION_BANDS))}
+        torch.save(package, folder / DIFFUSION_FILE)
 
 
 def lm_config(kind: str) -> dict[str, Any]:
@@ -226,6 +238,66 @@ def codec_config() -> dict[str, Any]:
             "orthogonal_reg_active_codes_only": False,
             "orthogonal_reg_max_codes": None,
         },
+    }
+
+
+def diffusion_band(index: int) -> dict[str, Any]:
+    """One band's configuration, model and processor in the form that upstream releases."""
+    config = OmegaConf.create(diffusion_config(index))
+    processor = get_processor(config.processor, SAMPLE_RATE)
+    # What a processor learns from its first clips: here, of noise whose treble is weak.
+    processor.project_sample(torch.randn(8, 1, SAMPLE_RATE // 10).cumsum(-1) / 100)
+    return {
+        "cfg": config,
+        "model_state": get_diffusion_model(config).state_dict(),
+        "processor_state": processor.state_dict(),
+    }
+
+
+def diffusion_config(index: int) -> dict[str, Any]:
+    """audiocraft's config/solver/diffusion/default.yaml and grid for 32 kHz, 12 times narrower."""
+    use_processor, power_std = DIFFUSION_BANDS[index]
+    return {
+        "sample_rate": SAMPLE_RATE,
+        "channels": 1,
+        "diffusion_unet": {
+            "hidden": 4,
+            "depth": 4,
+            "res_blocks": 1,
+            "norm_groups": 4,
+            "kernel": 8,
+            "stride": 4,
+            "growth": 2,
+            "max_channels": 10_000,
+            "dropout": 0.0,
+            "emb_all_layers": True,
+            "bilstm": False,
+            "codec_dim": codec_config()["seanet"]["dimension"],
+            "transformer": False,
+            "cross_attention": False,
+        },
+        "processor": {
+            "name": "multi_band_processor",
+            "use": use_processor,
+            "n_bands": 8,
+            "num_samples": 10_000,
+            "power_std": power_std,
+        },
+        "filter": {"use": True, "n_bands": 4, "idx_band": index, "cutoffs": None},
+        "schedule": {
+            "repartition": "power",
+            "variable_step_batch": True,
+            "beta_t0": 1.0e-5,
+            "beta_t1": 2.9e-2,
+            "beta_exp": 7.5,
+            "num_steps": 1000,
+            "variance": "beta",
+            "clip": 5.0,
+            "rescale": 1.0,
+            "n_bands": None,
+            "noise_scale": 1.0,
+        },
+        "metrics": {"num_stage": 4, "sample_rates": [SAMPLE_RATE]},
     }
 
 

@@ -6,6 +6,7 @@ A folder in audiocraft's upstream format:
     compression_state_dict.bin   EnCodec: the same two, or `pretrained`, the name of a folder below
     t5-base/                     the text encoder that xp.cfg names, as transformers saves it
     htdemucs.th                  melody models only: Demucs as its authors serialize it
+    mbd_musicgen_32khz.th        Multi-Band Diffusion, optional: each band's cfg and states
     encodec_32khz/               if `pretrained` names it: EnCodec as transformers saves it
 """
 
@@ -32,6 +33,7 @@ DEFAULT = ROOT / "tiny-stereo-melody"
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 DEMUCS_FILE = "htdemucs.th"
+DIFFUSION_FILE = "mbd_musicgen_32khz.th"
 
 # What every MusicGen checkpoint has in common; anything else needs another decoder.
 ARCHITECTURE = {
@@ -113,6 +115,15 @@ class Checkpoint:
     @property
     def demucs_file(self) -> Path:
         return self.find(DEMUCS_FILE)
+
+    @property
+    def diffusion_file(self) -> Path:
+        return self.find(DIFFUSION_FILE)
+
+    @property
+    def has_diffusion(self) -> bool:
+        """Whether the optional diffusion weights are there."""
+        return (self.folder / DIFFUSION_FILE).exists()
 
     def projection(self, conditioner: str) -> dict[str, Tensor]:
         """State of `conditioner`'s output projection: weight [dim, in] and bias [dim]."""
