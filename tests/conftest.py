@@ -35,15 +35,15 @@ def models(checkpoints):
 
 @pytest.fixture(scope="session")
 def start_server(checkpoints, tmp_path_factory):
-    """(face, kind, **environment) -> a running Cog server; all stop when the tests end."""
+    """(face, checkpoint, **environment) -> a running Cog server; all stop when the tests end."""
     with ExitStack() as stack:
 
-        def start(face, kind="stereo-melody", **environment):
+        def start(face, checkpoint=checkpoints["stereo-melody"], **environment):
             folder = tmp_path_factory.mktemp(face)
             log = stack.enter_context((folder / "server.log").open("w"))
             (folder / "tmp").mkdir()
             environment |= {
-                "MUSICGEN_WEIGHTS": str(checkpoints[kind]),
+                "MUSICGEN_WEIGHTS": str(checkpoint),
                 "MUSICGEN_DEVICE": "cpu",
                 "OMP_NUM_THREADS": "1",
                 "TMPDIR": str(folder / "tmp"),

@@ -1,0 +1,132 @@
+"""What only stable-audio-prod has, over HTTP: the bucket behind a key, Multi-Band Diffusion."""
+
+import httpx
+import numpy as np
+import pytest
+import storage
+from cog_client import content, samples
+
+from musicgen import tiny
+
+KEY = "sésame-0xC0FFEE"
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The URL of a storage server with the bucket `songs`, and a proxy in front of it."""
+    with storage.storage_server("songs") as url, storage.fault_proxy(url) as proxy:
+        yield url, proxy
+
+
+@pytest.fixture(scope="module")
+def server(start_server, bucket):
+    """A server that may store songs, through the proxy."""
+    return start_server(
+        "predict",
+        UPLOAD_BUCKET="songs",
+        UPLOAD_KEY=KEY,
+        STORAGE_EMULATOR_HOST=bucket[1].url,
+    )
+
+
+def stored(bucket, name):
+    """(response headers, bytes) of an object, read past the proxy."""
+    response = httpx.get(f"{bucket[0]}/storage/v1/b/songs/o/songs%2F{name}?alt=media")
+    assert response.status_code == 200
+    facts = httpx.get(f"{bucket[0]}/storage/v1/b/songs/o/songs%2F{name}").json()
+    return facts, response.content
+
+
+@pytest.mark.parametrize("output_format", ["mp3", "wav"])
+def test_the_object_in_the_bucket_is_the_file(server, bucket, output_format):
+    inputs = {"duration": 1, "seed": 3, "output_format": output_format}
+    inline = server.predict(**inputs)["output"]
+    output = server.predict(**inputs, song_id=42, key=KEY)["output"]
+    name = f"42.{output_format}"
+    facts, raw = stored(bucket, name)
+    assert raw == content(inline["audio"])[1]
+    assert facts["contentType"] == content(inline["audio"])[0].replace("x-wav", "wav")
+    assert facts["metadata"] == {
+        "seed": "3",
+        "duration": "1.0",
+        "sample_rate": "32000",
+        "channels": "2",
+        "output_format": output_format,
+        "model": "stereo-melody",
+    }
+    assert output["gcs_uri"] == f"gs://songs/songs/{name}"
+    assert output["song_id"] == 42
+    assert httpx.get(output["audio"]).content == raw
+    assert "upload_error" not in output
+
+
+def test_the_same_id_again_replaces_the_object(server, bucket):
+    for seed in (1, 2):
+        server.predict(duration=1, seed=seed, song_id=7, key=KEY)
+    assert stored(bucket, "7.mp3")[0]["metadata"]["seed"] == "2"
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", "sesame-0xC0FFEE", "🔑" * 1000])
+def test_without_the_right_key_nothing_runs(server, key):
+    inputs = {"song_id": 8, **({} if key is None else {"key": key})}
+    answer = server.post(**inputs).json()
+    assert answer["status"] == "failed"
+    assert "InputError: key=" in answer["error"]
+    assert "seed:" not in answer["logs"]
+
+
+def test_a_key_without_a_song_id_is_ignored(server):
+    assert "gcs_uri" not in server.predict(duration=1, key="whatever")["output"]
+
+
+def test_the_audio_survives_a_failed_upload(server, bucket):
+    bucket[1].inject([403] * 10)
+    output = server.predict(duration=1, seed=3, song_id=9, key=KEY)["output"]
+    bucket[1].inject([])
+    assert "gcs_uri" not in output
+    assert "storage.objects.create" in output["upload_error"]
+    assert content(output["audio"]) == content(
+        server.predict(duration=1, seed=3)["output"]["audio"]
+    )
+
+
+def test_a_transient_fault_is_retried(server, bucket):
+    bucket[1].inject([503, 503])
+    assert "gcs_uri" in server.predict(duration=1, song_id=10, key=KEY)["output"]
+
+
+def test_the_key_is_nowhere(server, bucket):
+    """Not in an answer, not in the server's log, not in what reaches the storage server."""
+    answers = [
+        server.post(duration=1, song_id=11, key=KEY).text,
+        server.post(duration=1, song_id=11, key=KEY + "x").text,
+        server.post(duration=1, continuation=True, song_id=11, key=KEY).text,
+    ]
+    log = server.log.read_text()
+    for text in (*answers, log, str(bucket[1].seen)):
+        assert "C0FFEE" not in text
+
+
+@pytest.mark.parametrize("kind", ["text", "stereo-melody"])
+def test_diffusion_over_http(start_server, tmp_path, kind):
+    tiny.write_checkpoint(tmp_path, kind)
+    tiny.write_diffusion(tmp_path)
+    server = start_server("predict", tmp_path)
+    inputs = {"duration": 1, "seed": 3, "output_format": "wav"}
+    plain = server.predict(**inputs)["output"]
+    diffused = server.predict(**inputs, multi_band_diffusion=True)
+    again = server.predict(**inputs, multi_band_diffusion=True)["output"]
+    wav, _ = samples(diffused["output"]["audio"])
+    assert wav.shape == samples(plain["audio"])[0].shape
+    assert np.isfinite(wav).all()
+    assert diffused["output"] == again
+    assert diffused["output"]["audio"] != plain["audio"]
+    assert "diffusion band 4/4" in diffused["logs"]
+
+
+def test_diffusion_without_its_weights_is_refused_before_any_work(predict_server):
+    answer = predict_server.post(multi_band_diffusion=True).json()
+    assert "multi_band_diffusion=True" in answer["error"]
+    assert "mbd_musicgen_32khz.th" in answer["error"]
+    assert "scripts/weights pull" in answer["error"]
+    assert "seed:" not in answer["logs"]
