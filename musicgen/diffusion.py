@@ -154,10 +154,10 @@ class MultiBandDiffusion:
 
     def _begin(self, codes: Tensor, seed: int) -> _Decoding:
         """Codes [K, T], interleaved if stereo -> a clip without any band yet."""
-        channels = codes.to(self.device).unflatten(0, (-1, self.codec.channels)).transpose(0, 1)
-        reference = self.codec.mono.decode(channels).float()
+        condition = self.codec.embed(codes)
+        reference = self.codec.render(condition)
         return _Decoding(
-            condition=self.codec.mono.decode_latent(channels).float(),
+            condition=condition,
             reference=reference,
             wav=torch.zeros_like(reference),
             generator=torch.Generator(self.device).manual_seed(seed),
@@ -192,8 +192,7 @@ def load_bands(path: Path, codec: Codec, device: torch.device) -> list[Band]:
 
 def check_fit(path: Path, sample_rate: int, width: int, codec: Codec) -> None:
     """Raise unless the diffusion is for the codec's sample rate and latent width."""
-    frame = torch.zeros(1, codec.mono.num_codebooks, 1, dtype=torch.int64, device=codec.device)
-    expected = (codec.sample_rate, codec.mono.decode_latent(frame).shape[1])
+    expected = (codec.sample_rate, codec.model.config.hidden_size)
     if (sample_rate, width) != expected:
         raise WeightsError(
             f"{path} is for a codec of {sample_rate} Hz and width {width}, not for the one beside "

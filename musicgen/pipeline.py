@@ -16,7 +16,6 @@ from tqdm import tqdm
 from musicgen.audio import load_slice
 from musicgen.codec import Codec
 from musicgen.conditioning import Conditioner
-from musicgen.diffusion import MultiBandDiffusion
 from musicgen.engine import Clip, Engine, windows
 from musicgen.errors import InputError, MusicGenError
 from musicgen.lm import LM
@@ -25,9 +24,8 @@ from musicgen.request import Request
 from musicgen.sampling import Sampling
 from musicgen.weights import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolve
 
-STRIDE = (
-    18 / 30
-)  # of the longest window is new in each window after the first; audiocraft's default
+# The share of a full window that is new in each one after the first: 18 of 30 s, as in audiocraft.
+STRIDE = 18 / 30
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +88,11 @@ class MusicGen:
         return model
 
     @cached_property
-    def diffusion(self) -> MultiBandDiffusion:
+    def diffusion(self) -> Decoder:
         """Loaded when a request first asks for it: it is as large as a language model."""
+        # audiocraft with it, which takes seconds to import.
+        from musicgen.diffusion import MultiBandDiffusion
+
         return MultiBandDiffusion(self.checkpoint, self.codec, self.device)
 
     def generate(self, request: Request) -> Generation:

@@ -1,7 +1,6 @@
 """What a server tells about its work: log lines and the seconds that stages take."""
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -14,8 +13,6 @@ def log_to_stderr() -> None:
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("musicgen").setLevel(logging.INFO)
-    # From inside of audiocraft, whose EnCodec uses the old form; nobody here can act on it.
-    warnings.filterwarnings("ignore", message=r"`torch.nn.utils.weight_norm` is deprecated")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def load(folder):
     checkpoint = open_checkpoint(folder)
     with (
         warnings.catch_warnings(),
-        mock.patch("demucs.pretrained.get_model", return_value=load_demucs(checkpoint)),
+        mock.patch("demucs.pretrained.get_model", side_effect=lambda _: load_demucs(checkpoint)),
         mock.patch("audiocraft.modules.conditioners.T5Tokenizer", _Local(folder, "T5Tokenizer")),
         mock.patch(
             "audiocraft.modules.conditioners.T5EncoderModel", _Local(folder, "T5EncoderModel")

@@ -43,12 +43,12 @@ LAYERS = {
 }
 # library -> the only places that may import it
 EDGES = {
-    "audiocraft": {"codec", "diffusion", "tiny"},
+    "audiocraft": {"diffusion", "tiny"},
     "cog": {"predict", "songstarter"},
     "demucs": {"conditioning", "tiny"},
     "google": {"upload"},
     "imageio_ffmpeg": {"output"},
-    "omegaconf": {"diffusion", "tiny", "weights"},
+    "omegaconf": {"codec", "diffusion", "tiny", "weights"},
     "pydub": {"output"},
     "transformers": {"codec", "conditioning", "tiny"},
     "triton": {"kernels"},

@@ -1,0 +1,112 @@
+"""EnCodec computes what audiocraft's does, from either format, and keeps left and right apart."""
+
+import pytest
+import sounds
+import torch
+from audiocraft.models.builders import get_compression_model
+from audiocraft.models.encodec import InterleaveStereoCompressionModel
+from audiocraft.models.loaders import load_compression_model
+from omegaconf import OmegaConf
+from transformers import EncodecModel
+from transformers.initialization import no_init_weights
+
+from musicgen import tiny
+from musicgen.codec import Codec, translate_config, translate_state
+from musicgen.errors import WeightsError
+from musicgen.weights import CODEC_FILE, LM_FILE, open_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["text", "stereo"])
+def pair(request, checkpoints):
+    """(ours, audiocraft's) of a mono and of a stereo checkpoint."""
+    folder = checkpoints[request.param]
+    reference = load_compression_model(folder).eval()
+    if request.param == "stereo":
+        reference = InterleaveStereoCompressionModel(reference)
+    return Codec(open_checkpoint(folder), CPU), reference
+
+
+@pytest.mark.parametrize("seconds", [0.00003, 0.019, 0.02, 0.021, 1.0, 1.2345])
+def test_codes_equal_audiocrafts(pair, seconds):
+    ours, reference = pair
+    wav = torch.from_numpy(sounds.melody(seconds, 32000, ours.channels))
+    if ours.channels == 2:
+        wav[1] = wav[1].flip(0) * 0.5
+    with torch.no_grad():
+        expected, _ = reference.encode(wav[None])
+    codes = ours.encode(wav)
+    assert codes.shape[-1] == -(-wav.shape[-1] // 640)
+    assert torch.equal(codes, expected[0])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 50, 333])
+def test_sound_equals_audiocrafts(pair, frames):
+    ours, reference = pair
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(tiny.CARD, (2, 4 * ours.channels, frames), generator=generator)
+    with torch.no_grad():
+        expected = reference.decode(codes)
+    wav = ours.decode(codes, [0, 0])
+    assert wav.shape == (2, ours.channels, 640 * frames)
+    assert torch.allclose(wav, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_clip_does_not_depend_on_its_neighbours(pair):
+    ours, _ = pair
+    codes = torch.randint(tiny.CARD, (3, 4 * ours.channels, 20))
+    together = ours.decode(codes, [0, 0, 0])
+    assert torch.equal(together[1:2], ours.decode(codes[1:2], [0]))
+
+
+def test_left_is_left(checkpoints):
+    stereo = Codec(open_checkpoint(checkpoints["stereo"]), CPU)
+    codes = torch.randint(tiny.CARD, (4, 2, 30))
+    changed = codes.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % tiny.CARD
+    wavs = stereo.decode(torch.stack([codes, changed]).flatten(1, 2), [0, 0])
+    assert torch.equal(wavs[0, 0], wavs[1, 0])
+    assert not torch.equal(wavs[0, 1], wavs[1, 1])
+
+
+def test_a_codec_saved_by_transformers_gives_the_same(checkpoints, tmp_path):
+    """As in upstream's stereo checkpoints, whose codec file only names facebook/encodec_32khz."""
+    ours = Codec(open_checkpoint(checkpoints["text"]), CPU)
+    config, state = open_checkpoint(checkpoints["text"]).codec()
+    with no_init_weights():
+        model = EncodecModel(translate_config(open_checkpoint(checkpoints["text"]), config))
+    renamed = translate_state(state)
+    for name, _ in list(model.named_parameters()):
+        if name.endswith("original1"):  # weight norm: magnitude and direction of the plain weight
+            stem = name.replace(".parametrizations.weight.original1", "")
+            weight = renamed.pop(f"{stem}.weight")
+            magnitude = weight.flatten(1).norm(dim=1).view(-1, 1, 1)
+            renamed[f"{stem}.parametrizations.weight.original0"] = magnitude
+            renamed[name] = weight
+    model.load_state_dict(renamed)
+    model.save_pretrained(tmp_path / "encodec_32khz")
+    (tmp_path / LM_FILE).write_bytes((checkpoints["text"] / LM_FILE).read_bytes())
+    torch.save({"pretrained": "facebook/encodec_32khz"}, tmp_path / CODEC_FILE)
+    theirs = Codec(open_checkpoint(tmp_path), CPU)
+    codes = torch.randint(tiny.CARD, (1, 4, 50))
+    assert torch.allclose(theirs.decode(codes, [0]), ours.decode(codes, [0]), atol=1e-6)
+    assert (theirs.sample_rate, theirs.frame_rate) == (32000, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("made_with", "said", "message"),
+    [
+        ({"rvq": {"n_q": 8}}, {"rvq": {"n_q": 8}}, "has 8 codebooks, the language model 4"),
+        ({}, {"seanet": {"activation": "ReLU"}}, "seanet.activation='ReLU' is not supported"),
+        ({}, {"seanet": {"n_filters": 8}}, "EnCodec's weights do not fit its configuration"),
+    ],
+)
+def test_a_codec_that_does_not_fit_is_an_error(checkpoints, tmp_path, made_with, said, message):
+    base = OmegaConf.create(tiny.codec_config())
+    state = get_compression_model(OmegaConf.merge(base, made_with)).state_dict()
+    config = OmegaConf.to_yaml(OmegaConf.merge(base, said))
+    torch.save({"xp.cfg": config, "best_state": state}, tmp_path / CODEC_FILE)
+    (tmp_path / LM_FILE).write_bytes((checkpoints["text"] / LM_FILE).read_bytes())
+    with pytest.raises(WeightsError, match=message):
+        Codec(open_checkpoint(tmp_path), CPU)
