@@ -90,8 +90,9 @@ def _echo(source: int) -> None:
             record = json.loads(line) if line.startswith("{") else {}
             if record.get("target") == "coglet::prediction" and "source" in record["fields"]:
                 text = record["fields"]["message"]
-                # A progress bar replaces itself.
-                print(text, end="\r" if PROGRESS_BAR in text else "\n", file=sys.stderr)
+                # A progress bar replaces itself until it is full.
+                moving = PROGRESS_BAR in text and "100%" not in text
+                print(text, end="\r" if moving else "\n", file=sys.stderr)
 
 
 def read_input(item: str, fields: dict[str, Any]) -> tuple[str, Any]:
