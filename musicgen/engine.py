@@ -6,6 +6,7 @@ Knows nothing of text, audio or requests.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor
 
 from . import kernels, pattern
+from .graph import Graphed
 from .kernels import Ops
 from .lm import LM, Cache
 from .sampling import Sampling, SamplingRows, guide
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # clips a step can be made for
 NOISE_STEPS = {"cpu": 1, "cuda": 32}  # steps that noise is drawn for at a time: see State
+BLOCKS_AHEAD = 2  # of NOISE_STEPS steps that the host may be ahead of the GPU
 UNKNOWN = -1  # a code that is yet to be decoded
+# Room in the caches comes in such steps, so that most requests fit into what is there.
+CAPACITY_STEP, CROSS_STEP = 256, 64
 
 Progress = Callable[[int, int], None]
 
@@ -112,6 +117,12 @@ class State:
             positions=lm.positions(capacity),
         )
 
+    @property
+    def room(self) -> tuple[int, int, int]:
+        """How many clips, positions, and positions of cross-attention there are."""
+        cache = self.cache
+        return len(self.column), cache.keys.shape[3], cache.cross_keys.shape[3]
+
     def clips(self, start: int, stop: int) -> "State":
         """A view of some of the clips."""
         part = slice(start, stop)
@@ -195,7 +206,8 @@ class Engine:
         self.max_length = max_length
         self.stride = stride
         self.eager = eager
-        self.ops = kernels.CPU if lm.device.type == "cpu" else kernels.TORCH
+        self._state: State | None = None  # on CUDA, kept from one call to the next
+        self._steps: dict[int, Graphed] = {}  # by the number of clips
 
     @torch.no_grad()
     def generate(self, clips: Sequence[Clip], progress: Progress | None = None) -> list[Tensor]:
@@ -215,7 +227,22 @@ class Engine:
         return [track.codes for track in tracks]
 
     def warm_up(self) -> None:
-        """Make the first request as fast as the later ones."""
+        """Build kernels and capture the one-clip step, so that the first request need not."""
+        if self.lm.device.type == "cpu":
+            return
+        config = self.lm.config
+        some = torch.zeros(2, 1, config.dim, device=self.lm.device)
+        given = Conditions(cross=some) if config.cross_attention else Conditions(prefix=some)
+        columns = pattern.num_columns(self.max_length, config.delays) + 1
+        prefix = 0 if config.cross_attention else CAPACITY_STEP
+        self._reserve(1, prefix + columns, CROSS_STEP)
+        self.generate([Clip(length=1, seed=0, sampling=Sampling(), conditions=[given])])
+
+    def choose_ops(self, clips: int) -> Ops:
+        """The operations for a step of so many clips."""
+        config = self.lm.config
+        shape = kernels.Shape(config.dim, config.ffn_dim, config.head_dim, config.n_q * config.card)
+        return kernels.choose(self.lm.device, self.lm.dtype, shape, 2 * clips)
 
     def _track(self, clip: Clip) -> Track:
         spans = windows(clip.prompt_length, clip.length, self.max_length, self.stride)
@@ -234,7 +261,8 @@ class Engine:
 
     def _decode(self, tracks: list[Track], report: Callable[[], None]) -> None:
         """Run a group of at most BATCHES[-1] tracks, longest first, to its end."""
-        state = self._state(tracks)
+        state = self._room_for(tracks)
+        marks: deque[torch.cuda.Event] = deque()
         for done in range(tracks[0].steps + 1):
             for slot, track in enumerate(tracks):
                 if done in track.starts:
@@ -243,19 +271,61 @@ class Engine:
             if not active:
                 return
             if done % state.noise.shape[1] == 0:
+                self._keep_pace(marks)
                 for slot, track in enumerate(active):
                     state.noise[slot].exponential_(generator=track.generator)
-            decode_step(self.lm, self.ops, state.clips(0, len(active)))
+            self._step(state, len(active))
             report()
 
-    def _state(self, tracks: Sequence[Track]) -> State:
-        """Room for these tracks."""
-        all_conditions = [c for track in tracks for c in track.clip.conditions]
-        prefix = max(0 if c.prefix is None else c.prefix.shape[1] for c in all_conditions)
-        cross = max(0 if c.cross is None else c.cross.shape[1] for c in all_conditions)
+    def _step(self, state: State, active: int) -> None:
+        """One step of the first `active` clips, as part of the smallest batch that holds them."""
+        if self.lm.device.type == "cpu":
+            decode_step(self.lm, self.choose_ops(active), state.clips(0, active))
+            return
+        clips = _batch(active)
+        if clips not in self._steps:
+            part, ops = state.clips(0, clips), self.choose_ops(clips)
+            self._steps[clips] = Graphed(
+                lambda: decode_step(self.lm, ops, part),
+                changed=(part.sequence, part.column, part.noise_step),
+                eager=self.eager,
+            )
+        self._steps[clips]()
+
+    def _keep_pace(self, marks: deque[torch.cuda.Event]) -> None:
+        """Keep the host a little ahead of the GPU, which so never waits, but not by a whole clip.
+
+        Otherwise progress would run to its end at once, and leave nothing to cancel.
+        """
+        if self.lm.device.type == "cpu":
+            return
+        if len(marks) == BLOCKS_AHEAD:
+            marks.popleft().synchronize()
+        marks.append(torch.cuda.Event())
+        marks[-1].record()
+
+    def _room_for(self, tracks: Sequence[Track]) -> State:
+        given = [c for track in tracks for c in track.clip.conditions]
+        prefix = max(0 if c.prefix is None else c.prefix.shape[1] for c in given)
+        cross = max(0 if c.cross is None else c.cross.shape[1] for c in given)
         longest = max(w.stop - w.start for track in tracks for w in track.windows)
         columns = pattern.num_columns(longest, self.lm.config.delays) + 1
-        return State.empty(self.lm, len(tracks), prefix + columns, cross)
+        return self._reserve(len(tracks), prefix + columns, cross)
+
+    def _reserve(self, clips: int, capacity: int, cross: int) -> State:
+        """A state with at least that much room; on CUDA the one from before, if it will do."""
+        if self.lm.device.type == "cpu":
+            return State.empty(self.lm, clips, capacity, cross)
+        clips = _batch(clips)
+        capacity, cross = _round_up(capacity, CAPACITY_STEP), _round_up(cross, CROSS_STEP)
+        if self._state is not None:
+            held, had, had_cross = self._state.room
+            if held >= clips and had >= capacity and had_cross >= cross:
+                return self._state
+            capacity, cross = max(capacity, had), max(cross, had_cross)
+            self._state, self._steps = None, {}  # the memory is needed for what comes now
+        self._state = State.empty(self.lm, clips, capacity, cross)
+        return self._state
 
     def _turn_window(self, track: Track, index: int, slot: State) -> None:
         """Put away the window before, if any, and prefill the next, if any."""
@@ -292,3 +362,12 @@ class Engine:
         track.codes[:, window.start : window.stop] = pattern.deinterleave(
             slot.sequence[0], self.lm.config.delays, window.stop - window.start
         )
+
+
+def _batch(clips: int) -> int:
+    """The smallest batch that holds so many clips."""
+    return next(size for size in BATCHES if size >= clips)
+
+
+def _round_up(length: int, step: int) -> int:
+    return -(-length // step) * step

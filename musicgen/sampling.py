@@ -70,7 +70,7 @@ def sample(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
     returns for the same draws, without its check of `p`, which waits for the device.
     """
     greedy = rows.temperature == 0
-    probs = torch.softmax(logits / torch.where(greedy, 1.0, rows.temperature), dim=-1)
+    probs = torch.softmax(logits / (rows.temperature + greedy), dim=-1)
     ordered, order = torch.sort(probs, dim=-1, descending=True)
 
     threshold = ordered.gather(-1, (rows.top_k - 1).expand(*ordered.shape[:-1], 1))

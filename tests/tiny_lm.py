@@ -53,14 +53,16 @@ def vectors(text: str, dim: int) -> Tensor:
     return torch.randn(length, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_config(cross: bool = True, n_q: int = 4, dim: int = 64, num_layers: int = 3) -> LMConfig:
+def tiny_config(
+    cross: bool = True, n_q: int = 4, dim: int = 64, num_layers: int = 3, card: int = CARD
+) -> LMConfig:
     return LMConfig(
         dim=dim,
         num_heads=4,
         num_layers=num_layers,
         ffn_dim=4 * dim,
         n_q=n_q,
-        card=CARD,
+        card=card,
         delays=DELAYS[n_q],
         cross_attention=cross,
     )

@@ -1,13 +1,27 @@
 """Products of a few rows with a large matrix, with what stands around them.
 
 The rows are the residual stream, float32 [R, D]; a weight is [N, D], as `nn.Linear` keeps it.
+
+The Triton form reads every weight once and spends its time on that: a program multiplies all the
+rows with a few of the matrix's, several tiles ahead, and what follows the product happens before
+anything is written. An element is one sum over D, in the same steps of the same instruction for
+any number of rows, so a row's result has nothing to do with its neighbours.
 """
 
+# Kernels are Triton's language, not Python's, and have no types.
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+import functools
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .compiler import jit, tl, triton
 
 # A matrix, or on the CPU one that fbgemm packed as float16 and multiplies in float32.
 Weight: TypeAlias = Tensor | torch.ScriptObject
@@ -66,3 +80,150 @@ def norm_qkv(
 def linear_add(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
     """Add the product x [R, N] @ weight [D, N].T to the residual [R, D] in place; returns it."""
     return residual.add_(linear_rows(x, weight))
+
+
+def norm_linear_triton(
+    x: Tensor, norm: nn.LayerNorm, weight: Tensor, *, gelu: bool = False
+) -> Tensor:
+    """`norm_linear`."""
+    y = torch.empty(len(x), len(weight), dtype=weight.dtype, device=x.device)
+    _product(_normed_triton(x, norm, weight.dtype), weight, y, "gelu" if gelu else "store")
+    return y
+
+
+def norm_qkv_triton(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    weight: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """`norm_qkv`."""
+    q = torch.empty_like(x, dtype=weight.dtype)
+    rows = _normed_triton(x, norm, weight.dtype)
+    _product(rows, weight, q, "append", keys, values, positions)
+    return q
+
+
+def linear_add_triton(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+    """`linear_add`."""
+    _product(x, weight, residual, "add")
+    return residual
+
+
+def _normed_triton(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> Tensor:
+    """A launch of its own: in the product, every program would have to repeat it."""
+    y = torch.empty_like(x, dtype=dtype)
+    rows, dim = x.shape
+    _norm_kernel[(rows,)](
+        x, norm.weight, norm.bias, y, dim, norm.eps, BLOCK=triton.next_power_of_2(dim), num_warps=4
+    )
+    return y
+
+
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    then: str,
+    keys: Tensor | None = None,
+    values: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> None:
+    """Product of x [R, D] and weight [N, D]; `then` says what becomes of it: see the kernel."""
+    rows, depth = x.shape
+    width = len(weight)
+    # Few rows: as many programs as possible. Many: each reads x, so fewer of them.
+    tile_rows, tile_columns = (16, 16) if rows <= 16 else (32, 64)
+    tile_depth = next(size for size in (256, 128, 64) if depth % size == 0)
+    tile_bytes = x.element_size() * tile_depth * (tile_rows + tile_columns)
+    programs = width // tile_columns
+    head_dim, row_stride, head_stride = 1, 0, 0
+    if keys is not None:
+        head_dim, (row_stride, head_stride) = keys.shape[3], keys.stride()[:2]
+    _product_kernel[(triton.cdiv(rows, tile_rows), programs)](
+        x, weight, y, keys, values, positions, rows, width, row_stride, head_stride,
+        THEN=then, HEAD_DIM=head_dim, D=depth,
+        ROWS=tile_rows, COLUMNS=tile_columns, DEPTH=tile_depth,
+        num_warps=4, num_stages=_stages(tile_bytes, programs, x.device),
+    )  # fmt: skip
+
+
+@functools.cache
+def _stages(tile_bytes: int, programs: int, device: torch.device) -> int:
+    """Tiles on their way at once, plus one: what keeps the memory busy, as far as there is room.
+
+    The fewer programs share a processor, the more each has to ask for. Results are the same.
+    """
+    if device.type == "cpu":
+        return 1
+    properties = torch.cuda.get_device_properties(device)
+    room: int = getattr(properties, "shared_memory_per_block_optin", 48 * 1024)
+    wanted = 7 if programs <= 2 * properties.multi_processor_count else 4
+    return max(2, min(wanted, room // tile_bytes))
+
+
+@jit
+def _norm_kernel(x, weight, bias, y, dim, eps, BLOCK: tl.constexpr):
+    """LayerNorm of one row in float32."""
+    column = tl.arange(0, BLOCK)
+    inside = column < dim
+    start = tl.program_id(0) * dim
+    value = tl.load(x + start + column, mask=inside, other=0.0)
+    centred = tl.where(inside, value - tl.sum(value, axis=0) / dim, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / dim
+    scale = tl.load(weight + column, mask=inside, other=0.0) / tl.sqrt(variance + eps)
+    shift = tl.load(bias + column, mask=inside, other=0.0)
+    normed = centred * scale + shift
+    tl.store(y + start + column, normed.to(y.dtype.element_ty), mask=inside)
+
+
+@jit
+def _product_kernel(
+    x, weight, y, keys, values, positions, rows, width, row_stride, head_stride,
+    THEN: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """A tile [ROWS, COLUMNS] of x [rows, D] @ weight [width, D].T, summed in float32.
+
+    THEN: "store" it in y, its "gelu", or "add" it to what is there; "append" stores a first third
+    of the columns in y and the other two in the caches, at each row's position.
+    """
+    # Programs that share weights are neighbours in time: only the first reads them from afar.
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(1) * COLUMNS
+    column = first + tl.arange(0, COLUMNS)
+    there = (row < rows)[:, None]
+    step = tl.arange(0, DEPTH)
+    x_tile = x + row[:, None] * D + step[None, :]
+    weight_tile = weight + column[:, None] * D + step[None, :]
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, D, DEPTH):
+        some_x = tl.load(x_tile + start, mask=there, other=0.0)
+        some_weight = tl.load(weight_tile + start)
+        total = tl.dot(some_x, tl.trans(some_weight), total)
+
+    if THEN == "append":
+        dim = width // 3
+        part = first // dim
+        place = column - part * dim
+        if part == 0:
+            q = y + row[:, None] * dim + place[None, :]
+            tl.store(q, total.to(y.dtype.element_ty), mask=there)
+        else:
+            position = tl.load(positions + row, mask=row < rows, other=0)
+            in_cache = row.to(tl.int64) * row_stride + position * HEAD_DIM
+            in_row = (place // HEAD_DIM) * head_stride + place % HEAD_DIM
+            offset = in_cache[:, None] + in_row[None, :]
+            if part == 1:
+                tl.store(keys + offset, total.to(keys.dtype.element_ty), mask=there)
+            else:
+                tl.store(values + offset, total.to(values.dtype.element_ty), mask=there)
+    else:
+        out = y + row[:, None] * width + column[None, :]
+        if THEN == "gelu":
+            total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
+        if THEN == "add":
+            total += tl.load(out, mask=there, other=0.0)
+        tl.store(out, total.to(y.dtype.element_ty), mask=there)

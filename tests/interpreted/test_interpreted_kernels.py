@@ -1,0 +1,107 @@
+"""Triton kernels against their PyTorch twins, and each row against itself in other company."""
+
+import pytest
+import torch
+from tiny_lm import clip, oracle_lm, tiny_config
+from torch import nn
+
+from musicgen import kernels
+from musicgen.engine import Engine, State, decode_step
+from musicgen.kernels import attention, products
+from musicgen.lm import LM
+from musicgen.sampling import Sampling
+
+HALF, CPU = torch.float16, torch.device("cpu")
+DIM, FFN, HEADS = 128, 192, 2
+SHAPE = kernels.Shape(dim=DIM, ffn_dim=FFN, head_dim=DIM // HEADS, outputs=64)
+ROWS = [2, 6, 20]  # 20 rows have tiles of another size
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_kernels_agree_with_their_twins(rows):
+    kernels.check(kernels.TRITON, kernels.TORCH, CPU, HALF, SHAPE, rows)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    random = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random)
+
+    norm = nn.LayerNorm(DIM).requires_grad_(False)
+    norm.weight += 0.1 * normal(DIM)
+    norm.bias += 0.1 * normal(DIM)
+    return norm, *((normal(n, d) / 8).half() for n, d in ((3 * DIM, DIM), (FFN, DIM), (DIM, FFN)))
+
+
+def outputs(weights, x, hidden, keys, values, positions):
+    """Every kernel's result for some rows: a list of [R, ...]."""
+    norm, qkv, up, down = weights
+    keys, values = keys.clone(), values.clone()
+    q = products.norm_qkv_triton(x, norm, qkv, keys, values, positions)
+    attended = attention.attention_triton(q, keys, values, positions + 1)
+    hidden_up = products.norm_linear_triton(x, norm, up, gelu=True)
+    added = products.linear_add_triton(hidden, down, x.clone())
+    return [q, keys, values, attended, hidden_up, added]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_row_is_the_same_in_any_company(weights, rows):
+    inputs = (
+        torch.randn(rows, DIM),
+        torch.randn(rows, FFN).half(),
+        torch.randn(rows, HEADS, 300, DIM // HEADS).half(),
+        torch.randn(rows, HEADS, 300, DIM // HEADS).half(),
+        (torch.arange(rows) * 53 + 250) % 300,
+    )
+    together = outputs(weights, *inputs)
+    for first in {0, rows - 2}:
+        alone = outputs(weights, *(given[first : first + 2] for given in inputs))
+        for whole, part in zip(together, alone, strict=True):
+            assert torch.equal(whole[first : first + 2], part)
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
+def test_attention_does_not_depend_on_the_capacity(length):
+    q, lengths = torch.randn(2, DIM).half(), torch.full((2,), length)
+    small = torch.randn(2, 2, HEADS, 300, DIM // HEADS).half()
+    large = torch.full((2, 2, HEADS, 128 * 17, DIM // HEADS), torch.nan, dtype=HALF)
+    large[..., :300, :] = small
+    expected = attention.attention_triton(q, *small, lengths)
+    assert torch.equal(attention.attention_triton(q, *large, lengths), expected)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["cross", "prepend"])
+def decoder(request):
+    config = tiny_config(cross=request.param, dim=64, num_layers=1, card=64)
+    state = oracle_lm(config, half=True).state_dict()
+    return LM.from_audiocraft(config, state, device="cpu", dtype=HALF)
+
+
+def test_a_step_with_kernels_is_a_step_without(decoder):
+    states = []
+    for ops in (kernels.TRITON, kernels.TORCH):
+        state = State.empty(decoder, 2, 8, 4)
+        for slot in range(2):
+            state.sampling.set(slot, Sampling(temperature=0.0), decoder.config.card)
+        state.sequence[:, :, 1:] = -1
+        state.last.fill_(7)
+        for _ in range(2):
+            decode_step(decoder, ops, state)
+        states.append(state)
+    ours, twins = states
+    assert torch.equal(ours.sequence, twins.sequence)
+    assert (ours.cache.keys - twins.cache.keys).abs().max() < 0.02
+
+
+def test_a_clip_decodes_beside_others_as_it_does_alone(decoder):
+    engine = Engine(decoder, max_length=10, stride=6)
+    engine.choose_ops = lambda clips: kernels.TRITON
+    clips = [
+        clip(decoder.config, length=1, seed=1),
+        clip(decoder.config, length=3, seed=2, text="2:3", prompt=2, top_p=0.9),
+    ]
+    together = engine.generate(clips)
+    for asked, codes in zip(clips, together, strict=True):
+        assert torch.equal(engine.generate([asked])[0], codes)
