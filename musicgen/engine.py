@@ -206,7 +206,9 @@ class Engine:
         self.max_length = max_length
         self.stride = stride
         self.eager = eager
-        self._state: State | None = None  # on CUDA, kept from one call to the next
+        # On CUDA state and steps are kept from one call to the next: captures hold addresses.
+        self.static = lm.device.type == "cuda"
+        self._state: State | None = None
         self._steps: dict[int, Graphed] = {}  # by the number of clips
 
     @torch.no_grad()
@@ -228,7 +230,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Build kernels and capture the one-clip step, so that the first request need not."""
-        if self.lm.device.type == "cpu":
+        if not self.static:
             return
         config = self.lm.config
         some = torch.zeros(2, 1, config.dim, device=self.lm.device)
@@ -279,7 +281,7 @@ class Engine:
 
     def _step(self, state: State, active: int) -> None:
         """One step of the first `active` clips, as part of the smallest batch that holds them."""
-        if self.lm.device.type == "cpu":
+        if not self.static:
             decode_step(self.lm, self.choose_ops(active), state.clips(0, active))
             return
         clips = _batch(active)
@@ -313,8 +315,8 @@ class Engine:
         return self._reserve(len(tracks), prefix + columns, cross)
 
     def _reserve(self, clips: int, capacity: int, cross: int) -> State:
-        """A state with at least that much room; on CUDA the one from before, if it will do."""
-        if self.lm.device.type == "cpu":
+        """A state with at least that much room; the one from before, if it was kept and will do."""
+        if not self.static:
             return State.empty(self.lm, clips, capacity, cross)
         clips = _batch(clips)
         capacity, cross = _round_up(capacity, CAPACITY_STEP), _round_up(cross, CROSS_STEP)

@@ -16,7 +16,15 @@ from tiny_lm import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from musicgen import kernels
-from musicgen.engine import Conditions, Engine, State, Window, decode_step, windows
+from musicgen.engine import (
+    NOISE_STEPS,
+    Conditions,
+    Engine,
+    State,
+    Window,
+    decode_step,
+    windows,
+)
 
 SHAPES = {"cross": (True, 4), "prepend": (False, 4), "stereo": (False, 8), "cross8": (True, 8)}
 CASES = {
@@ -160,6 +168,23 @@ def test_masked_attention_decodes_what_sliced_attention_does():
     clips = [clip(config), clip(config, length=12, prompt=5, text="1:5", top_k=9)]
     for codes, asked in zip(made.generate(clips), clips, strict=True):
         assert torch.equal(codes, oracle_codes(oracle, asked))
+
+
+def test_kept_states_and_whole_batches_decode_the_same(mixed, monkeypatch):
+    """CUDA's way, on the CPU: static state, batches of fixed sizes, noise for many steps."""
+    made, clips, _ = mixed
+    monkeypatch.setitem(NOISE_STEPS, "cpu", 32)
+    alone = [made.generate([one])[0] for one in clips]
+    static = Engine(made.lm, max_length=MAX_LENGTH, stride=STRIDE, eager=True)
+    static.static = True
+    static.warm_up()
+    assert list(static._steps) == [1]
+    for order in ([0], [0, 1, 2, 3, 4], [3, 1], [2]):
+        before = static._state
+        together = static.generate([clips[i] for i in order])
+        assert all(torch.equal(codes, alone[i]) for codes, i in zip(together, order, strict=True))
+        assert (static._state is before) == (len(order) != 5)
+    assert set(static._steps) == {1, 2, 4, 8}
 
 
 WINDOWS = {

@@ -6,6 +6,7 @@ for the null, so that a test can hand the same tensors to the engine.
 
 import warnings
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,8 +69,11 @@ def tiny_config(
     )
 
 
-def oracle_lm(config: LMConfig, seed: int = 0, half: bool = False) -> LMModel:
-    """An LMModel whose logits are not flat; `half`: with weights that are float16 numbers."""
+def oracle_lm(config: LMConfig, seed: int = 0, half: bool = False, **layers: Any) -> LMModel:
+    """An LMModel whose logits are not flat; `half`: with weights that are float16 numbers.
+
+    `layers` are arguments of its transformer, such as a dtype.
+    """
     torch.manual_seed(seed)
     fuse = {"sum": [], "cross": [], "prepend": [], "input_interpolate": []}
     fuse["cross" if config.cross_attention else "prepend"].append("description")
@@ -96,6 +100,7 @@ def oracle_lm(config: LMConfig, seed: int = 0, half: bool = False) -> LMModel:
         custom=False,
         memory_efficient=True,
         cross_attention=config.cross_attention,
+        **layers,
     ).eval()
     with torch.no_grad():
         for name, weight in lm.named_parameters():
