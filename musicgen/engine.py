@@ -17,7 +17,7 @@ from . import kernels, pattern
 from .graph import Graphed
 from .kernels import Ops
 from .lm import LM, Cache
-from .sampling import Sampling, SamplingRows, guide
+from .sampling import Sampling, SamplingRows
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # clips a step can be made for
 NOISE_STEPS = {"cpu": 1, "cuda": 32}  # steps that noise is drawn for at a time: see State
@@ -88,8 +88,8 @@ class State:
     """
 
     sequence: Tensor  # [B, K, S] int64, in the delay pattern; UNKNOWN where not yet decoded
-    column: Tensor  # [B] int64, the column of `sequence` that the next step decodes
-    last: Tensor  # [B] int64, where `column` stops: a spare one without unknown codes
+    column: Tensor  # [B] int64, the column of `sequence` that the next step reads
+    last: Tensor  # [B] int64, where `column` stops: the last but a spare one, which is all known
     prefix: Tensor  # [B] int64, positions before the first column
     noise: Tensor
     noise_step: Tensor  # [B] int64
@@ -101,14 +101,14 @@ class State:
     def empty(cls, lm: LM, clips: int, capacity: int, cross_capacity: int) -> "State":
         config, device = lm.config, lm.device
 
-        def integers(*shape: int, value: int = 1) -> Tensor:
+        def integers(*shape: int, value: int) -> Tensor:
             return torch.full(shape, value, dtype=torch.int64, device=device)
 
         steps = NOISE_STEPS[device.type]
         return cls(
             sequence=integers(clips, config.n_q, capacity, value=config.special_token_id),
-            column=integers(clips),
-            last=integers(clips),
+            column=integers(clips, value=0),
+            last=integers(clips, value=0),
             prefix=integers(clips, value=0),
             noise=torch.ones(clips, steps, config.n_q, config.card, device=device),
             noise_step=integers(clips, value=0),
@@ -140,22 +140,22 @@ class State:
 
 
 def decode_step(lm: LM, ops: Ops, state: State) -> None:
-    """Decode one column of every clip of `state`, in place.
+    """Read one column of every clip of `state`, decode the next one, and move on to it, in place.
 
-    A clip that is done steps on in its spare column, where there is nothing to decode.
+    A clip that is done steps on into its spare column, where there is nothing to decode.
     """
     batch = torch.arange(len(state.column), device=state.column.device)
-    positions = state.prefix + state.column - 1
-    x = lm.embed(state.sequence[batch, :, state.column - 1]) + state.positions[positions]
+    target = state.column + 1
+    positions = state.prefix + state.column
+    x = lm.embed(state.sequence[batch, :, state.column]) + state.positions[positions]
     logits = lm.step(
         x.repeat_interleave(2, dim=0), positions.repeat_interleave(2), state.cache, ops
     )
-    guided = guide(logits, state.sampling.cfg_coef)
-    codes = ops.sample(guided, state.noise[batch, state.noise_step], state.sampling)
-    known = state.sequence[batch, :, state.column]
-    state.sequence[batch, :, state.column] = torch.where(known == UNKNOWN, codes, known)
-    state.column.copy_(torch.minimum(state.column + 1, state.last))
-    state.noise_step.copy_((state.noise_step + 1) % state.noise.shape[1])
+    codes = ops.sample(logits, state.noise[batch, state.noise_step], state.sampling)
+    known = state.sequence[batch, :, target]
+    state.sequence[batch, :, target] = torch.where(known == UNKNOWN, codes, known)
+    torch.minimum(target, state.last, out=state.column)
+    state.noise_step.add_(1).remainder_(state.noise.shape[1])
 
 
 @dataclass
@@ -347,10 +347,10 @@ class Engine:
         columns = sequence.shape[1]
         slot.sequence.fill_(config.special_token_id)
         slot.sequence[0, :, :columns] = sequence
-        slot.column.fill_(prompt + 1)
-        slot.last.fill_(columns)
+        slot.column.fill_(prompt)
+        slot.last.fill_(columns - 1)
         slot.sampling.set(0, track.clip.sampling, config.card)
-        # Column `prompt` is the input of the first decode step, as every later one.
+        # The columns before `prompt` are all known; the first step reads that one.
         filled = self.lm.prefill(
             sequence[:, :prompt].T, conditions.prefix, conditions.cross, slot.cache
         )

@@ -5,7 +5,6 @@ all the rows: the same few kernels for any mixture, which a CUDA graph can hold.
 audiocraft's (models/lm.py `_sample_next_token`, utils/utils.py), bit for bit with B = 1.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,13 +63,14 @@ def guide(logits: Tensor, cfg_coef: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
-    """Guided logits [B, K, card] -> codes [B, K] int64.
+    """Logits [2B, K, card], clip by clip conditioned then not -> codes [B, K] int64.
 
     `noise` [B, K, card] is exponential: argmax(p / noise) is what `torch.multinomial(p, 1)`
     returns for the same draws, without its check of `p`, which waits for the device.
     """
+    guided = guide(logits, rows.cfg_coef)
     greedy = rows.temperature == 0
-    probs = torch.softmax(logits / (rows.temperature + greedy), dim=-1)
+    probs = torch.softmax(guided / (rows.temperature + greedy), dim=-1)
     ordered, order = torch.sort(probs, dim=-1, descending=True)
 
     threshold = ordered.gather(-1, (rows.top_k - 1).expand(*ordered.shape[:-1], 1))
@@ -81,13 +81,16 @@ def sample(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
     by_p = order.gather(-1, _draw(ordered * ~(before > rows.top_p), noise))
 
     codes = torch.where(rows.top_p > 0, by_p, by_k)
-    return torch.where(greedy, logits.argmax(dim=-1, keepdim=True), codes).squeeze(-1)
+    return torch.where(greedy, guided.argmax(dim=-1, keepdim=True), codes).squeeze(-1)
 
 
 def sample_each(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
     """`sample`, clip by clip: on the CPU a reduction may be cut differently for more rows."""
-    clips: Sequence[slice] = [slice(i, i + 1) for i in range(len(logits))]
-    return torch.cat([sample(logits[c], noise[c], rows.clips(c)) for c in clips])
+    clips = [slice(i, i + 1) for i in range(len(noise))]
+    pairs = logits.split(2)
+    return torch.cat(
+        [sample(pair, noise[c], rows.clips(c)) for pair, c in zip(pairs, clips, strict=True)]
+    )
 
 
 def _draw(kept: Tensor, noise: Tensor) -> Tensor:

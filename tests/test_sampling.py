@@ -24,6 +24,11 @@ def noise(seed, clips=1):
     )
 
 
+def alike(logits):
+    """Logits [B, K, card] as if with and without a condition, so that guidance changes nothing."""
+    return logits.repeat_interleave(2, dim=0)
+
+
 AUDIOCRAFT = {
     "top_k": (Sampling(top_k=250), lambda probs: sample_top_k(probs, 250)),
     "top_k_1": (Sampling(top_k=1), lambda probs: sample_top_k(probs, 1)),
@@ -44,13 +49,13 @@ def test_codes_are_audiocrafts_for_the_same_draws(case):
         logits = 3 * torch.randn(1, K, CARD)
         torch.manual_seed(seed)
         expected = audiocraft(torch.softmax(logits / sampling.temperature, dim=-1))
-        codes = sample(logits, noise(seed), settings(sampling))
+        codes = sample(alike(logits), noise(seed), settings(sampling))
         assert torch.equal(codes, expected.squeeze(-1))
 
 
 def test_temperature_0_takes_the_likeliest():
     logits = torch.randn(2, K, CARD)
-    codes = sample(logits, noise(0, clips=2), settings(*[Sampling(temperature=0.0)] * 2))
+    codes = sample(alike(logits), noise(0, clips=2), settings(*[Sampling(temperature=0.0)] * 2))
     assert torch.equal(codes, logits.argmax(-1))
 
 
@@ -68,9 +73,9 @@ def test_each_clip_is_sampled_by_its_own_settings(sampler):
     samplings = [sampling for sampling, _ in AUDIOCRAFT.values()] + [Sampling(temperature=0.0)]
     logits = 3 * torch.randn(len(samplings), K, CARD)
     draws = noise(1, clips=len(samplings))
-    together = sampler(logits, draws, settings(*samplings))
+    together = sampler(alike(logits), draws, settings(*samplings))
     for i, sampling in enumerate(samplings):
-        alone = sample(logits[i : i + 1], draws[i : i + 1], settings(sampling))
+        alone = sample(alike(logits[i : i + 1]), draws[i : i + 1], settings(sampling))
         assert torch.equal(together[i : i + 1], alone)
 
 

@@ -55,14 +55,16 @@ def attention_triton(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -
     """`attention` that reads only what is filled, in float32."""
     rows, heads, capacity, head_dim = keys.shape
     splits = triton.cdiv(capacity, SPLIT)
+    y = torch.empty_like(q)
     parts = q.new_empty((rows * heads, splits, head_dim), dtype=torch.float32)
     tops, sums = q.new_empty((2, rows * heads, splits), dtype=torch.float32)
     row_stride, head_stride = keys.stride()[:2]
     _split_kernel[(rows * heads, splits)](
-        q, keys, values, lengths, parts, tops, sums, heads, splits, row_stride, head_stride,
-        head_dim**-0.5, HEAD_DIM=head_dim, SPLIT=SPLIT, num_warps=4,
+        q, keys, values, lengths, y, parts, tops, sums, heads, splits, row_stride, head_stride,
+        head_dim**-0.5, HEAD_DIM=head_dim, SPLIT=SPLIT, WHOLE=splits == 1, num_warps=4,
     )  # fmt: skip
-    y = torch.empty_like(q)
+    if splits == 1:
+        return y
     _combine_kernel[(rows * heads,)](
         parts, tops, sums, lengths, y, heads, splits, HEAD_DIM=head_dim, SPLIT=SPLIT,
         GROUPS=triton.cdiv(splits, GROUP), GROUP=GROUP, num_warps=2,
@@ -72,10 +74,13 @@ def attention_triton(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -
 
 @jit
 def _split_kernel(
-    q, keys, values, lengths, parts, tops, sums, heads, splits, row_stride, head_stride, scale,
-    HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr,
+    q, keys, values, lengths, y, parts, tops, sums, heads, splits, row_stride, head_stride, scale,
+    HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One split of one head of one row: its softmax's maximum, sum, and weighted values."""
+    """One split of one head of one row: its softmax's maximum, sum, and weighted values.
+
+    WHOLE: there is but one split, so that is the result.
+    """
     row_head, split = tl.program_id(0), tl.program_id(1)
     row, head = row_head // heads, row_head % heads
     length = tl.load(lengths + row)
@@ -94,10 +99,14 @@ def _split_kernel(
         top = tl.max(score, axis=0)
         weight = tl.exp(score - top)
         part = tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
-        place = row_head * splits + split
-        tl.store(parts + place * HEAD_DIM + lane, part)
-        tl.store(tops + place, top)
-        tl.store(sums + place, tl.sum(weight, axis=0))
+        total = tl.sum(weight, axis=0)
+        if WHOLE:
+            tl.store(y + row_head * HEAD_DIM + lane, (part / total).to(y.dtype.element_ty))
+        else:
+            place = row_head * splits + split
+            tl.store(parts + place * HEAD_DIM + lane, part)
+            tl.store(tops + place, top)
+            tl.store(sums + place, total)
 
 
 @jit

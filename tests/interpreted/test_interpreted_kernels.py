@@ -5,11 +5,11 @@ import torch
 from tiny_lm import clip, oracle_lm, tiny_config
 from torch import nn
 
-from musicgen import kernels
+from musicgen import kernels, sampling
 from musicgen.engine import Engine, State, decode_step
-from musicgen.kernels import attention, products
+from musicgen.kernels import attention, draw, products
 from musicgen.lm import LM
-from musicgen.sampling import Sampling
+from musicgen.sampling import Sampling, SamplingRows
 
 HALF, CPU = torch.float16, torch.device("cpu")
 DIM, FFN, HEADS = 128, 192, 2
@@ -62,14 +62,51 @@ def test_a_row_is_the_same_in_any_company(weights, rows):
             assert torch.equal(whole[first : first + 2], part)
 
 
-@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("length", [1, 100, 128, 129, 300])
 def test_attention_does_not_depend_on_the_capacity(length):
     q, lengths = torch.randn(2, DIM).half(), torch.full((2,), length)
-    small = torch.randn(2, 2, HEADS, 300, DIM // HEADS).half()
+    capacity = 128 if length <= 128 else 300
+    small = torch.randn(2, 2, HEADS, capacity, DIM // HEADS).half()
     large = torch.full((2, 2, HEADS, 128 * 17, DIM // HEADS), torch.nan, dtype=HALF)
-    large[..., :300, :] = small
+    large[..., :capacity, :] = small
     expected = attention.attention_triton(q, *small, lengths)
     assert torch.equal(attention.attention_triton(q, *large, lengths), expected)
+
+
+def settings(samplings, card):
+    rows = SamplingRows.empty(len(samplings), CPU)
+    for i, wanted in enumerate(samplings):
+        rows.set(i, wanted, card)
+    return rows
+
+
+@pytest.mark.parametrize("card", [64, 300])
+def test_sampling_draws_what_its_twin_draws(card):
+    samplings = [
+        Sampling(temperature=0.0),
+        Sampling(top_k=1),
+        Sampling(top_k=20, temperature=0.7),
+        Sampling(top_k=0, cfg_coef=1.0),
+        Sampling(top_k=5000, temperature=1.5),
+    ] * 4
+    rows = settings(samplings, card)
+    logits, noise = torch.randn(2 * len(samplings), 4, card), torch.empty(20, 4, card)
+    noise.exponential_()
+    codes = draw.sample_triton(logits, noise, rows)
+    assert torch.equal(codes, sampling.sample(logits, noise, rows))
+    alone = draw.sample_triton(logits[4:6], noise[2:3], rows.clips(slice(2, 3)))
+    assert torch.equal(codes[2:3], alone)
+
+
+def test_sampling_by_top_p_keeps_what_its_twin_keeps():
+    """With the noise put in the order in which the twin, as audiocraft, uses it."""
+    card, samplings = 300, [Sampling(top_p=p, top_k=2) for p in (1e-6, 0.3, 0.9, 0.9, 1.0)]
+    rows = settings(samplings, card)
+    logits, noise = torch.randn(10, 4, card), torch.empty(5, 4, card)
+    noise.exponential_()
+    order = sampling.guide(logits, rows.cfg_coef).softmax(-1).sort(-1, descending=True).indices
+    codes = draw.sample_triton(logits, noise, rows)
+    assert torch.equal(codes, sampling.sample(logits, noise.gather(-1, order), rows))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["cross", "prepend"])
@@ -86,7 +123,7 @@ def test_a_step_with_kernels_is_a_step_without(decoder):
         for slot in range(2):
             state.sampling.set(slot, Sampling(temperature=0.0), decoder.config.card)
         state.sequence[:, :, 1:] = -1
-        state.last.fill_(7)
+        state.last.fill_(6)
         for _ in range(2):
             decode_step(decoder, ops, state)
         states.append(state)
