@@ -6,6 +6,7 @@ conditions prepended. Rows 2 i and 2 i + 1 are one clip, conditioned and not.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -113,11 +114,14 @@ class LM(nn.Module):
         place = Place(device, dtype, pack=_packs_losslessly(state, device, dtype))
         books = range(config.n_q)
         self.embeddings = place.wide(torch.cat([state[f"emb.{k}.weight"] for k in books]))
-        layers = (
-            Layer(config, _below(state, f"transformer.layers.{i}."), place)
-            for i in range(config.num_layers)
-        )
-        self.layers = cast("list[Layer]", nn.ModuleList(layers))
+
+        def layer(i: int) -> Layer:
+            return Layer(config, _below(state, f"transformer.layers.{i}."), place)
+
+        # fbgemm packs a matrix on one thread: layers side by side keep the others busy.
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            layers = nn.ModuleList(threads.map(layer, range(config.num_layers)))
+        self.layers = cast("list[Layer]", layers)
         self.out_norm = place.norm(state, "out_norm")
         self.heads = place.product(torch.cat([state[f"linears.{k}.weight"] for k in books]))
         # Codebook k's codes are rows k * (card + 1) and on of the joint embedding table.
