@@ -112,7 +112,7 @@ class Predictor(BasePredictor):
             output_format=output_format,
             seed=seed,
         )
-        bucket = authorize(song_id, key and key.get_secret_value())
+        bucket = authorize(song_id, key.get_secret_value() if key else None)
         with self.outbox.folder() as folder:
             generation = self.model.generate(request)
             [file] = write_clips(generation, request, folder)

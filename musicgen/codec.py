@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import EncodecConfig, EncodecModel
 from transformers.initialization import no_init_weights
+from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
 from musicgen.errors import WeightsError
 from musicgen.weights import Checkpoint
@@ -25,6 +26,9 @@ RENAMED = (
     (".vq.layers.", ".layers."),
     ("._codebook.", ".codebook."),
 )
+CHUNK_FRAMES = 500  # 10 s
+SEEN_FRAMES = 4  # more than the convolutions on either side of the LSTM reach
+
 # What the network of transformers takes for granted about a SEANet.
 GRANTED = {"activation": "ELU", "channels": 1, "disable_norm_outer_blocks": 0}
 
@@ -42,7 +46,8 @@ class Codec:
         self.device = device
         self.channels = 2 if checkpoint.stereo else 1
         self.sample_rate: int = config.sampling_rate
-        self.frame_rate = config.sampling_rate / math.prod(config.upsampling_ratios)
+        self.hop: int = math.prod(config.upsampling_ratios)
+        self.frame_rate = config.sampling_rate / self.hop
         codebooks = config.num_quantizers * self.channels
         if codebooks != checkpoint.lm.n_q:
             raise WeightsError(
@@ -71,8 +76,31 @@ class Codec:
 
     def render(self, embeddings: Tensor) -> Tensor:
         """embeddings [C, D, T] -> wav [C, 1, N]."""
-        wav: Tensor = self.model.decoder(embeddings)
-        return wav
+        layers = list(self.model.decoder.layers)
+        rest = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM)) + 1
+        return _in_chunks(layers[rest:], _run(layers[:rest], embeddings), 1, self.hop)
+
+
+def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _in_chunks(layers: Sequence[nn.Module], x: Tensor, taken: int, given: int) -> Tensor:
+    """Convolutions on x [C, D, N], `taken` samples a frame -> [C, D', N'], `given` a frame.
+
+    The same result as at once but for rounding, in bounded memory: five minutes of stereo would
+    take 5 GB a layer. Each chunk is read with the frames around it that its convolutions see.
+    """
+    frames = -(-x.shape[-1] // taken)
+    parts = []
+    for start in range(0, frames, CHUNK_FRAMES):
+        stop = min(start + CHUNK_FRAMES, frames)
+        first, last = max(0, start - SEEN_FRAMES), min(stop + SEEN_FRAMES, frames)
+        part = _run(layers, x[..., first * taken : last * taken])
+        parts.append(part[..., (start - first) * given : (stop - first) * given])
+    return torch.cat(parts, dim=-1)
 
 
 def load_encodec(checkpoint: Checkpoint) -> EncodecModel:
