@@ -4,8 +4,8 @@ The rows are the residual stream, float32 [R, D]; a weight is [N, D], as `nn.Lin
 
 The Triton form reads every weight once and spends its time on that: a program multiplies all the
 rows with a few of the matrix's, several tiles ahead, and what follows the product happens before
-anything is written. An element is one sum over D, in the same steps of the same instruction for
-any number of rows, so a row's result has nothing to do with its neighbours.
+anything is written. An element is a sum over D in the same steps of the same instruction, whatever
+the number of rows, so a row's result has nothing to do with its neighbours.
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
@@ -134,34 +134,33 @@ def _product(
     """Product of x [R, D] and weight [N, D]; `then` says what becomes of it: see the kernel."""
     rows, depth = x.shape
     width = len(weight)
-    # Few rows: as many programs as possible. Many: each reads x, so fewer of them.
-    tile_rows, tile_columns = (16, 16) if rows <= 16 else (32, 64)
-    tile_depth = next(size for size in (256, 128, 64) if depth % size == 0)
-    tile_bytes = x.element_size() * tile_depth * (tile_rows + tile_columns)
-    programs = width // tile_columns
+    tile_rows = max(8, triton.next_power_of_2(rows))
+    # Narrow matrices are cut finer, so that every processor of the GPU gets a part.
+    tile_columns = 32 if width >= 4096 or tile_rows > 16 else 16
+    tile_depth = 128 if depth % 256 == 0 else 32
+    tile_bytes = 2 * tile_depth * (tile_rows + tile_columns) * x.element_size()
     head_dim, row_stride, head_stride = 1, 0, 0
     if keys is not None:
         head_dim, (row_stride, head_stride) = keys.shape[3], keys.stride()[:2]
-    _product_kernel[(triton.cdiv(rows, tile_rows), programs)](
+    _product_kernel[(width // tile_columns,)](
         x, weight, y, keys, values, positions, rows, width, row_stride, head_stride,
         THEN=then, HEAD_DIM=head_dim, D=depth,
         ROWS=tile_rows, COLUMNS=tile_columns, DEPTH=tile_depth,
-        num_warps=4, num_stages=_stages(tile_bytes, programs, x.device),
+        num_warps=2 if tile_rows <= 16 else 4, num_stages=_stages(tile_bytes, x.device),
     )  # fmt: skip
 
 
 @functools.cache
-def _stages(tile_bytes: int, programs: int, device: torch.device) -> int:
-    """Tiles on their way at once, plus one: what keeps the memory busy, as far as there is room.
+def _stages(tile_bytes: int, device: torch.device) -> int:
+    """Tiles on their way at once, plus one: what keeps the memory busy.
 
-    The fewer programs share a processor, the more each has to ask for. Results are the same.
+    As many as there is room for if two programs share a processor. Results are the same.
     """
     if device.type == "cpu":
         return 1
     properties = torch.cuda.get_device_properties(device)
     room: int = getattr(properties, "shared_memory_per_block_optin", 48 * 1024)
-    wanted = 7 if programs <= 2 * properties.multi_processor_count else 4
-    return max(2, min(wanted, room // tile_bytes))
+    return 1 + max(2, min(7, room // (2 * tile_bytes)))
 
 
 @jit
@@ -185,24 +184,30 @@ def _product_kernel(
     THEN: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """A tile [ROWS, COLUMNS] of x [rows, D] @ weight [width, D].T, summed in float32.
+    """COLUMNS columns of x [rows, D] @ weight [width, D].T, for all rows, summed in float32.
 
     THEN: "store" it in y, its "gelu", or "add" it to what is there; "append" stores a first third
     of the columns in y and the other two in the caches, at each row's position.
     """
-    # Programs that share weights are neighbours in time: only the first reads them from afar.
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    first = tl.program_id(1) * COLUMNS
+    # The weights are the first factor, whose tiles may not be smaller than 16: of rows 8 will do.
+    row = tl.arange(0, ROWS)
+    first = tl.program_id(0) * COLUMNS
     column = first + tl.arange(0, COLUMNS)
-    there = (row < rows)[:, None]
     step = tl.arange(0, DEPTH)
+    there = (row < rows)[:, None]
     x_tile = x + row[:, None] * D + step[None, :]
     weight_tile = weight + column[:, None] * D + step[None, :]
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, D, DEPTH):
-        some_x = tl.load(x_tile + start, mask=there, other=0.0)
-        some_weight = tl.load(weight_tile + start)
-        total = tl.dot(some_x, tl.trans(some_weight), total)
+    # Two sums, over even and odd tiles: each waits only for itself.
+    even = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+    odd = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+    for start in range(0, D, 2 * DEPTH):
+        even_weight = tl.load(weight_tile + start)
+        odd_weight = tl.load(weight_tile + start + DEPTH)
+        even_x = tl.load(x_tile + start, mask=there, other=0.0)
+        odd_x = tl.load(x_tile + start + DEPTH, mask=there, other=0.0)
+        even = tl.dot(even_weight, tl.trans(even_x), even)
+        odd = tl.dot(odd_weight, tl.trans(odd_x), odd)
+    total = tl.trans(even + odd)
 
     if THEN == "append":
         dim = width // 3
