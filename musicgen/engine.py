@@ -68,14 +68,14 @@ def windows(prompt: int, length: int, max_length: int, stride: int) -> list[Wind
     on which audiocraft fails, are left out.
     """
     found: list[Window] = []
-    for start in itertools.count(0, stride):
-        if prompt >= length:
-            return found
+    start = 0
+    while prompt < length:
         stop = min(start + max_length, length)
         if stop > prompt:
             found.append(Window(start, stop))
             prompt = stop
-    raise AssertionError("unreachable")
+        start += stride
+    return found
 
 
 @dataclass(frozen=True)

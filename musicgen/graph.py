@@ -1,7 +1,6 @@
 """Runs a function of static tensors as one CUDA graph. Knows nothing of what the function does."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ class Graphed:
     off CUDA.
 
     `changed` are the tensors whose values the function moves on: they are put back after the runs
-    that precede the capture. `pool` (`torch.cuda.graph_pool_handle()`) lets several graphs that
-    never run at the same time share their memory.
+    that precede the capture.
     """
 
     def __init__(
@@ -29,12 +27,10 @@ class Graphed:
         function: Callable[[], None],
         *,
         changed: Sequence[Tensor] = (),
-        pool: Any = None,
         eager: bool = False,
     ) -> None:
         self.function = function
         self.changed = changed
-        self.pool = pool
         self.eager = eager
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -59,6 +55,6 @@ class Graphed:
 
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads, which may decode or encode audio, are not disturbed.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.function()
         return graph
