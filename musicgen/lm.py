@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import Ops
-from .kernels.products import Weight, linear, normed
+from .kernels.products import Weight, linear, normed, pack_float16, pack_int8
 
 
 @dataclass(frozen=True)
@@ -99,19 +99,12 @@ class Layer(nn.Module):
 class LM(nn.Module):
     """The decoder of one checkpoint, on one device."""
 
-    def __init__(
-        self,
-        config: LMConfig,
-        state: Mapping[str, Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: "Place") -> None:
         """Use `from_audiocraft`, which checks the state first."""
         super().__init__()
         self.config = config
-        self.device = device
-        self.dtype = dtype
-        place = Place(device, dtype, pack=_packs_losslessly(state, device, dtype))
+        self.device = place.device
+        self.dtype = place.dtype
         books = range(config.n_q)
         self.embeddings = place.wide(torch.cat([state[f"emb.{k}.weight"] for k in books]))
 
@@ -125,7 +118,7 @@ class LM(nn.Module):
         self.out_norm = place.norm(state, "out_norm")
         self.heads = place.product(torch.cat([state[f"linears.{k}.weight"] for k in books]))
         # Codebook k's codes are rows k * (card + 1) and on of the joint embedding table.
-        self.offsets = torch.arange(config.n_q, device=device) * (config.card + 1)
+        self.offsets = torch.arange(config.n_q, device=self.device) * (config.card + 1)
 
     @classmethod
     def from_audiocraft(
@@ -135,17 +128,24 @@ class LM(nn.Module):
         *,
         device: torch.device | str,
         dtype: torch.dtype,
+        int8: bool = False,
     ) -> "LM":
         """Build from the state dict of an audiocraft LMModel; `condition_provider.*` is ignored.
 
         Tensors already of the wanted dtype and device are used as they are. `dtype` is that of
         the products; embeddings and norms are float32. On the CPU, float32 products keep their
-        weights as float16 where that loses nothing. Raises ValueError naming the first key that
-        is missing, unexpected or of another shape.
+        weights as float16 where that loses nothing; `int8` rounds them further, which is faster
+        and changes the result. Raises ValueError naming the first key that is missing, unexpected
+        or of another shape, or if int8 is asked for elsewhere.
         """
         decoder = {k: v for k, v in state.items() if not k.startswith("condition_provider.")}
         _check(decoder, _shapes(config))
-        return cls(config, decoder, torch.device(device), dtype)
+        device = torch.device(device)
+        if int8 and (device.type, dtype) != ("cpu", torch.float32):
+            raise ValueError(f"int8 weights are for the CPU in float32, not {device}, {dtype}")
+        exact = _packs_losslessly(decoder, device, dtype)
+        pack = pack_int8 if int8 else pack_float16 if exact else None
+        return cls(config, decoder, Place(device, dtype, pack))
 
     def positions(self, length: int) -> Tensor:
         """The first `length` sin position embeddings [length, dim] (`create_sin_embedding`)."""
@@ -231,15 +231,12 @@ class Place:
 
     device: torch.device
     dtype: torch.dtype
-    pack: bool
+    pack: Callable[[Tensor], Weight] | None
 
     def product(self, weight: Tensor) -> Weight:
         """A matrix that rows are multiplied with."""
         if self.pack:
-            packed: torch.ScriptObject = torch.ops.quantized.linear_prepack_fp16(
-                weight.to(self.device, torch.float32).contiguous(), None
-            )
-            return packed
+            return self.pack(weight)
         return nn.Parameter(weight.to(self.device, self.dtype), requires_grad=False)
 
     def wide(self, weight: Tensor) -> nn.Parameter:
@@ -263,7 +260,7 @@ def _packs_losslessly(
     if not all(w.dtype == torch.float16 or torch.equal(w.half().to(w), w) for w in matrices):
         return False
     try:
-        linear(torch.ones(2, 8), torch.ops.quantized.linear_prepack_fp16(torch.ones(8, 8), None))
+        linear(torch.ones(2, 8), pack_float16(torch.ones(8, 8)))
     except RuntimeError:  # no fbgemm on this processor
         return False
     return True

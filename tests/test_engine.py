@@ -75,11 +75,19 @@ def mixed_clips(config):
     ]
 
 
-@pytest.fixture(scope="module", params=["float32", "float16 weights"])
+WEIGHTS = {
+    "float32": (True, False, {}),
+    "float16 weights": (False, True, {}),
+    "int8 weights": (False, True, {"int8": True}),
+}
+
+
+@pytest.fixture(scope="module", params=WEIGHTS)
 def mixed(request):
     """An engine, clips, and the codes each gets on its own."""
-    config = tiny_config(cross=request.param == "float32", n_q=4)
-    made = engine(engine_lm(oracle_lm(config, half=request.param != "float32"), config))
+    cross, half, options = WEIGHTS[request.param]
+    config = tiny_config(cross=cross)
+    made = engine(engine_lm(oracle_lm(config, half=half), config, **options))
     clips = mixed_clips(config)
     return made, clips, [made.generate([one])[0] for one in clips]
 

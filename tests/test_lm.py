@@ -5,6 +5,7 @@ import torch
 from tiny_lm import CARD, conditions, engine_lm, oracle_lm, tiny_config
 
 from musicgen import kernels
+from musicgen.kernels.products import Packed
 from musicgen.lm import LM, Cache
 from musicgen.pattern import interleave
 
@@ -63,7 +64,7 @@ def test_float16_weights_lose_nothing():
     oracle = oracle_lm(config, half=True)
     packed = engine_lm(oracle, config)
     plain = engine_lm(oracle, config)
-    assert isinstance(packed.heads, torch.ScriptObject)
+    assert isinstance(packed.heads, Packed)
     unpack(plain, oracle)
     given = conditions(config, "3:7")
     sequence = interleave(torch.randint(CARD, (4, 60)), config.delays, CARD)
@@ -84,6 +85,28 @@ def unpack(lm, oracle):
         ours.cross_out = cross.out_proj.weight
 
 
+def test_int8_weights_decode_nearly_the_same():
+    config = tiny_config(dim=128)
+    oracle = oracle_lm(config, half=True)
+    given = conditions(config, "3:7")
+    sequence = interleave(torch.randint(CARD, (4, 100)), config.delays, CARD)
+    exact = forced_logits(engine_lm(oracle, config), sequence, given, 5).log_softmax(-1)
+    lm = engine_lm(oracle, config, int8=True)
+    rounded = forced_logits(lm, sequence, given, 5).log_softmax(-1)
+    divergence = (exact.exp() * (exact - rounded)).sum(-1).mean()
+    agreement = (exact.argmax(-1) == rounded.argmax(-1)).float().mean()
+    assert not torch.equal(exact, rounded)
+    assert divergence < 0.05
+    assert agreement > 0.85
+
+
+def test_int8_weights_are_the_cpus():
+    config = tiny_config()
+    state = oracle_lm(config).state_dict()
+    with pytest.raises(ValueError, match="int8"):
+        LM.from_audiocraft(config, state, device="cpu", dtype=torch.float16, int8=True)
+
+
 def test_weights_that_float16_would_round_stay_float32():
     config = tiny_config()
     assert isinstance(engine_lm(oracle_lm(config), config).heads, torch.Tensor)
@@ -93,7 +116,7 @@ def test_float16_checkpoints_are_packed_too():
     config = tiny_config()
     state = oracle_lm(config, half=True).half().state_dict()
     lm = LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)
-    assert isinstance(lm.layers[0].qkv, torch.ScriptObject)
+    assert isinstance(lm.layers[0].qkv, Packed)
     assert lm.embeddings.dtype == torch.float32
 
 

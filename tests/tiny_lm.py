@@ -114,8 +114,9 @@ def oracle_lm(config: LMConfig, seed: int = 0, half: bool = False, **layers: Any
     return lm
 
 
-def engine_lm(oracle: LMModel, config: LMConfig) -> LM:
-    return LM.from_audiocraft(config, oracle.state_dict(), device="cpu", dtype=torch.float32)
+def engine_lm(oracle: LMModel, config: LMConfig, **options: bool) -> LM:
+    state = oracle.state_dict()
+    return LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32, **options)
 
 
 def conditions(config: LMConfig, text: str) -> Conditions:

@@ -15,6 +15,8 @@ the number of rows, so a row's result has nothing to do with its neighbours.
 from __future__ import annotations
 
 import functools
+import warnings
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -23,15 +25,44 @@ from torch import Tensor, nn
 
 from .compiler import jit, tl, triton
 
-# A matrix, or on the CPU one that fbgemm packed as float16 and multiplies in float32.
-Weight: TypeAlias = Tensor | torch.ScriptObject
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix [N, D] in the form in which fbgemm, on the CPU, multiplies float32 rows with it."""
+
+    matrix: torch.ScriptObject
+    rows_alike: bool  # whether a row's product has nothing to do with the other rows
+
+
+Weight: TypeAlias = Tensor | Packed
+
+
+def pack_float16(weight: Tensor) -> Packed:
+    """As float16, multiplied in float32: exact where the weights are float16 numbers."""
+    return Packed(torch.ops.quantized.linear_prepack_fp16(_wide(weight), None), rows_alike=True)
+
+
+def pack_int8(weight: Tensor) -> Packed:
+    """As int8 with a scale for each of the N; rows are rounded to 7 bits, which fit any CPU."""
+    weight = _wide(weight)
+    scales = (weight.abs().amax(dim=1) / 127).clamp_min(1e-9).double()
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():  # torch.ao is to move to torchao, which has no such kernel
+        warnings.simplefilter("ignore")
+        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    # The rows of one product share their scale.
+    return Packed(torch.ops.quantized.linear_prepack(quantized, None), rows_alike=False)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.to("cpu", torch.float32).contiguous()
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [..., D] @ weight [N, D].T -> [..., N], in the weight's dtype (float32 when packed)."""
     if isinstance(weight, Tensor):
         return F.linear(x.to(weight.dtype), weight)
-    product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, weight)
+    product: Tensor = torch.ops.quantized.linear_dynamic(x, weight.matrix, True)
     return product
 
 
@@ -41,7 +72,7 @@ def linear_rows(x: Tensor, weight: Weight) -> Tensor:
     fbgemm sums every row alike. The float32 library does not, so there each clip's two rows are
     multiplied on their own. On CUDA (cuBLAS) the independence is only approximate.
     """
-    if not isinstance(weight, Tensor) or x.is_cuda:
+    if x.is_cuda or (isinstance(weight, Packed) and weight.rows_alike):
         return linear(x, weight)
     return torch.cat([linear(pair, weight) for pair in x.split(2)])
 
