@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,15 +134,16 @@ class Outbox:
     """Where the files of predictions wait to be sent; holds those of the last one only."""
 
     def __init__(self) -> None:
-        # Removed with its last contents when the process ends.
-        self._root = tempfile.TemporaryDirectory(prefix="musicgen-")
+        self._root = Path(tempfile.mkdtemp(prefix="musicgen-"))
+        # With its last contents, when the process ends.
+        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
         """A fresh folder. What earlier predictions left is removed; so is this one if it fails."""
-        for old in Path(self._root.name).iterdir():
+        for old in self._root.iterdir():
             shutil.rmtree(old)
-        folder = Path(tempfile.mkdtemp(dir=self._root.name))
+        folder = Path(tempfile.mkdtemp(dir=self._root))
         try:
             yield folder
         except BaseException:  # a cancellation is no Exception
