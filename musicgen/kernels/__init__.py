@@ -102,8 +102,8 @@ def check(
 
     capacity = 300  # not a whole number of splits
     norm = nn.LayerNorm(dim, device=device).requires_grad_(False)
-    norm.weight.add_(normal(dim, dtype=torch.float32), alpha=0.1)
-    norm.bias.add_(normal(dim, dtype=torch.float32), alpha=0.1)
+    for affine in (norm.weight, norm.bias):
+        affine.add_(normal(dim, dtype=torch.float32), alpha=0.1)
     x = normal(rows, dim, dtype=torch.float32)
     qkv, up, down = weight(3 * dim, dim), weight(ffn_dim, dim), weight(dim, ffn_dim)
     keys, values = normal(2, rows, dim // head_dim, capacity, head_dim).unbind()
