@@ -15,7 +15,6 @@ the number of rows, so a row's result has nothing to do with its neighbours.
 from __future__ import annotations
 
 import functools
-import warnings
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -47,9 +46,7 @@ def pack_int8(weight: Tensor) -> Packed:
     weight = _wide(weight)
     scales = (weight.abs().amax(dim=1) / 127).clamp_min(1e-9).double()
     zeros = torch.zeros(len(weight), dtype=torch.int64)
-    with warnings.catch_warnings():  # torch.ao is to move to torchao, which has no such kernel
-        warnings.simplefilter("ignore")
-        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
     # The rows of one product share their scale.
     return Packed(torch.ops.quantized.linear_prepack(quantized, None), rows_alike=False)
 
