@@ -54,20 +54,10 @@ def serve(arguments: list[str]) -> None:
 
 
 def weights(arguments: list[str]) -> None:
-    """Checkpoints."""
-    from musicgen import tiny
+    """Checkpoints: fetch, convert, check, make."""
+    from musicgen import checkpoints
 
-    parser = argparse.ArgumentParser(prog="scripts/weights", description=weights.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("tiny", help="write a small random checkpoint, upstream's format")
-    make.add_argument("folder", type=Path, metavar="DIR")
-    make.add_argument("--kind", choices=tiny.KINDS, default="stereo-melody")
-    make.add_argument("--diffusion", action="store_true", help="add Multi-Band Diffusion")
-    options = parser.parse_args(arguments)
-    tiny.write_checkpoint(options.folder, options.kind)
-    if options.diffusion:
-        tiny.write_diffusion(options.folder)
-    print(f"Wrote an untrained {options.kind} checkpoint to {options.folder}")
+    checkpoints.main(arguments)
 
 
 COMMANDS = {"predict": predict, "serve": serve, "weights": weights}

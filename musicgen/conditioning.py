@@ -4,7 +4,6 @@ The arithmetic is audiocraft's T5Conditioner and ChromaStemConditioner as MusicG
 configures them, for one request at a time: nothing is padded, so nothing depends on a neighbour.
 """
 
-import fractions
 import logging
 from functools import cached_property
 from typing import Any
@@ -19,7 +18,8 @@ from transformers.utils.logging import disable_progress_bar
 from musicgen.audio import convert_channels, resample
 from musicgen.chroma import Chroma
 from musicgen.engine import Conditions
-from musicgen.weights import Checkpoint, read_package
+from musicgen.separation import open_demucs
+from musicgen.weights import Checkpoint
 
 MAX_TOKENS = 512  # T5's training length
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
@@ -72,7 +72,7 @@ class MelodyEncoder:
     @cached_property
     def demucs(self) -> HTDemucs:
         """Loaded when the first melody comes: most requests have none."""
-        return load_demucs(self.checkpoint).to(self.device)
+        return open_demucs(self.checkpoint.demucs_file).load().to(self.device)
 
     def separate(self, wav: Tensor) -> Tensor:
         """The melody's stems of wav [1, N], mixed: [1, N'].
@@ -139,14 +139,6 @@ class Conditioner:
         chromas = [self.melody.window(stem, start) for start in windows]
         pairs = [torch.stack([chroma, null]) for chroma in chromas]
         return [Conditions(prefix=torch.cat([pair, text_pair], dim=1)) for pair in pairs]
-
-
-def load_demucs(checkpoint: Checkpoint) -> HTDemucs:
-    """Demucs from the file that its authors' tool writes: class, arguments, state in fp16."""
-    package = read_package(checkpoint.demucs_file, (HTDemucs, fractions.Fraction))
-    model = HTDemucs(*package["args"], **package["kwargs"])
-    model.load_state_dict(package["state"])
-    return model.eval()
 
 
 def _projection(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Linear:

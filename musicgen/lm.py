@@ -5,7 +5,7 @@ modules/transformer.py): pre-norm, no biases, sin positions, GELU, with cross-at
 conditions prepended. Rows 2 i and 2 i + 1 are one clip, conditioned and not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
@@ -138,7 +138,7 @@ class LM(nn.Module):
         and changes the result. Raises ValueError naming the first key that is missing, unexpected
         or of another shape, or if int8 is asked for elsewhere.
         """
-        decoder = {k: v for k, v in state.items() if not k.startswith("condition_provider.")}
+        decoder = _Decoder(state)
         _check(decoder, _shapes(config))
         device = torch.device(device)
         if int8 and (device.type, dtype) != ("cpu", torch.float32):
@@ -309,5 +309,26 @@ def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -
             raise ValueError(f"decoder weight {keys[0]!r} {problem}{shape}; {len(keys)} in all")
 
 
+class _Decoder(Mapping[str, Tensor]):
+    """A state without its conditioners. It looks tensors up one by one, when they are used, which
+    lets a mapped file let go of those that are done with."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+        self._keys = dict.fromkeys(k for k in state if not k.startswith("condition_provider."))
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._state[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}

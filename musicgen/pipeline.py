@@ -18,7 +18,6 @@ from musicgen.codec import Codec
 from musicgen.conditioning import Conditioner
 from musicgen.engine import Clip, Engine, windows
 from musicgen.errors import InputError, MusicGenError
-from musicgen.lm import LM
 from musicgen.report import timed
 from musicgen.request import Request
 from musicgen.sampling import Sampling
@@ -73,9 +72,7 @@ class MusicGen:
         self.conditioner = Conditioner(checkpoint, device)
         rate = self.codec.frame_rate
         self.engine = Engine(
-            LM.from_audiocraft(
-                checkpoint.lm, checkpoint.state, device=device, dtype=compute_dtype(device)
-            ),
+            checkpoint.load_lm(device, compute_dtype(device)),
             max_length=int(self.max_duration * rate),
             stride=int(STRIDE * self.max_duration * rate),
         )

@@ -1,11 +1,21 @@
 """Finds a checkpoint folder, reads its files without executing what they hold, states its facts.
 
+A converted folder (convert.py writes it), known by its manifest:
+
+    manifest.json           the model's facts; every other file with its size and sha256
+    lm.safetensors          the language model in fp16, its projections in fp32
+    codec.safetensors       EnCodec, or the folder encodec_32khz/
+    t5-base/                the text encoder: T5's encoder and tokenizer, as transformers saves them
+    htdemucs.safetensors    melody models only: Demucs as its authors' hub layout has it
+    mbd_musicgen_32khz.th   Multi-Band Diffusion, optional, in upstream's form
+
 A folder in audiocraft's upstream format:
 
     state_dict.bin               the language model: `xp.cfg` (YAML text) and `best_state`
     compression_state_dict.bin   EnCodec: the same two, or `pretrained`, the name of a folder below
     t5-base/                     the text encoder that xp.cfg names, as transformers saves it
-    htdemucs.th                  melody models only: Demucs as its authors serialize it
+    htdemucs.th                  melody models only: Demucs as its authors serialize it, or
+                                 htdemucs.safetensors
     mbd_musicgen_32khz.th        Multi-Band Diffusion, optional: each band's cfg and states
     encodec_32khz/               if `pretrained` names it: EnCodec as transformers saves it
 """
@@ -13,7 +23,7 @@ A folder in audiocraft's upstream format:
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +35,9 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from musicgen.errors import WeightsError
-from musicgen.lm import LMConfig
+from musicgen.lm import LM, LMConfig
+from musicgen.manifest import MANIFEST_FILE, Manifest, read_manifest
+from musicgen.tensors import TensorFile
 
 ROOT = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT = ROOT / "tiny-stereo-melody"
@@ -34,6 +46,9 @@ LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 DEMUCS_FILE = "htdemucs.th"
 DIFFUSION_FILE = "mbd_musicgen_32khz.th"
+LM_TENSORS = "lm.safetensors"
+CODEC_TENSORS = "codec.safetensors"
+DEMUCS_TENSORS = "htdemucs.safetensors"
 
 # What every MusicGen checkpoint has in common; anything else needs another decoder.
 ARCHITECTURE = {
@@ -54,29 +69,46 @@ ARCHITECTURE = {
 CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}
 PROVIDER_PREFIX = "condition_provider.conditioners."
 
+# EnCodec: its configuration and state, or the folder that transformers saved it to.
+CodecSource = tuple[DictConfig, Mapping[str, Tensor]] | Path
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint folder. Tensors stay memory-mapped until something copies them."""
+    """One checkpoint folder. Tensors stay memory-mapped until something copies them.
+
+    `lm_file` holds `state`; `manifest` is None for a folder in upstream's format.
+    """
 
     folder: Path
+    lm_file: Path
     config: DictConfig
     state: Mapping[str, Tensor]
+    codec: Callable[[], CodecSource]
+    manifest: Manifest | None = None
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.manifest.name if self.manifest else self.folder.resolve().name
 
     @cached_property
     def lm(self) -> LMConfig:
         """Shape of the decoder; raises WeightsError for one that is not MusicGen's."""
+        try:
+            return self._lm_config()
+        except OmegaConfBaseException as exc:
+            raise WeightsError(
+                f"{self.lm_file}: its configuration is not a MusicGen model's ({exc})."
+            ) from exc
+
+    def _lm_config(self) -> LMConfig:
         arguments = self.config.transformer_lm
         for key, expected in ARCHITECTURE.items():
             if arguments.get(key, expected) != expected:
                 raise WeightsError(
-                    f"{self.folder / LM_FILE}: transformer_lm.{key}={arguments[key]!r} is not "
+                    f"{self.lm_file}: transformer_lm.{key}={arguments[key]!r} is not "
                     f"MusicGen's ({expected!r}); this server cannot decode it."
                 )
         delays = self.config.codebooks_pattern.get("delay", {}).get("delays")
@@ -90,6 +122,13 @@ class Checkpoint:
             delays=tuple(delays or range(arguments.n_q)),
             cross_attention=bool(self.config.fuser.cross),
         )
+
+    def load_lm(self, device: torch.device, dtype: torch.dtype) -> LM:
+        """The decoder on `device`; raises WeightsError naming the file if weights do not fit."""
+        try:
+            return LM.from_audiocraft(self.lm, self.state, device=device, dtype=dtype)
+        except ValueError as exc:
+            raise WeightsError(f"{self.lm_file}: {exc}") from exc
 
     @property
     def max_duration(self) -> float:
@@ -108,13 +147,19 @@ class Checkpoint:
         return None if spec is None else dict(spec.chroma_stem)
 
     @property
+    def text_name(self) -> str:
+        """The text encoder, as the configuration names it: t5-base."""
+        return str(self.config.conditioners.description.t5.name)
+
+    @property
     def text_folder(self) -> Path:
-        """The text encoder's folder."""
-        return self._part(str(self.config.conditioners.description.t5.name))
+        return self.find(local_name(self.text_name))
 
     @property
     def demucs_file(self) -> Path:
-        return self.find(DEMUCS_FILE)
+        """Demucs, in the form without a pickle if both are there."""
+        safe = self.folder / DEMUCS_TENSORS
+        return safe if safe.exists() else self.find(DEMUCS_FILE)
 
     @property
     def diffusion_file(self) -> Path:
@@ -130,32 +175,31 @@ class Checkpoint:
         prefix = f"{PROVIDER_PREFIX}{conditioner}.output_proj."
         found = {k.removeprefix(prefix): v for k, v in self.state.items() if k.startswith(prefix)}
         if not found:
-            raise WeightsError(f"{self.folder / LM_FILE}: holds no {prefix}*; it is incomplete.")
+            raise WeightsError(f"{self.lm_file}: holds no {prefix}*; it is incomplete.")
         return found
-
-    def codec(self) -> tuple[DictConfig, Mapping[str, Tensor]] | Path:
-        """EnCodec: its configuration and state, or the folder that transformers saved it to."""
-        package = read_package(self.find(CODEC_FILE))
-        if "pretrained" in package:
-            return self._part(str(package["pretrained"]))
-        return _configuration(self.folder / CODEC_FILE, package), _state(package)
 
     def find(self, name: str) -> Path:
         """A file of this folder; raises WeightsError, with what to do, if it is not there."""
-        path = self.folder / name
-        if not path.exists():
-            raise WeightsError(
-                f"{path} is missing. Fetch a whole checkpoint, or point MUSICGEN_WEIGHTS at one "
-                "that has this file (weights/README.md lists what a folder holds)."
-            )
-        return path
+        return find(self.folder, name)
 
-    def _part(self, name: str) -> Path:
-        """Folder of a model that a configuration names: `facebook/encodec_32khz` -> its last part.
 
-        Only that last part is used, so a configuration cannot point outside of the checkpoint.
-        """
-        return self.find(Path(name).name)
+def find(folder: Path, name: str) -> Path:
+    """A file of `folder`; raises WeightsError, with what to do, if it is not there."""
+    path = folder / name
+    if not path.exists():
+        raise WeightsError(
+            f"{path} is missing. Fetch a whole checkpoint, or point MUSICGEN_WEIGHTS at one "
+            "that has this file (weights/README.md lists what a folder holds)."
+        )
+    return path
+
+
+def local_name(name: str) -> str:
+    """Folder of a model that a configuration names: `facebook/encodec_32khz` -> its last part.
+
+    Only that last part is used, so a configuration cannot point outside of the checkpoint.
+    """
+    return Path(name).name
 
 
 def resolve(weights: str | Path | None = None) -> Path:
@@ -164,21 +208,70 @@ def resolve(weights: str | Path | None = None) -> Path:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read a folder's language-model file (memory-mapped) and check what kind it is."""
+    """Read a folder's facts, map its language model into memory, check what kind it is.
+
+    Of a converted folder every file's size and the safetensors' headers are checked, not the
+    hashes: those cost as much as the loading (`scripts/weights verify` checks them).
+    """
     if not folder.is_dir():
         raise WeightsError(
             f"The checkpoint folder {folder} does not exist. Set MUSICGEN_WEIGHTS to a folder with "
             f"{LM_FILE}, or make a small untrained one: scripts/weights tiny {folder} --kind text"
         )
+    for name, opener in OPENERS.items():
+        if (folder / name).exists():
+            checkpoint = opener(folder)
+            _check_conditioners(checkpoint)
+            return checkpoint
+    raise WeightsError(
+        f"{folder} is not a MusicGen checkpoint: it has neither {' nor '.join(OPENERS)}. If "
+        "pulling or converting into it was interrupted, run that again."
+    )
+
+
+def _open_converted(folder: Path) -> Checkpoint:
+    manifest = read_manifest(folder)
+    manifest.check_sizes(folder)
+
+    def codec() -> CodecSource:
+        if manifest.codec is None:
+            return find(folder, local_name(str(manifest.codec_folder)))
+        return OmegaConf.create(manifest.codec), TensorFile(find(folder, CODEC_TENSORS))
+
+    path = find(folder, LM_TENSORS)
+    config = OmegaConf.create(manifest.lm)
+    return Checkpoint(folder, path, config, TensorFile(path), codec, manifest)
+
+
+def _open_upstream(folder: Path) -> Checkpoint:
+    def codec() -> CodecSource:
+        path = find(folder, CODEC_FILE)
+        package = read_package(path)
+        if "pretrained" in package:
+            return find(folder, local_name(str(package["pretrained"])))
+        return _configuration(path, package), _state(path, package)
+
     path = folder / LM_FILE
-    if not path.exists():
-        raise WeightsError(f"{path} is missing; {folder} is not a MusicGen checkpoint.")
     package = read_package(path)
-    config = _configuration(path, package)
-    for name, spec in config.conditioners.items():
-        if name != "args" and CONDITIONERS.get(str(name)) != spec.model:
-            raise WeightsError(f"{path}: conditioner {name} ({spec.model}) is not supported.")
-    return Checkpoint(folder, config, _state(package))
+    return Checkpoint(folder, path, _configuration(path, package), _state(path, package), codec)
+
+
+OPENERS = {MANIFEST_FILE: _open_converted, LM_FILE: _open_upstream}
+
+
+def _check_conditioners(checkpoint: Checkpoint) -> None:
+    try:
+        specs = {str(k): spec for k, spec in checkpoint.config.conditioners.items() if k != "args"}
+        wrong = [name for name, spec in specs.items() if CONDITIONERS.get(name) != spec.model]
+    except (OmegaConfBaseException, AttributeError) as exc:
+        raise WeightsError(
+            f"{checkpoint.lm_file}: its configuration is not a MusicGen model's ({exc})."
+        ) from exc
+    if wrong:
+        raise WeightsError(
+            f"{checkpoint.lm_file}: conditioner {wrong[0]} ({specs[wrong[0]].model}) is not "
+            "supported."
+        )
 
 
 def read_package(path: Path, allowed: tuple[Any, ...] = ()) -> dict[Any, Any]:
@@ -209,6 +302,8 @@ def _configuration(path: Path, package: Mapping[Any, Any]) -> DictConfig:
     return config
 
 
-def _state(package: Mapping[Any, Any]) -> Mapping[str, Tensor]:
-    state: Mapping[str, Tensor] = package["best_state"]
+def _state(path: Path, package: Mapping[Any, Any]) -> Mapping[str, Tensor]:
+    state = package.get("best_state")
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: no weights (best_state) in it.")
     return state

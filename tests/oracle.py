@@ -10,7 +10,7 @@ from audiocraft.models.musicgen import MusicGen
 from audiocraft.modules.conditioners import T5Conditioner
 
 from musicgen import tiny
-from musicgen.conditioning import load_demucs
+from musicgen.separation import open_demucs
 from musicgen.weights import open_checkpoint
 
 
@@ -19,7 +19,10 @@ def load(folder):
     checkpoint = open_checkpoint(folder)
     with (
         warnings.catch_warnings(),
-        mock.patch("demucs.pretrained.get_model", side_effect=lambda _: load_demucs(checkpoint)),
+        mock.patch(
+            "demucs.pretrained.get_model",
+            side_effect=lambda _: open_demucs(checkpoint.demucs_file).load(),
+        ),
         mock.patch("audiocraft.modules.conditioners.T5Tokenizer", _Local(folder, "T5Tokenizer")),
         mock.patch(
             "audiocraft.modules.conditioners.T5EncoderModel", _Local(folder, "T5EncoderModel")

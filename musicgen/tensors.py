@@ -1,0 +1,137 @@
+"""safetensors files: written one tensor at a time, read by mapping them into memory."""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from musicgen.errors import WeightsError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ALIGNMENT = 64  # bytes; where the first tensor begins
+RELEASE = 256 * 2**20  # bytes of tensors handed out, after which their pages are let go
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each a view of the mapped file: nothing is copied.
+
+    What is read through a view stays in the page cache, but leaves this process's memory once
+    RELEASE bytes have been handed out since: whoever copies tensors one after the other, to a GPU
+    or into another form, never holds the file twice. A view remains valid; it is then read again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises WeightsError for a file that is truncated or no safetensors file."""
+        try:
+            with safe_open(path, framework="pt"):
+                pass  # it checks that the header is sound and that it describes the whole file
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (SafetensorError, OSError, ValueError) as exc:
+            raise WeightsError(
+                f"{path} is not a whole safetensors file ({exc}); fetch or convert it again."
+            ) from exc
+        self.path = path
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self._header: dict[str, dict[str, Any]] = header
+        self._start = 8 + size
+        self._handed: list[tuple[int, int]] = []
+
+    def __getitem__(self, key: str) -> Tensor:
+        entry = self._header[key]
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise WeightsError(f"{self.path}: {key} is {entry['dtype']}, which is not supported.")
+        shape, (begin, end) = entry["shape"], entry["data_offsets"]
+        if begin == end:
+            return torch.empty(shape, dtype=dtype)
+        self._release()
+        self._handed.append((self._start + begin, self._start + end))
+        offset, count = self._start + begin, prod(shape)
+        if offset % dtype.itemsize:  # a foreign writer may not align; torch must
+            return torch.frombuffer(
+                bytearray(self._map[offset : self._start + end]), dtype=dtype
+            ).view(shape)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header)
+
+    def __len__(self) -> int:
+        return len(self._header)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._header
+
+    def _release(self) -> None:
+        """Unmap the pages of what was handed out; they come back when touched."""
+        if sum(end - begin for begin, end in self._handed) < RELEASE:
+            return
+        for begin, end in self._handed:
+            first = begin - begin % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+        self._handed.clear()
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: Callable[[str, Tensor], torch.dtype],
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Write `tensors` in their order, each converted to `dtype(name, tensor)`; the file's sha256.
+
+    One tensor at a time is in memory and the hash is made on the way, which is why this is not
+    the library's `save_file`. Raises WeightsError naming a tensor whose values do not fit.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    targets, offset = {}, 0
+    for name, tensor in tensors.items():
+        targets[name] = dtype(name, tensor)
+        size = tensor.numel() * targets[name].itemsize
+        header[name] = {
+            "dtype": NAMES[targets[name]],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            digest.update(part)
+            file.write(part)
+        for name, target in targets.items():
+            data = _bytes(path, name, tensors[name], target)
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def _bytes(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Any:
+    converted = tensor.to(dtype).contiguous()
+    if converted.is_floating_point() and not converted.isfinite().all():
+        raise WeightsError(f"{path.name}: {name} holds values that are not finite as {dtype}.")
+    return converted.reshape(-1).view(torch.uint8).numpy()
