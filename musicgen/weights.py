@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from musicgen import archive
 from musicgen.errors import WeightsError
 from musicgen.lm import LM, LMConfig
 from musicgen.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -203,7 +204,13 @@ def local_name(name: str) -> str:
 
 
 def resolve(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the small one."""
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the small one.
+
+    The argument may be the https address of a tar with a folder in it, as Replicate passes to
+    `setup`; it is fetched into the folder weights/ unless it was before.
+    """
+    if isinstance(weights, str) and "://" in weights:
+        return archive.fetch(weights, ROOT, list(OPENERS))
     return Path(weights or os.environ.get("MUSICGEN_WEIGHTS") or DEFAULT).expanduser()
 
 

@@ -37,7 +37,7 @@ LAYERS = {
     "separation": {"tensors", "weights"},
     "codec": {"weights"},
     "diffusion": {"codec", "weights"},
-    "weights": {"lm", "manifest", "tensors"},
+    "weights": {"archive", "lm", "manifest", "tensors"},
     "upstream": {"tensors", "weights"},
     "convert": {"manifest", "separation", "tensors", "upstream", "weights"},
     "hub": {"convert", "manifest", "upstream", "weights"},

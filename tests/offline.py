@@ -1,0 +1,55 @@
+"""Serves one prediction where there is no network. A process of its own: see test_offline.py.
+
+Arguments: the checkpoint folder, a file for the server's log.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from musicgen import server
+
+SET_FLAGS, UP_AND_RUNNING = 0x8914, 0x1 | 0x40
+ELSEWHERE = ("192.0.2.1", 443)  # reserved for documentation: nobody's address
+
+
+def raise_loopback():
+    """A new network namespace has loopback, but down."""
+    with socket.socket() as any_socket:
+        request = struct.pack("16sh14x", b"lo", UP_AND_RUNNING)
+        fcntl.ioctl(any_socket, SET_FLAGS, request)
+
+
+def has_route():
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(ELSEWHERE) not in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+
+
+def main():
+    checkpoint, log = sys.argv[1:]
+    if "IN_NAMESPACE" in os.environ:
+        raise_loopback()
+        assert not has_route()
+    environment = {
+        "COG_WEIGHTS": checkpoint,
+        "MUSICGEN_WEIGHTS": "/nowhere",  # COG_WEIGHTS comes first
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        # Without a namespace this refuses every connection but to loopback; it lists all tries.
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "guard"), str(server.ROOT)]),
+    }
+    inputs = {"prompt": "a song", "duration": 1, "output_format": "wav", "seed": 1}
+    with Path(log).open("w") as stream, server.running("predict", stream, environment) as url:
+        answer = server.call(f"{url}/predictions", {"input": inputs})
+    output = answer["output"]
+    print(json.dumps({**output, "audio": len(output["audio"])}))
+
+
+if __name__ == "__main__":
+    main()
