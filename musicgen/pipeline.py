@@ -68,6 +68,7 @@ class MusicGen:
         self.device = device
         self.max_duration = checkpoint.max_duration
         self.has_melody = checkpoint.chroma is not None
+        checkpoint.read_ahead()  # the disk works while the other models are built
         self.codec = Codec(checkpoint, device)
         self.conditioner = Conditioner(checkpoint, device)
         rate = self.codec.frame_rate

@@ -38,7 +38,7 @@ from musicgen import archive
 from musicgen.errors import WeightsError
 from musicgen.lm import LM, LMConfig
 from musicgen.manifest import MANIFEST_FILE, Manifest, read_manifest
-from musicgen.tensors import TensorFile
+from musicgen.tensors import TensorFile, read_ahead
 
 ROOT = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT = ROOT / "tiny-stereo-melody"
@@ -123,6 +123,10 @@ class Checkpoint:
             delays=tuple(delays or range(arguments.n_q)),
             cross_attention=bool(self.config.fuser.cross),
         )
+
+    def read_ahead(self) -> None:
+        """Begin to read the language model from the disk, for `load_lm` to find it in memory."""
+        read_ahead(self.lm_file)
 
     def load_lm(self, device: torch.device, dtype: torch.dtype) -> LM:
         """The decoder on `device`; raises WeightsError naming the file if weights do not fit."""

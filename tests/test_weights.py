@@ -205,4 +205,4 @@ print((peak - before) // 2**20)
 """
     command = [sys.executable, "-W", "ignore", "-c", code, str(path)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert int(output) < 400
+    assert int(output) < 200
