@@ -119,8 +119,12 @@ def test_references_in_the_configuration_are_resolved(source, tmp_path):
     change_config(
         source / LM_FILE, "conditioners.self_wav.chroma_stem.sample_rate", "${sample_rate}"
     )
+    change_config(source / CODEC_FILE, "sample_rate", 32000)
+    change_config(source / CODEC_FILE, "encodec.sample_rate", "${sample_rate}")
     convert(source, tmp_path / "out")
-    assert open_checkpoint(tmp_path / "out").chroma["sample_rate"] == 32000
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert checkpoint.chroma["sample_rate"] == 32000
+    assert checkpoint.manifest.codec["encodec"]["sample_rate"] == 32000
 
 
 def test_converting_twice_or_over_a_checkpoint_is_refused(checkpoints, tmp_path):
