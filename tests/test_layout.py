@@ -46,10 +46,11 @@ LAYERS = {
     "server": {"schema"},
     "cli": {"checkpoints", "server", "tiny", "weights"},
     "tiny": {"weights"},
+    "bench": {"bench", "engine", "lm", "sampling"},
 }
 # library -> the only places that may import it
 EDGES = {
-    "audiocraft": {"diffusion", "tiny"},
+    "audiocraft": {"bench", "diffusion", "tiny"},
     "cog": {"predict", "songstarter"},
     "demucs": {"conditioning", "separation", "tiny"},
     "google": {"upload"},
@@ -59,7 +60,7 @@ EDGES = {
     "omegaconf": {"codec", "convert", "diffusion", "hub", "tiny", "upstream", "weights"},
     "pydub": {"output"},
     "safetensors": {"tensors"},
-    "transformers": {"codec", "conditioning", "tiny"},
+    "transformers": {"bench", "codec", "conditioning", "tiny"},
     "triton": {"kernels"},
 }
 # Runs where nothing but torch (and triton) is installed.

@@ -1,0 +1,100 @@
+"""scripts/bench: how fast this engine decodes, beside others, and how near to the hardware."""
+
+import argparse
+import functools
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from . import machine, report
+from .contenders import CONTENDERS, Absent, State
+from .machine import Bandwidth, PeakMemory
+from .measure import Plan, make_plan, measure
+from .report import Record
+from .work import CONFIGS, MAX_SECONDS, Work, random_state
+
+
+def main() -> None:
+    """Run the contenders one after another, print a table and, last, one line of JSON."""
+    options = parse(sys.argv[1:])
+    if options.table:
+        print(report.markdown())
+        return
+    warnings.simplefilter("ignore")  # of the contenders' libraries; nobody here can act on them
+    document = run(options)
+    print(report.table(document))
+    if options.save:
+        print(f"saved {report.save(document)}")
+    print(json.dumps(document))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, `device` resolved."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--model", choices=CONFIGS, default="small")
+    parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="of audio in a clip")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="clips at once")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--repeats", type=int, default=5, help="the median of so many is told")
+    parser.add_argument("--steps", type=int, help="steps to a repeat at each of three contexts")
+    parser.add_argument("--full", action="store_true", help="time every step of the clip instead")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--save", action="store_true", help="keep the JSON in benchmarks/")
+    parser.add_argument("--table", action="store_true", help="print benchmarks/ as Markdown, only")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.seconds <= MAX_SECONDS:
+        parser.error(f"--seconds must be within 1 .. {MAX_SECONDS:g}: one window")
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return options
+
+
+def run(options: argparse.Namespace) -> Record:
+    """The document of a whole run."""
+    device = torch.device(options.device)
+    roof = machine.bandwidth(device)
+    machine.release()
+    work = Work(options.model, options.seconds, 1, device)
+    plan = make_plan(work, repeats=options.repeats, chunk=options.steps, full=options.full)
+    state = random_state(work.config)
+    records = [
+        compete(name, work.with_batch(batch), state, plan, roof)
+        for batch in options.batch
+        for name in options.only
+    ]
+    return report.document(work, plan, roof, records)
+
+
+def compete(name: str, work: Work, state: State, plan: Plan, roof: Bandwidth) -> Record:
+    """Build, measure and forget one contender; what keeps it from running is its record."""
+    print(f"{name}, batch {work.batch} ...", file=sys.stderr, flush=True)
+    try:
+        if work.device.type == "cpu":
+            rehearse(name, work.tiny())
+        memory = PeakMemory(work.device)
+        contender = CONTENDERS[name](work, state)
+        timing = measure(contender, work, plan)
+        return report.measured(name, work, contender, timing, roof, memory.bytes())
+    except (Absent, ImportError) as exc:
+        return report.missing(name, work, report.ABSENT, str(exc))
+    except Exception as exc:
+        if name == report.OURS:
+            raise
+        # Whatever a peer's compiler or allocator may raise: the others still run.
+        return report.missing(name, work, report.FAILED, f"{type(exc).__name__}: {str(exc)[:300]}")
+    finally:
+        torch.compiler.reset()
+
+
+@functools.cache
+def rehearse(name: str, work: Work) -> None:
+    """Decode a little, once, so that the memory of what gets imported is not the contender's."""
+    contender = CONTENDERS[name](work, random_state(work.config))
+    measure(contender, work, make_plan(work, repeats=1, chunk=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What is decoded: shapes of published checkpoints, random weights, and the bytes of a step."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from musicgen.lm import LMConfig, _shapes
+
+FRAME_RATE = 50
+MAX_SECONDS = 30.0  # one window
+TEXT = 12  # embeddings of a description of usual length
+MELODY = 235  # embeddings of a chromagram, as melody models pad it
+WEIGHT_STD = 0.02
+POOL_SLACK = 1 << 20  # elements by which tensors of one size differ in their place
+
+
+def _config(dim: int, num_heads: int, num_layers: int, *, stereo: bool, melody: bool) -> LMConfig:
+    return LMConfig(
+        dim=dim,
+        num_heads=num_heads,
+        num_layers=num_layers,
+        ffn_dim=4 * dim,
+        n_q=8 if stereo else 4,
+        card=2048,
+        delays=(0, 0, 1, 1, 2, 2, 3, 3) if stereo else (0, 1, 2, 3),
+        cross_attention=not melody,
+    )
+
+
+CONFIGS = {
+    "tiny": _config(64, 4, 2, stereo=False, melody=False),
+    "tiny-stereo-melody": _config(64, 4, 2, stereo=True, melody=True),
+    "small": _config(1024, 16, 24, stereo=False, melody=False),
+    "medium": _config(1536, 24, 48, stereo=False, melody=False),
+    "large": _config(2048, 32, 48, stereo=False, melody=False),
+    "stereo-melody-large": _config(2048, 32, 48, stereo=True, melody=True),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """`batch` clips of so many seconds, decoded from scratch with guidance."""
+
+    model: str
+    seconds: float
+    batch: int
+    device: torch.device
+
+    @property
+    def config(self) -> LMConfig:
+        return CONFIGS[self.model]
+
+    @property
+    def frames(self) -> int:
+        return round(self.seconds * FRAME_RATE)
+
+    @property
+    def steps(self) -> int:
+        """Decode steps of the clip: its frames and the delay pattern's tail."""
+        return self.frames + max(self.config.delays)
+
+    @property
+    def text_length(self) -> int:
+        return TEXT
+
+    @property
+    def melody_length(self) -> int:
+        """Embeddings of the melody; 0 for a model that takes none."""
+        return 0 if self.config.cross_attention else MELODY
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions in front of the codes."""
+        return 0 if self.config.cross_attention else self.melody_length + self.text_length
+
+    @property
+    def cross_length(self) -> int:
+        """Positions that cross-attention sees."""
+        return self.text_length if self.config.cross_attention else 0
+
+    @property
+    def half(self) -> torch.dtype:
+        """What others compute in here: float16 on a GPU, float32 on the CPU."""
+        return torch.float16 if self.device.type == "cuda" else torch.float32
+
+    def condition(self) -> Tensor:
+        """What a clip is conditioned on, [prefix or cross length, dim] float32 on the CPU."""
+        length = self.prefix_length or self.cross_length
+        return torch.randn(length, self.config.dim, generator=torch.Generator().manual_seed(1))
+
+    def prompt(self, frames: int) -> Tensor:
+        """Random codes for a clip to go on from, [K, frames] on the CPU."""
+        shape = (self.config.n_q, frames)
+        return torch.randint(
+            self.config.card, shape, generator=torch.Generator().manual_seed(frames)
+        )
+
+    def with_batch(self, batch: int) -> "Work":
+        return replace(self, batch=batch)
+
+    def tiny(self) -> "Work":
+        """One second of one clip with the smallest model of the kind."""
+        model = "tiny" if self.config.cross_attention else "tiny-stereo-melody"
+        return replace(self, model=model, seconds=1.0, batch=1)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes that a contender keeps an element of the weights, and of keys and values, in."""
+
+    weight: int
+    cache: int
+
+
+def step_bytes(work: Work, storage: Storage) -> float:
+    """Bytes that one step must read, on average over the clip: each weight once, each key once.
+
+    weights   layers * (4 D^2 + 2 D F  [+ 2 D^2: query and output of cross-attention]) + K card D
+    cache     2 * layers * 2 B * D * (prefix + (steps + 1) / 2  [+ cross length])
+
+    D the width, F the feed-forward's, B the clips (two rows each: conditioned and not), K the
+    codebooks. Not counted, as they are small: embeddings, norms, activations, what is written.
+    """
+    config = work.config
+    attention = 6 if config.cross_attention else 4
+    layer = attention * config.dim**2 + 2 * config.dim * config.ffn_dim
+    weights = config.num_layers * layer + config.n_q * config.card * config.dim
+    context = work.prefix_length + (work.steps + 1) / 2 + work.cross_length
+    cache = 2 * config.num_layers * 2 * work.batch * config.dim * context
+    return weights * storage.weight + cache * storage.cache
+
+
+def random_state(config: LMConfig) -> dict[str, Tensor]:
+    """Weights of a decoder as audiocraft names them, float16; always the same.
+
+    All matrices are places in one pool of random numbers, so that even the largest decoder is
+    made at once and takes no memory. Whoever loads them must make copies, or its weights would
+    fit into the processor's cache.
+    """
+    shapes = _shapes(config)
+    size = max(math.prod(shape) for shape in shapes.values()) + POOL_SLACK
+    pool = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return dict(_tensors(shapes, pool.mul_(WEIGHT_STD).half()))
+
+
+def _tensors(shapes: dict[str, tuple[int, ...]], pool: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for index, (name, shape) in enumerate(shapes.items()):
+        start = index * 7919 % POOL_SLACK
+        matrix = pool[start : start + math.prod(shape)].view(shape)
+        if len(shape) > 1:
+            yield name, matrix
+        else:
+            yield name, torch.full(shape, float(name.endswith("weight")), dtype=pool.dtype)
