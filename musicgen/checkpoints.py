@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from musicgen import folders
 from musicgen.manifest import Manifest
-from musicgen.weights import ROOT, resolve
 
 KINDS = ("text", "melody", "stereo", "stereo-melody")
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
 def pull(options: argparse.Namespace) -> None:
     from musicgen.hub import pull as fetch
 
-    folder = options.folder or ROOT / Path(options.model).name
+    folder = options.folder or folders.ROOT / Path(options.model).name
     manifest = fetch(options.model, folder, diffusion=options.diffusion)
     _say_written(manifest, folder)
 
@@ -56,7 +56,7 @@ def convert(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     from musicgen.verify import verify
 
-    folder = resolve(options.folder)
+    folder = folders.chosen(options.folder)
     for line in verify(folder):
         print(line, flush=True)
     print(f"{folder} is good.")

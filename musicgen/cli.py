@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.request import urlopen
 
-from musicgen import server
+from musicgen import folders, server
 from musicgen.errors import MusicGenError
-from musicgen.weights import DEFAULT, resolve
 
 EXTENSIONS = {"audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav"}
 PROGRESS_BAR = "%|"
@@ -148,8 +147,9 @@ def _with_face(parser: argparse.ArgumentParser, arguments: list[str]) -> argpars
     parser.add_argument("--face", choices=server.FACES, default="predict")
     parser.add_argument("--weights", type=Path, metavar="DIR")
     options = parser.parse_args(arguments)
-    folder = resolve(options.weights)
-    if folder == DEFAULT and not folder.exists():
+    folder = folders.chosen(options.weights)
+    if folder == folders.DEFAULT and not folder.exists():
+        print(f"Making a small untrained checkpoint in {folder} ...", file=sys.stderr)
         from musicgen import tiny
 
         tiny.write_checkpoint(folder, "stereo-melody")

@@ -5,6 +5,7 @@ are untrained: what they generate is noise.
 """
 
 import fractions
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from demucs.htdemucs import HTDemucs
 from demucs.states import get_state
 from omegaconf import OmegaConf
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from musicgen.weights import CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, LM_FILE, PROVIDER_PREFIX
 
@@ -41,7 +43,10 @@ N_CHROMA = 12
 def write_checkpoint(folder: Path, kind: str) -> None:
     """Write a random checkpoint of `kind` into `folder`, about 11 MB, always the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
+    disable_progress_bar()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # From inside of audiocraft; nobody here can act on it.
+        warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated")
         torch.manual_seed(SEED)
         config = lm_config(kind)
         torch.save(

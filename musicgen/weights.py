@@ -21,7 +21,6 @@ A folder in audiocraft's upstream format:
 """
 
 import logging
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,14 +33,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from musicgen import archive
+from musicgen import archive, folders
 from musicgen.errors import WeightsError
 from musicgen.lm import LM, LMConfig
 from musicgen.manifest import MANIFEST_FILE, Manifest, read_manifest
 from musicgen.tensors import TensorFile, read_ahead
-
-ROOT = Path(__file__).resolve().parent.parent / "weights"
-DEFAULT = ROOT / "tiny-stereo-melody"
 
 LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
@@ -214,8 +210,8 @@ def resolve(weights: str | Path | None = None) -> Path:
     `setup`; it is fetched into the folder weights/ unless it was before.
     """
     if isinstance(weights, str) and "://" in weights:
-        return archive.fetch(weights, ROOT, list(OPENERS))
-    return Path(weights or os.environ.get("MUSICGEN_WEIGHTS") or DEFAULT).expanduser()
+        return archive.fetch(weights, folders.ROOT, list(OPENERS))
+    return folders.chosen(weights)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -1,0 +1,12 @@
+"""Where checkpoints are. Imports nothing heavy, so that a command starts at once."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent / "weights"
+DEFAULT = ROOT / "tiny-stereo-melody"
+
+
+def chosen(weights: str | Path | None = None) -> Path:
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the small default."""
+    return Path(weights or os.environ.get("MUSICGEN_WEIGHTS") or DEFAULT).expanduser()
