@@ -59,7 +59,7 @@ class TensorFile(Mapping[str, Tensor]):
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         self._header: dict[str, dict[str, Any]] = header
         self._start = 8 + size
-        self._handed: list[tuple[int, int]] = []
+        self._handed = 0
 
     def __getitem__(self, key: str) -> Tensor:
         entry = self._header[key]
@@ -69,8 +69,7 @@ class TensorFile(Mapping[str, Tensor]):
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
         if begin == end:
             return torch.empty(shape, dtype=dtype)
-        self._release()
-        self._handed.append((self._start + begin, self._start + end))
+        self._release(end - begin)
         offset, count = self._start + begin, prod(shape)
         if offset % dtype.itemsize:  # a foreign writer may not align; torch must
             return torch.frombuffer(
@@ -87,14 +86,15 @@ class TensorFile(Mapping[str, Tensor]):
     def __contains__(self, key: object) -> bool:
         return key in self._header
 
-    def _release(self) -> None:
-        """Unmap the pages of what was handed out; they come back when touched."""
-        if sum(end - begin for begin, end in self._handed) < RELEASE:
-            return
-        for begin, end in self._handed:
-            first = begin - begin % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
-        self._handed.clear()
+    def _release(self, size: int) -> None:
+        """Unmap what was read so far, once in RELEASE bytes; it comes back when touched.
+
+        All of it, because a tensor may be read long after it was handed out.
+        """
+        self._handed += size
+        if self._handed > RELEASE:
+            self._handed = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def read_ahead(path: Path) -> None:
