@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from musicgen import weights
+from musicgen import folders, weights
 from musicgen.errors import WeightsError
 from musicgen.pipeline import MusicGen
 
@@ -66,7 +66,7 @@ def web(certificate, tmp_path, monkeypatch):
     server.url = f"https://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(weights, "ROOT", tmp_path / "weights")
+    monkeypatch.setattr(folders, "ROOT", tmp_path / "weights")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
