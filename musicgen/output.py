@@ -162,7 +162,10 @@ def _to_loudness(wav: Tensor, sample_rate: int) -> Tensor:
     if gain_db == float("inf"):
         return limit(wav, sample_rate, ceiling)
     for _ in range(LOUDNESS_ROUNDS):
-        result = limit(wav * _amplitude(gain_db), sample_rate, ceiling)
+        louder = wav * _amplitude(gain_db)
+        result = limit(louder, sample_rate, ceiling)
+        if result is louder:
+            break  # the limiter took nothing
         before, now = now, loudness(result, sample_rate)
         if LOUDNESS_LUFS - now < LOUDNESS_TOLERANCE or now - before < LOUDNESS_TOLERANCE:
             break

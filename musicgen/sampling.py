@@ -85,12 +85,33 @@ def sample(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def sample_each(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
-    """`sample`, clip by clip: on the CPU a reduction may be cut differently for more rows."""
-    clips = [slice(i, i + 1) for i in range(len(noise))]
-    pairs = logits.split(2)
-    return torch.cat(
-        [sample(pair, noise[c], rows.clips(c)) for pair, c in zip(pairs, clips, strict=True)]
-    )
+    """`sample` for the CPU: the same codes, clip by clip and only by the rules a clip asks for.
+
+    A reduction over more rows may be cut differently; and settings can be read there, as nothing
+    has to wait for them.
+    """
+    settings = (rows.top_k, rows.top_p, rows.temperature)
+    values = zip(*(setting.flatten().tolist() for setting in settings), strict=True)
+    guided = guide(logits, rows.cfg_coef)
+    clips = zip(guided.split(1), noise.split(1), values, strict=True)
+    return torch.cat([_sample_clip(clip, draw, *value) for clip, draw, value in clips])
+
+
+def _sample_clip(
+    guided: Tensor, noise: Tensor, top_k: int, top_p: float, temperature: float
+) -> Tensor:
+    """Guided logits [1, K, card] of one clip -> codes [1, K]."""
+    if temperature == 0:
+        return guided.argmax(dim=-1)
+    probs = torch.softmax(guided / temperature, dim=-1)
+    if top_p > 0:
+        ordered, order = torch.sort(probs, dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        return order.gather(-1, _draw(ordered * ~(before > top_p), noise)).squeeze(-1)
+    if top_k < probs.shape[-1]:
+        threshold = probs.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
+        probs = probs * (probs >= threshold)
+    return _draw(probs, noise).squeeze(-1)
 
 
 def _draw(kept: Tensor, noise: Tensor) -> Tensor:

@@ -41,21 +41,23 @@ AUDIOCRAFT = {
 }
 
 
+@pytest.mark.parametrize("sampler", [sample, sample_each])
 @pytest.mark.parametrize("case", AUDIOCRAFT)
-def test_codes_are_audiocrafts_for_the_same_draws(case):
+def test_codes_are_audiocrafts_for_the_same_draws(case, sampler):
     sampling, audiocraft = AUDIOCRAFT[case]
     for seed in range(40):
         torch.manual_seed(seed)
         logits = 3 * torch.randn(1, K, CARD)
         torch.manual_seed(seed)
         expected = audiocraft(torch.softmax(logits / sampling.temperature, dim=-1))
-        codes = sample(alike(logits), noise(seed), settings(sampling))
+        codes = sampler(alike(logits), noise(seed), settings(sampling))
         assert torch.equal(codes, expected.squeeze(-1))
 
 
-def test_temperature_0_takes_the_likeliest():
+@pytest.mark.parametrize("sampler", [sample, sample_each])
+def test_temperature_0_takes_the_likeliest(sampler):
     logits = torch.randn(2, K, CARD)
-    codes = sample(alike(logits), noise(0, clips=2), settings(*[Sampling(temperature=0.0)] * 2))
+    codes = sampler(alike(logits), noise(0, clips=2), settings(*[Sampling(temperature=0.0)] * 2))
     assert torch.equal(codes, logits.argmax(-1))
 
 
