@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 from musicgen.convert import SOURCES_FILE, TOKENIZER_FILES, convert
 from musicgen.errors import WeightsError
@@ -298,6 +299,7 @@ def _append(file: RemoteFile, partial: Path) -> None:
             headers=build_hf_headers(),
             expected_size=file.size,
             displayed_filename=f"{file.repo}/{file.name}",
+            tqdm_class=tqdm,  # the hub's own hides where transformers' bars are turned off
         )
 
 

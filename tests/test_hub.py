@@ -285,3 +285,4 @@ def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (LM_FILE, 2_000_000) in server.requests
     assert "licence CC-BY-NC-4.0" in done.stdout
+    assert "state_dict.bin: 100%" in done.stderr  # the progress bar
