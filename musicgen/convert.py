@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from musicgen.errors import WeightsError
-from musicgen.manifest import FORMAT, MANIFEST_FILE, FileFacts, Manifest, Source, describe_file
+from musicgen.manifest import FORMAT, FileFacts, Manifest, Source, describe_file
 from musicgen.tensors import write_tensors
 from musicgen.upstream import CONFIG_FILE, Saved, open_upstream
 from musicgen.weights import (
@@ -27,6 +27,7 @@ from musicgen.weights import (
     DEMUCS_TENSORS,
     DIFFUSION_FILE,
     LM_TENSORS,
+    OPENERS,
     PROVIDER_PREFIX,
     local_name,
 )
@@ -98,8 +99,8 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
     """
     upstream = open_upstream(source)
     checkpoint = upstream.checkpoint
-    if (folder / MANIFEST_FILE).exists():
-        raise WeightsError(f"{folder} holds a converted checkpoint already; remove it first.")
+    if any((folder / name).exists() for name in OPENERS) or folder.resolve() == source.resolve():
+        raise WeightsError(f"{folder} holds a checkpoint already; name another folder.")
     checkpoint.load_lm(torch.device("meta"), torch.float16)  # are its shapes right?
     target = Target(folder)
     if checkpoint.chroma is not None:

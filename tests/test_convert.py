@@ -129,8 +129,11 @@ def test_references_in_the_configuration_are_resolved(source, tmp_path):
 
 def test_converting_twice_or_over_a_checkpoint_is_refused(checkpoints, tmp_path):
     convert(checkpoints["text"], tmp_path / "out")
-    with pytest.raises(WeightsError, match="already; remove it first"):
+    with pytest.raises(WeightsError, match="already; name another folder"):
         convert(checkpoints["stereo"], tmp_path / "out")
+    # It is mapped while it is read: writing over it would pull the ground away.
+    with pytest.raises(WeightsError, match="already; name another folder"):
+        convert(checkpoints["stereo"], checkpoints["stereo"])
     with pytest.raises(WeightsError, match="is converted already"):
         convert(tmp_path / "out", tmp_path / "again")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from musicgen import checkpoints as commands
 from musicgen import tiny
 from musicgen.convert import convert
 from musicgen.errors import WeightsError
@@ -141,6 +142,15 @@ def test_verify_tells_what_it_checked(converted, upstream):
     assert "2 layers x 64, 4 codebooks" in lines
     assert "2 s of 1-channel audio" in lines
     assert "hashes: none" in next(verify(upstream))
+
+
+def test_the_commands_say_what_they_did(upstream, tmp_path, capsys):
+    folder = tmp_path / "out"
+    commands.main(["convert", str(upstream), str(folder)])
+    assert f"Wrote melody to {folder}" in (said := capsys.readouterr().out)
+    assert "CC-BY-NC-4.0" in said
+    commands.main(["verify", str(folder)])
+    assert f"{folder} is good." in capsys.readouterr().out
 
 
 def test_verify_finds_a_wrong_dtype(converted):
