@@ -55,6 +55,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> Record:
     """The document of a whole run."""
     device = torch.device(options.device)
+    load = machine.others_load()
     roof = machine.bandwidth(device)
     machine.release()
     work = Work(options.model, options.seconds, 1, device)
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> Record:
         for batch in options.batch
         for name in options.only
     ]
-    return report.document(work, plan, roof, records)
+    return report.document(work, plan, roof, load, records)
 
 
 def compete(name: str, work: Work, state: State, plan: Plan, roof: Bandwidth) -> Record:

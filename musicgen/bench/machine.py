@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import os
 import platform
 import subprocess
 import time
@@ -113,6 +114,15 @@ def device_name(device: torch.device) -> str:
         name = next(line for line in lines if line.startswith("model name")).partition(":")[2]
         return f"{name.strip()}, {torch.get_num_threads()} threads"
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def others_load() -> float:
+    """Load average of the last minute for each processor; asked before a run, it is others' work.
+
+    Above a few percent CPU figures mean nothing: a thread that waits for one that has no processor
+    slows whoever uses more threads by far more than its share.
+    """
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def commit() -> str:

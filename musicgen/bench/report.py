@@ -80,8 +80,10 @@ def missing(name: str, work: Work, status: str, reason: str) -> Record:
     return {"contender": name, "batch": work.batch, "status": status, "reason": reason}
 
 
-def document(work: Work, plan: Plan, roof: Bandwidth, records: Sequence[Record]) -> Record:
-    """All of a run; `work` and `plan` are those of any of its batches."""
+def document(
+    work: Work, plan: Plan, roof: Bandwidth, load: float, records: Sequence[Record]
+) -> Record:
+    """All of a run; `work` and `plan` are those of any of its batches, `load` from before it."""
     return {
         "model": work.model,
         "seconds": work.seconds,
@@ -92,6 +94,7 @@ def document(work: Work, plan: Plan, roof: Bandwidth, records: Sequence[Record])
         "libraries": {name: _version(name) for name in LIBRARIES},
         "cuda": torch.version.cuda if work.device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "load_before_per_processor": load,
         "commit": machine.commit(),
         "bandwidth_gb_per_s": roof.bytes_per_second / 1e9,
         "bandwidth_measured_by": roof.how,
@@ -155,6 +158,7 @@ def table(document: Record) -> str:
             f"memory: {document['bandwidth_gb_per_s']:.1f} GB/s "
             f"({document['bandwidth_measured_by']})",
             f"measured: {document['method']['told']}",
+            f"load before the run: {document['load_before_per_processor']:.0%} of the processors",
             "",
             *(
                 "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
