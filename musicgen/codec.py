@@ -1,36 +1,57 @@
-"""wav <-> codes by EnCodec, one clip at a time, so a clip does not depend on its neighbours.
-
-The network is the one of transformers, which computes what audiocraft's does but imports in a
-fraction of the time; audiocraft's checkpoints are renamed into it.
-"""
+"""wav <-> codes by a checkpoint's EnCodec, a clip at a time: none depends on its neighbours."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from transformers import EncodecConfig, EncodecModel
-from transformers.initialization import no_init_weights
-from transformers.models.encodec.modeling_encodec import EncodecLSTM
+from torch import Tensor
 
+from musicgen.encodec import Encodec, EncodecConfig, load_encodec
 from musicgen.errors import WeightsError
+from musicgen.saved import read_saved
 from musicgen.weights import Checkpoint
 
-# audiocraft's names -> those of transformers.
-RENAMED = (
-    (".model.", ".layers."),
-    (".conv.conv.", ".conv."),
-    (".convtr.convtr.", ".conv."),
-    (".vq.layers.", ".layers."),
-    ("._codebook.", ".codebook."),
+# What the network takes for granted of audiocraft's configuration, and of transformers'.
+GRANTED_AUDIOCRAFT = {
+    "activation": "ELU",
+    "channels": 1,
+    "disable_norm_outer_blocks": 0,
+    "norm": "weight_norm",
+}
+GRANTED_TRANSFORMERS = {"audio_channels": 1, "norm_type": "weight_norm", "normalize": False}
+# Our name -> transformers' name and what its configuration means if it says nothing.
+TRANSFORMERS = {
+    "sample_rate": ("sampling_rate", 24000),
+    "dimension": ("hidden_size", 128),
+    "n_filters": ("num_filters", 32),
+    "n_residual_layers": ("num_residual_layers", 1),
+    "kernel_size": ("kernel_size", 7),
+    "last_kernel_size": ("last_kernel_size", 7),
+    "residual_kernel_size": ("residual_kernel_size", 3),
+    "dilation_base": ("dilation_growth_rate", 2),
+    "causal": ("use_causal_conv", True),
+    "pad_mode": ("pad_mode", "reflect"),
+    "compress": ("compress", 2),
+    "lstm": ("num_lstm_layers", 2),
+    "trim_right_ratio": ("trim_right_ratio", 1.0),
+    "bins": ("codebook_size", 1024),
+}
+SEANET = (
+    "dimension",
+    "n_filters",
+    "n_residual_layers",
+    "kernel_size",
+    "last_kernel_size",
+    "residual_kernel_size",
+    "dilation_base",
+    "causal",
+    "pad_mode",
+    "compress",
+    "lstm",
+    "true_skip",
 )
-CHUNK_FRAMES = 500  # 10 s
-SEEN_FRAMES = 4  # more than the convolutions on either side of the LSTM reach
-
-# What the network of transformers takes for granted about a SEANet.
-GRANTED = {"activation": "ELU", "channels": 1, "disable_norm_outer_blocks": 0}
 
 
 class Codec:
@@ -41,14 +62,13 @@ class Codec:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.model = load_encodec(checkpoint).eval().requires_grad_(False).to(device)
+        self.model = open_encodec(checkpoint).to(device)
         config = self.model.config
         self.device = device
         self.channels = 2 if checkpoint.stereo else 1
-        self.sample_rate: int = config.sampling_rate
-        self.hop: int = math.prod(config.upsampling_ratios)
-        self.frame_rate = config.sampling_rate / self.hop
-        codebooks = config.num_quantizers * self.channels
+        self.sample_rate = config.sample_rate
+        self.frame_rate = config.sample_rate / config.hop
+        codebooks = config.n_q * self.channels
         if codebooks != checkpoint.lm.n_q:
             raise WeightsError(
                 f"{checkpoint.folder}: the codec has {codebooks} codebooks, the language model "
@@ -58,10 +78,7 @@ class Codec:
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
         """wav [C, N] -> codes [K, T], T = ceil(N / hop)."""
-        codes: Tensor = self.model.quantizer.encode(
-            self.model.encoder(wav[:, None].to(self.device))
-        )
-        return codes.flatten(0, 1)
+        return self.model.encode(wav[:, None].to(self.device)).transpose(0, 1).flatten(0, 1)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -70,108 +87,65 @@ class Codec:
 
     def embed(self, codes: Tensor) -> Tensor:
         """codes [K, T] -> what they stand for in each channel: [C, D, T]."""
-        by_channel = codes.to(self.device).unflatten(0, (-1, self.channels))
-        embeddings: Tensor = self.model.quantizer.decode(by_channel)
-        return embeddings
+        by_channel = codes.to(self.device).unflatten(0, (-1, self.channels)).transpose(0, 1)
+        return self.model.embed(by_channel)
 
     def render(self, embeddings: Tensor) -> Tensor:
         """embeddings [C, D, T] -> wav [C, 1, N]."""
-        layers = list(self.model.decoder.layers)
-        rest = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM)) + 1
-        return _in_chunks(layers[rest:], _run(layers[:rest], embeddings), 1, self.hop)
+        return self.model.render(embeddings)
 
 
-def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-def _in_chunks(layers: Sequence[nn.Module], x: Tensor, taken: int, given: int) -> Tensor:
-    """Convolutions on x [C, D, N], `taken` samples a frame -> [C, D', N'], `given` a frame.
-
-    The same result as at once but for rounding, in bounded memory: five minutes of stereo would
-    take 5 GB a layer. Each chunk is read with the frames around it that its convolutions see.
-    """
-    frames = -(-x.shape[-1] // taken)
-    parts = []
-    for start in range(0, frames, CHUNK_FRAMES):
-        stop = min(start + CHUNK_FRAMES, frames)
-        first, last = max(0, start - SEEN_FRAMES), min(stop + SEEN_FRAMES, frames)
-        part = _run(layers, x[..., first * taken : last * taken])
-        parts.append(part[..., (start - first) * given : (stop - first) * given])
-    return torch.cat(parts, dim=-1)
-
-
-def load_encodec(checkpoint: Checkpoint) -> EncodecModel:
+def open_encodec(checkpoint: Checkpoint) -> Encodec:
     """EnCodec from audiocraft's file, or from the transformers folder that it names."""
     source = checkpoint.codec()
-    if not isinstance(source, tuple):
-        model = EncodecModel.from_pretrained(source, local_files_only=True)
-        return _without_weight_norm(model)
-    config, state = source
-    with no_init_weights():  # drawing 57 M random weights would take longer than loading them
-        model = _without_weight_norm(EncodecModel(translate_config(checkpoint, config)))
+    if isinstance(source, tuple):
+        config, state = from_audiocraft(checkpoint, source[0]), source[1]
+    else:
+        saved = read_saved(source)
+        config, state = from_transformers(checkpoint, saved.config), saved.state
     try:
-        model.load_state_dict(translate_state(state), assign=True)
+        return load_encodec(config, state)
     except RuntimeError as exc:
         raise WeightsError(
             f"{checkpoint.folder}: EnCodec's weights do not fit its configuration ({exc})."
         ) from exc
-    return model
 
 
-def translate_config(checkpoint: Checkpoint, config: DictConfig) -> EncodecConfig:
-    """audiocraft's EnCodec configuration as that of transformers."""
-    seanet, rate = config.seanet, config.encodec.sample_rate
-    for key, expected in GRANTED.items():
-        if seanet.get(key, expected) != expected:
-            raise WeightsError(
-                f"{checkpoint.folder}: EnCodec with seanet.{key}={seanet[key]!r} is not supported."
-            )
-    frame_rate = rate // math.prod(seanet.ratios)
+def from_audiocraft(checkpoint: Checkpoint, config: DictConfig) -> EncodecConfig:
+    """The shape that audiocraft's configuration describes."""
+    _check(checkpoint, "seanet", config.seanet, GRANTED_AUDIOCRAFT)
+    _check(checkpoint, "encodec", config.encodec, {"renormalize": False})
     return EncodecConfig(
-        audio_channels=1,
-        sampling_rate=rate,
-        normalize=config.encodec.get("renormalize", False),
-        hidden_size=seanet.dimension,
-        num_filters=seanet.n_filters,
-        num_residual_layers=seanet.n_residual_layers,
-        upsampling_ratios=list(seanet.ratios),
-        norm_type=seanet.norm,
-        kernel_size=seanet.kernel_size,
-        last_kernel_size=seanet.last_kernel_size,
-        residual_kernel_size=seanet.residual_kernel_size,
-        dilation_growth_rate=seanet.dilation_base,
-        use_causal_conv=seanet.causal,
-        pad_mode=seanet.pad_mode,
-        compress=seanet.compress,
-        num_lstm_layers=seanet.lstm,
-        trim_right_ratio=seanet.decoder.trim_right_ratio,
-        use_conv_shortcut=not seanet.true_skip,
-        codebook_size=config.rvq.bins,
-        codebook_dim=seanet.dimension,
-        # transformers counts codebooks by their bits per second.
-        target_bandwidths=[config.rvq.n_q * frame_rate * math.log2(config.rvq.bins) / 1000],
+        sample_rate=config.encodec.sample_rate,
+        ratios=tuple(config.seanet.ratios),
+        trim_right_ratio=config.seanet.decoder.trim_right_ratio,
+        n_q=config.rvq.n_q,
+        bins=config.rvq.bins,
+        **{name: config.seanet[name] for name in SEANET},
     )
 
 
-def translate_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """audiocraft's EnCodec state under the names of transformers, weight norm multiplied out."""
-    renamed = {}
-    for name, value in state.items():
-        for old, new in RENAMED:
-            name = name.replace(old, new)
-        renamed[name] = value
-    for name in [name for name in renamed if name.endswith(".weight_g")]:
-        stem = name.removesuffix("_g")
-        renamed[stem] = torch._weight_norm(renamed.pop(f"{stem}_v"), renamed.pop(name), 0)
-    return renamed
+def from_transformers(checkpoint: Checkpoint, config: Mapping[str, Any]) -> EncodecConfig:
+    """The shape that transformers' configuration describes."""
+    _check(checkpoint, "encodec", config, GRANTED_TRANSFORMERS)
+    found = {name: config.get(key, usual) for name, (key, usual) in TRANSFORMERS.items()}
+    ratios = tuple(config.get("upsampling_ratios", (8, 5, 4, 2)))
+    # transformers counts codebooks by their bits per second.
+    bits = math.ceil(found["sample_rate"] / math.prod(ratios)) * math.log2(found["bins"])
+    return EncodecConfig(
+        ratios=ratios,
+        true_skip=not config.get("use_conv_shortcut", True),
+        n_q=int(1000 * config["target_bandwidths"][-1] // bits),
+        **found,
+    )
 
 
-def _without_weight_norm(model: EncodecModel) -> EncodecModel:
-    """The same model with plain weights: nothing to multiply out at every call."""
-    normed = [module for module in model.modules() if parametrize.is_parametrized(module)]
-    for module in normed:
-        parametrize.remove_parametrizations(module, "weight")
-    return model
+def _check(
+    checkpoint: Checkpoint, section: str, config: Mapping[str, Any], granted: Mapping[str, object]
+) -> None:
+    for key, expected in granted.items():
+        if config.get(key, expected) != expected:
+            raise WeightsError(
+                f"{checkpoint.folder}: EnCodec with {section}.{key}={config[key]!r} is not "
+                "supported."
+            )

@@ -9,34 +9,31 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from demucs.apply import apply_model
-from demucs.htdemucs import HTDemucs
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import T5EncoderModel, T5Tokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from musicgen.audio import convert_channels, resample
 from musicgen.chroma import Chroma
 from musicgen.engine import Conditions
-from musicgen.separation import open_demucs
-from musicgen.weights import Checkpoint
+from musicgen.saved import read_saved
+from musicgen.t5 import T5Encoder
+from musicgen.weights import Checkpoint, find
 
+TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENS = 512  # T5's training length
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
 MELODY_STEMS = ("vocals", "other")  # drums and bass would drown the melody
 
 logger = logging.getLogger(__name__)
-disable_progress_bar()  # transformers would show one for files that load in milliseconds
 
 
 class TextEncoder:
     """A prompt -> [L, dim]; frozen T5, then the checkpoint's projection. Runs in fp32."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        folder = str(checkpoint.text_folder)
-        self.tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
-        encoder = T5EncoderModel.from_pretrained(folder, local_files_only=True)
-        self.encoder = encoder.float().eval().to(device)
+        folder = checkpoint.text_folder
+        self.tokenizer = Tokenizer.from_file(str(find(folder, TOKENIZER_FILE)))
+        self.encoder = T5Encoder(read_saved(folder), device)
         self.projection = _projection(checkpoint, "description", device)
         self.device = device
 
@@ -44,14 +41,11 @@ class TextEncoder:
         """Embeddings [L, dim] of `prompt`; zeros [1, dim], the null, without one."""
         if prompt is None:
             return torch.zeros(1, self.projection.out_features, device=self.device)
-        tokens = self.tokenizer(prompt, return_tensors="pt").input_ids
-        if tokens.shape[1] > MAX_TOKENS:
-            logger.warning(
-                "prompt: %d tokens, only the first %d are used", tokens.shape[1], MAX_TOKENS
-            )
-            tokens = torch.cat([tokens[:, : MAX_TOKENS - 1], tokens[:, -1:]], dim=1)
-        hidden = self.encoder(tokens.to(self.device)).last_hidden_state
-        embeddings: Tensor = self.projection(hidden.float())[0]
+        tokens = self.tokenizer.encode(prompt).ids
+        if len(tokens) > MAX_TOKENS:
+            logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), MAX_TOKENS)
+            tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]
+        embeddings: Tensor = self.projection(self.encoder(torch.tensor(tokens, device=self.device)))
         return embeddings
 
 
@@ -70,8 +64,10 @@ class MelodyEncoder:
         self.frames: int = self.extractor(torch.zeros(1, self.samples, device=device)).shape[1]
 
     @cached_property
-    def demucs(self) -> HTDemucs:
-        """Loaded when the first melody comes: most requests have none."""
+    def demucs(self) -> Any:
+        """Loaded when the first melody comes, its library too: most requests have none."""
+        from musicgen.separation import open_demucs
+
         return open_demucs(self.checkpoint.demucs_file).load().to(self.device)
 
     def separate(self, wav: Tensor) -> Tensor:
@@ -79,6 +75,8 @@ class MelodyEncoder:
 
         Demucs runs without its random shift, which would draw from Python's global generator.
         """
+        from demucs.apply import apply_model
+
         rate = self.demucs.samplerate
         mix = convert_channels(resample(wav, self.sample_rate, rate), self.demucs.audio_channels)
         stems = apply_model(self.demucs, mix[None].to(self.device), shifts=0, device=self.device)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from musicgen.errors import WeightsError
 from musicgen.manifest import FORMAT, FileFacts, Manifest, Source, describe_file
+from musicgen.saved import CONFIG_FILE, Saved
 from musicgen.tensors import write_tensors
-from musicgen.upstream import CONFIG_FILE, Saved, open_upstream
+from musicgen.upstream import open_upstream
 from musicgen.weights import (
     CODEC_TENSORS,
     DEMUCS_TENSORS,

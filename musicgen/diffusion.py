@@ -192,7 +192,7 @@ def load_bands(path: Path, codec: Codec, device: torch.device) -> list[Band]:
 
 def check_fit(path: Path, sample_rate: int, width: int, codec: Codec) -> None:
     """Raise unless the diffusion is for the codec's sample rate and latent width."""
-    expected = (codec.sample_rate, codec.model.config.hidden_size)
+    expected = (codec.sample_rate, codec.model.config.dimension)
     if (sample_rate, width) != expected:
         raise WeightsError(
             f"{path} is for a codec of {sample_rate} Hz and width {width}, not for the one beside "

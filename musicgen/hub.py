@@ -31,7 +31,8 @@ from tqdm import tqdm
 from musicgen.convert import SOURCES_FILE, TOKENIZER_FILES, convert
 from musicgen.errors import WeightsError
 from musicgen.manifest import MANIFEST_FILE, Manifest, Source
-from musicgen.upstream import CONFIG_FILE, MELODY_SETTINGS, follows_melodies
+from musicgen.saved import CONFIG_FILE
+from musicgen.upstream import MELODY_SETTINGS, follows_melodies
 from musicgen.weights import (
     CODEC_FILE,
     DEMUCS_TENSORS,

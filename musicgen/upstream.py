@@ -6,7 +6,6 @@ melody model needs Demucs (htdemucs.th or htdemucs.safetensors) put beside it.
 """
 
 import json
-from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +16,15 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen.errors import WeightsError
-from musicgen.tensors import TensorFile
+from musicgen.saved import CONFIG_FILE, Saved, read_config, read_saved
 from musicgen.weights import (
     LM_FILE,
     PROVIDER_PREFIX,
     Checkpoint,
     CodecSource,
-    find,
     open_checkpoint,
-    read_package,
 )
 
-CONFIG_FILE = "config.json"
 MELODY_SETTINGS = "preprocessor_config.json"
 DECODER = "decoder.model.decoder."
 SECONDS = 30  # what every MusicGen was trained on; transformers' configuration does not say it
@@ -61,15 +57,6 @@ PROJECTIONS = {"description": "enc_to_dec_proj", "self_wav": "audio_enc_to_dec_p
 COMPUTED = (f"{DECODER}embed_positions.weights", "text_encoder.encoder.embed_tokens.weight")
 # The melody features of transformers' processor that are MusicGen's.
 MELODY = {"sampling_rate": 32000, "n_fft": 16384, "num_chroma": 12}
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A model as transformers saves it; `folder` has the tokenizer's files, if any."""
-
-    folder: Path
-    config: dict[str, Any]
-    state: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,35 +102,10 @@ def open_upstream(folder: Path) -> Upstream:
 
 def follows_melodies(folder: Path) -> bool:
     """Whether the MusicGen in transformers' `folder` does; raises WeightsError for other models."""
-    name = next(iter(_read_config(folder).get("architectures") or []), None)
+    name = next(iter(read_config(folder).get("architectures") or []), None)
     if name not in CLASSES:
         raise WeightsError(f"{folder / CONFIG_FILE}: {name} is not one of {', '.join(CLASSES)}.")
     return CLASSES[name]
-
-
-def read_saved(folder: Path) -> Saved:
-    """A model's folder; safetensors are preferred, and pickles read as tensors and plain data."""
-    return Saved(folder, _read_config(folder), _read_state(folder))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = find(folder, CONFIG_FILE)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as exc:
-        raise WeightsError(f"{path} is no JSON ({exc}); fetch it again.") from exc
-    return config
-
-
-def _read_state(folder: Path) -> Mapping[str, Tensor]:
-    for name, read in (("model.safetensors", TensorFile), ("pytorch_model.bin", read_package)):
-        if (folder / name).exists():
-            return read(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-            return ChainMap(*(read(find(folder, Path(part).name)) for part in sorted(names)))  # type: ignore[arg-type]
-    raise WeightsError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
 
 
 def _open_transformers(folder: Path) -> Upstream:

@@ -3,15 +3,14 @@
 import pytest
 import sounds
 import torch
+import transformers
 from audiocraft.models.builders import get_compression_model
 from audiocraft.models.encodec import InterleaveStereoCompressionModel
 from audiocraft.models.loaders import load_compression_model
 from omegaconf import OmegaConf
-from transformers import EncodecModel
-from transformers.initialization import no_init_weights
 
 from musicgen import tiny
-from musicgen.codec import Codec, translate_config, translate_state
+from musicgen.codec import Codec
 from musicgen.errors import WeightsError
 from musicgen.weights import CODEC_FILE, LM_FILE, open_checkpoint
 
@@ -70,28 +69,33 @@ def test_left_is_left(checkpoints):
     assert not torch.equal(wavs[0, 1], wavs[1, 1])
 
 
-def test_a_codec_saved_by_transformers_gives_the_same(checkpoints, tmp_path):
+def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints, tmp_path):
     """As in upstream's stereo checkpoints, whose codec file only names facebook/encodec_32khz."""
-    ours = Codec(open_checkpoint(checkpoints["text"]), CPU)
-    config, state = open_checkpoint(checkpoints["text"]).codec()
-    with no_init_weights():
-        model = EncodecModel(translate_config(open_checkpoint(checkpoints["text"]), config))
-    renamed = translate_state(state)
-    for name, _ in list(model.named_parameters()):
-        if name.endswith("original1"):  # weight norm: magnitude and direction of the plain weight
-            stem = name.replace(".parametrizations.weight.original1", "")
-            weight = renamed.pop(f"{stem}.weight")
-            magnitude = weight.flatten(1).norm(dim=1).view(-1, 1, 1)
-            renamed[f"{stem}.parametrizations.weight.original0"] = magnitude
-            renamed[name] = weight
-    model.load_state_dict(renamed)
-    model.save_pretrained(tmp_path / "encodec_32khz")
+    sizes = {"hidden_size": 32, "num_filters": 4, "codebook_size": tiny.CARD}
+    config = transformers.EncodecConfig(
+        sampling_rate=32000,
+        upsampling_ratios=[8, 5, 4, 4],
+        target_bandwidths=[2.2],
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+        **sizes,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reference = transformers.EncodecModel(config).eval()
+        for layer in reference.quantizer.layers:
+            layer.codebook.embed.normal_()
+    reference.save_pretrained(tmp_path / "encodec_32khz")
     (tmp_path / LM_FILE).write_bytes((checkpoints["text"] / LM_FILE).read_bytes())
     torch.save({"pretrained": "facebook/encodec_32khz"}, tmp_path / CODEC_FILE)
-    theirs = Codec(open_checkpoint(tmp_path), CPU)
-    codes = torch.randint(tiny.CARD, (1, 4, 50))
-    assert torch.allclose(theirs.decode(codes, [0]), ours.decode(codes, [0]), atol=1e-6)
-    assert (theirs.sample_rate, theirs.frame_rate) == (32000, 50.0)
+    ours = Codec(open_checkpoint(tmp_path), CPU)
+    assert (ours.sample_rate, ours.frame_rate) == (32000, 50.0)
+    wav = torch.from_numpy(sounds.melody(1.2345, 32000, 1))
+    with torch.no_grad():
+        codes = reference.encode(wav[None])[0][0]
+        expected = reference.decode(codes[None], [None])[0]
+    assert torch.equal(ours.encode(wav), codes[0])
+    assert torch.allclose(ours.decode(codes, [0]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

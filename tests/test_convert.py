@@ -190,7 +190,7 @@ def test_text_encoders_lose_their_decoder(source, tmp_path):
     tokens = torch.tensor([[5, 6, 7, 1]])
     with torch.no_grad():
         expected = whole.encoder(tokens).last_hidden_state
-        assert torch.equal(ours(tokens).last_hidden_state, expected)
+        torch.testing.assert_close(ours(tokens[0]), expected[0])
 
 
 WRONG = {
