@@ -25,6 +25,10 @@ from musicgen.weights import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolv
 
 # The share of a full window that is new in each one after the first: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
+# Up to this width a second CPU thread saves a sixth of a decode step at best. It can cost half of
+# one: Cog predicts in changing threads, OpenMP keeps a pool for each, and pools that outnumber the
+# cores wait asleep.
+ONE_THREAD_DIM = 256
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +85,10 @@ class MusicGen:
     @classmethod
     def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
         """Load `weights` (default: MUSICGEN_WEIGHTS, or the small one) and warm the engine up."""
-        model = cls(open_checkpoint(resolve(weights)), resolve_device(device))
+        checkpoint = open_checkpoint(resolve(weights))
+        if checkpoint.lm.dim <= ONE_THREAD_DIM:
+            torch.set_num_threads(1)
+        model = cls(checkpoint, resolve_device(device))
         model.engine.warm_up()
         return model
 
