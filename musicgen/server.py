@@ -35,8 +35,8 @@ def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str],
     environment = {
         "COG_SETUP_TIMEOUT": str(SETUP_TIMEOUT),
         **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": str(ROOT),
+        "PATH": _before(Path(sys.executable).parent, "PATH"),
+        "PYTHONPATH": _before(ROOT, "PYTHONPATH"),
         "COG_PREDICT_TYPE_STUB": f"{ROOT / face}.py:Predictor",
         "PORT": str(port),
     }
@@ -103,6 +103,11 @@ def call(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     with urllib.request.urlopen(request) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
+
+
+def _before(folder: Path, variable: str) -> str:
+    """The search path in an environment variable, with `folder` in front."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
 
 
 def free_port() -> int:

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,11 +43,21 @@ def main():
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         # Without a namespace this refuses every connection but to loopback; it lists all tries.
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "guard"), str(server.ROOT)]),
+        "PYTHONPATH": str(Path(__file__).parent / "guard"),
     }
     inputs = {"prompt": "a song", "duration": 1, "output_format": "wav", "seed": 1}
-    with Path(log).open("w") as stream, server.running("predict", stream, environment) as url:
-        answer = server.call(f"{url}/predictions", {"input": inputs})
+    port = server.free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [server.ROOT / "scripts" / "serve", "--port", str(port)]
+    with Path(log).open("w") as stream:
+        process = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=stream, stderr=stream
+        )
+        try:
+            server.wait_until_ready(url, process)
+            answer = server.call(f"{url}/predictions", {"input": inputs})
+        finally:
+            server.stop(process, url)
     output = answer["output"]
     print(json.dumps({**output, "audio": len(output["audio"])}))
 

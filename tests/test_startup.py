@@ -1,0 +1,25 @@
+"""A server is ready soon: what is heavy is imported when it is needed, if it is."""
+
+import subprocess
+import sys
+
+HEAVY = ("audiocraft", "transformers", "demucs", "google.cloud", "librosa", "scipy", "spacy")
+
+
+def imported(code):
+    """Which of the heavy libraries a process has imported after `code`."""
+    check = f"import sys; {code}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_a_server_with_text_alone_imports_nothing_heavy(checkpoints):
+    load = "from musicgen.pipeline import MusicGen; from musicgen.request import Request; "
+    load += f"m = MusicGen.load({str(checkpoints['stereo-melody'])!r}, 'cpu'); "
+    load += "m.generate(Request(prompt='x', duration=1))"
+    assert imported(f"import predict, songstarter; {load}") == []
+
+
+def test_commands_start_without_torch():
+    code = "import musicgen.cli, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
