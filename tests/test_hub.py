@@ -1,6 +1,7 @@
 """`scripts/weights pull` with the hub's real client, from a hub on loopback."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -253,13 +254,17 @@ def test_a_disk_that_is_too_small_is_found_before_the_download(server, tmp_path,
     assert server.requests == []
 
 
-def pull_command(server, folder, model=SMALL, limit=None):
+def pull_command(server, folder, model=SMALL, limit=None, prefix=()):
     """`scripts/weights pull` in a process of its own, its files limited to `limit` bytes."""
     code = "from musicgen.cli import main; main()"
     if limit:
         code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1)); {code}"
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, "weights", "pull", model, str(folder)],
+        [
+            *prefix,
+            *(sys.executable, "-W", "ignore", "-c", code),
+            *("weights", "pull", model, str(folder)),
+        ],
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -271,6 +276,19 @@ def pull_command(server, folder, model=SMALL, limit=None):
         capture_output=True,
         text=True,
     )
+
+
+def test_a_really_small_disk_is_found_before_the_download(server, tmp_path):
+    """A file system of 2 MB, in a namespace of the command's own."""
+    mount = f"mount -t tmpfs -o size=2m none '{tmp_path}'"
+    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, mount]).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    prefix = [*namespace, f'{mount} && exec "$0" "$@"']
+    done = pull_command(server, tmp_path / "out", prefix=prefix)
+    assert done.returncode == 1
+    assert re.search(r"needs 0\.01 GB and has 0\.00 GB free.*Make room", done.stderr), done.stderr
+    assert server.requests == []
 
 
 def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path):
