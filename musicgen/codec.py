@@ -75,9 +75,13 @@ class Codec:
                 f"{checkpoint.lm.n_q}; the two files do not belong together."
             )
 
+    def frames(self, samples: int) -> int:
+        """How many frames `encode` makes of so many samples."""
+        return -(-samples // self.model.config.hop)
+
     @torch.inference_mode()
     def encode(self, wav: Tensor) -> Tensor:
-        """wav [C, N] -> codes [K, T], T = ceil(N / hop)."""
+        """wav [C, N] -> codes [K, T], T = frames(N)."""
         return self.model.encode(wav[:, None].to(self.device)).transpose(0, 1).flatten(0, 1)
 
     @torch.inference_mode()

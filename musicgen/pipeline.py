@@ -1,7 +1,6 @@
 """A request -> generated clips. Built once per server; holds no state of a request."""
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,8 +152,7 @@ class MusicGen:
         )
         if not request.continuation:
             return wav, None
-        frames = math.ceil(wav.shape[-1] / self.codec.sample_rate * self.codec.frame_rate)
-        request.check_prompt_frames(frames, self.codec.frame_rate)
+        request.check_prompt_frames(self.codec.frames(wav.shape[-1]), self.codec.frame_rate)
         return None, wav
 
     def _prepare(

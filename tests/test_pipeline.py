@@ -219,6 +219,13 @@ def test_a_prompt_one_frame_short_of_the_result_is_refused_or_served(models, tmp
                 generate(model, audio=path, continuation=True)
 
 
+def test_a_prompt_of_all_frames_but_one_is_served_at_any_duration(models, tmp_path):
+    """4.98 s are 249 frames; 159360 / 32000 * 50 in floating point is a little more."""
+    path = sounds.write(tmp_path / "a.wav", sounds.melody(4.98, 32000), 32000)
+    wav = generate(models["text"], audio=path, continuation=True, duration=5).wavs[0]
+    assert wav.shape == (1, 5 * 32000)
+
+
 def test_one_sample_of_melody_or_prompt_is_served(models, tmp_path):
     path = sounds.write(tmp_path / "a.wav", np.full((1, 1), 0.5, np.float32), 32000)
     for continuation in (False, True):
