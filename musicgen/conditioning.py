@@ -99,6 +99,7 @@ class MelodyEncoder:
         embeddings: Tensor = self.projection(chroma.repeat(repeats, 1)[: self.frames])
         return embeddings
 
+    @cached_property
     def null(self) -> Tensor:
         """Chroma embeddings [frames, dim] of no melody: audiocraft's single zero sample."""
         return self.window(torch.zeros(1, 1, device=self.device), None)
@@ -108,8 +109,6 @@ class Conditioner:
     """Both encoders behind one call."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.checkpoint = checkpoint
-        self.device = device
         self.text = TextEncoder(checkpoint, device)
         self.melody = MelodyEncoder(checkpoint, device) if checkpoint.chroma else None
         self.cross = checkpoint.lm.cross_attention
@@ -128,7 +127,7 @@ class Conditioner:
             return [Conditions(cross=text_pair)] * len(starts)
         if self.melody is None:
             return [Conditions(prefix=text_pair)] * len(starts)
-        null = self.melody.null()
+        null = self.melody.null
         if melody_wav is None:
             prefix = torch.cat([torch.stack([null, null]), text_pair], dim=1)
             return [Conditions(prefix=prefix)] * len(starts)
