@@ -6,6 +6,7 @@ configures them, for one request at a time: nothing is padded, so nothing depend
 
 import logging
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from musicgen.audio import convert_channels, resample
 from musicgen.chroma import Chroma
 from musicgen.engine import Conditions
+from musicgen.errors import WeightsError
 from musicgen.saved import read_saved
 from musicgen.t5 import T5Encoder
 from musicgen.weights import Checkpoint, find
@@ -32,7 +34,7 @@ class TextEncoder:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         folder = checkpoint.text_folder
-        self.tokenizer = Tokenizer.from_file(str(find(folder, TOKENIZER_FILE)))
+        self.tokenizer = _open_tokenizer(find(folder, TOKENIZER_FILE))
         self.encoder = T5Encoder(read_saved(folder), device)
         self.projection = _projection(checkpoint, "description", device)
         self.device = device
@@ -136,6 +138,13 @@ class Conditioner:
         chromas = [self.melody.window(stem, start) for start in windows]
         pairs = [torch.stack([chroma, null]) for chroma in chromas]
         return [Conditions(prefix=torch.cat([pair, text_pair], dim=1)) for pair in pairs]
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as exc:  # the library raises nothing more exact
+        raise WeightsError(f"{path} is no tokenizer ({exc}); fetch it again.") from exc
 
 
 def _projection(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Linear:

@@ -1,5 +1,7 @@
 """The text encoder and its tokens are transformers'."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -44,6 +46,14 @@ def test_tokens_are_transformers(checkpoints, prompt):
     reference = T5Tokenizer.from_pretrained(checkpoint.text_folder)
     ours = TextEncoder(checkpoint, CPU).tokenizer
     assert ours.encode(prompt).ids == reference(prompt).input_ids
+
+
+def test_a_damaged_tokenizer_is_named(checkpoints, tmp_path):
+    shutil.copytree(checkpoints["text"], tmp_path / "copy")
+    path = tmp_path / "copy" / "t5-base" / "tokenizer.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is no tokenizer"):
+        TextEncoder(open_checkpoint(tmp_path / "copy"), CPU)
 
 
 def test_another_t5_is_refused_and_a_missing_weight_is_named(pair, checkpoints, tmp_path):
