@@ -52,7 +52,7 @@ class TextEncoder:
 
 
 class MelodyEncoder:
-    """A melody -> chroma [T, dim]: Demucs drops drums and bass, then one pitch class per frame."""
+    """A melody -> chroma [T, dim]: without drums and bass, one pitch class per frame."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         assert checkpoint.chroma is not None
@@ -73,10 +73,12 @@ class MelodyEncoder:
         return open_demucs(self.checkpoint.demucs_file).load().to(self.device)
 
     def separate(self, wav: Tensor) -> Tensor:
-        """The melody's stems of wav [1, N], mixed: [1, N'].
+        """The melody's stems of wav [1, N], mixed: [1, N']; wav itself for a model without Demucs.
 
         Demucs runs without its random shift, which would draw from Python's global generator.
         """
+        if not self.checkpoint.separates:
+            return wav.to(self.device)
         from demucs.apply import apply_model
 
         rate = self.demucs.samplerate

@@ -1,7 +1,7 @@
 """A checkpoint in upstream's format -> safetensors and a manifest, which load as fast as the disk.
 
 The language model's matrices become fp16, what audiocraft multiplies with on a GPU. What every
-backend computes in fp32 (embeddings and norms) keeps the precision that upstream ships. EnCodec,
+backend computes in fp32 (EnCodec, embeddings and norms) keeps the precision that upstream ships.
 Demucs, the text encoder and the projections of text and melody become fp32, as audiocraft runs
 them: exact, wherever upstream ships fp16. Multi-Band Diffusion is copied as it is.
 """
@@ -104,7 +104,7 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
         raise WeightsError(f"{folder} holds a checkpoint already; name another folder.")
     checkpoint.load_lm(torch.device("meta"), torch.float16)  # are its shapes right?
     target = Target(folder)
-    if checkpoint.chroma is not None:
+    if checkpoint.separates:
         write_demucs(checkpoint.demucs_file, target)
     write_text_encoder(upstream.text, checkpoint.text_name, target)
     codec = write_codec(upstream.codec, target)
@@ -131,6 +131,11 @@ def lm_dtype(name: str, tensor: Tensor) -> torch.dtype:
         return torch.float32
     matrix = tensor.dim() == 2 and not name.startswith("emb.")
     return torch.float16 if matrix else tensor.dtype
+
+
+def as_shipped(name: str, tensor: Tensor) -> torch.dtype:
+    """The precision that it has; whatever computes in fp32 widens it when loading."""
+    return tensor.dtype
 
 
 def as_float32(name: str, tensor: Tensor) -> torch.dtype:
@@ -169,7 +174,7 @@ def write_codec(
         _write_saved(codec, codec.state, ENCODEC_FOLDER, target)
         return None
     config, state = codec
-    target.tensors(CODEC_TENSORS, state, as_float32)
+    target.tensors(CODEC_TENSORS, state, as_shipped)
     quantizer = str(config.encodec.quantizer)
     return sections(config, (*CODEC_SECTIONS, quantizer))
 

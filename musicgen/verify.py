@@ -65,7 +65,7 @@ def describe(checkpoint: Checkpoint) -> str:
 def generate(folder: Path) -> str:
     """Load every model of a checkpoint and make two seconds of music with it."""
     model = MusicGen.load(folder)
-    if model.conditioner.melody is not None:
+    if model.conditioner.melody is not None and model.checkpoint.separates:
         assert model.conditioner.melody.demucs
     if model.checkpoint.has_diffusion:
         assert model.diffusion

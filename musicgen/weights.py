@@ -6,7 +6,7 @@ A converted folder (convert.py writes it), known by its manifest:
     lm.safetensors          the language model in fp16, its projections in fp32
     codec.safetensors       EnCodec, or the folder encodec_32khz/
     t5-base/                the text encoder: T5's encoder and tokenizer, as transformers saves them
-    htdemucs.safetensors    melody models only: Demucs as its authors' hub layout has it
+    htdemucs.safetensors    melody models that separate: Demucs as its authors' hub layout has it
     mbd_musicgen_32khz.th   Multi-Band Diffusion, optional, in upstream's form
 
 A folder in audiocraft's upstream format:
@@ -14,7 +14,7 @@ A folder in audiocraft's upstream format:
     state_dict.bin               the language model: `xp.cfg` (YAML text) and `best_state`
     compression_state_dict.bin   EnCodec: the same two, or `pretrained`, the name of a folder below
     t5-base/                     the text encoder that xp.cfg names, as transformers saves it
-    htdemucs.th                  melody models only: Demucs as its authors serialize it, or
+    htdemucs.th                  melody models that separate: Demucs as its authors serialize it, or
                                  htdemucs.safetensors
     mbd_musicgen_32khz.th        Multi-Band Diffusion, optional: each band's cfg and states
     encodec_32khz/               if `pretrained` names it: EnCodec as transformers saves it
@@ -64,6 +64,7 @@ ARCHITECTURE = {
     "qk_layer_norm_cross": False,
 }
 CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}
+NO_SEPARATOR = "none"
 PROVIDER_PREFIX = "condition_provider.conditioners."
 
 # EnCodec: its configuration and state, or the folder that transformers saved it to.
@@ -148,6 +149,15 @@ class Checkpoint:
         return None if spec is None else dict(spec.chroma_stem)
 
     @property
+    def separates(self) -> bool:
+        """Whether Demucs takes drums and bass out of a melody, as upstream's models want it.
+
+        A configuration with `separator: none` in chroma_stem says that its model was trained on
+        melodies as they come.
+        """
+        return self.chroma is not None and self.chroma.get("separator") != NO_SEPARATOR
+
+    @property
     def text_name(self) -> str:
         """The text encoder, as the configuration names it: t5-base."""
         return str(self.config.conditioners.description.t5.name)
@@ -204,7 +214,7 @@ def local_name(name: str) -> str:
 
 
 def resolve(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the small one.
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
 
     The argument may be the https address of a tar with a folder in it, as Replicate passes to
     `setup`; it is fetched into the folder weights/ unless it was before.

@@ -76,6 +76,44 @@ def test_every_file_is_in_the_precision_that_it_runs_in(checkpoints, tmp_path):
     assert all(tensor.dtype == torch.float16 for name, tensor in lm.items() if name not in wide)
 
 
+def test_a_codec_keeps_the_precision_that_it_has(source, tmp_path):
+    def narrow(package):
+        state = package["best_state"]
+        package["best_state"] = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+
+    change_package(source / CODEC_FILE, narrow)
+    convert(source, tmp_path / "out")
+    codec = load_file(tmp_path / "out" / "codec.safetensors")
+    assert torch.float32 not in {tensor.dtype for tensor in codec.values()}
+    request = Request(prompt="a short song", duration=1, seed=3)
+    wavs = [
+        MusicGen.load(folder, "cpu").generate(request).wavs[0]
+        for folder in (source, tmp_path / "out")
+    ]
+    assert torch.equal(*wavs)
+
+
+def test_a_model_that_separates_nothing_needs_no_demucs(source, tmp_path):
+    change_config(source / LM_FILE, "conditioners.self_wav.chroma_stem.separator", "none")
+    (source / DEMUCS_FILE).unlink()
+    manifest = convert(source, tmp_path / "out")
+    assert not [name for name in manifest.files if "demucs" in name]
+    audio = tmp_path / "melody.wav"
+    soundfile.write(audio, torch.sin(torch.arange(32000) * 0.06).numpy(), 32000)
+    for folder in (source, tmp_path / "out"):
+        model = MusicGen.load(folder, "cpu")
+        wav = torch.randn(1, 32000)
+        assert torch.equal(model.conditioner.melody.separate(wav), wav)
+        clips = [
+            model.generate(Request(audio=melody, duration=1, temperature=0, seed=1)).wavs[0]
+            for melody in (audio, None)
+        ]
+        assert not torch.equal(*clips)
+
+
 def test_float32_weights_keep_what_is_computed_in_float32(source, tmp_path):
     def widen(package):
         package["best_state"] = {k: v.float() * 1.0001 for k, v in package["best_state"].items()}
