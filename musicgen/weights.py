@@ -214,7 +214,7 @@ def local_name(name: str) -> str:
 
 
 def resolve(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the small one.
 
     The argument may be the https address of a tar with a folder in it, as Replicate passes to
     `setup`; it is fetched into the folder weights/ unless it was before.

@@ -1,0 +1,149 @@
+"""Trains EnCodec, audiocraft's classes, on synthesized music: mono, 32 kHz, 50 frames/s, K = 4.
+
+Without a discriminator: the loss compares waveforms and spectrograms at several resolutions. That
+is enough for sounds that are the same samples each time.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from audiocraft.models.builders import get_compression_model
+from audiocraft.models.encodec import EncodecModel
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from musicgen import tiny
+from train_demo import song, synth
+from train_demo.run import Run
+
+CARD = 512
+STEPS, POLISH_STEPS, RATE, SEED = 3000, 1200, 1e-3, 1
+SONGS, SECONDS = 6, 1.0  # of a batch: each song gives two segments, of left and right
+COMMITMENT = 0.25
+WINDOWS = (2048, 1024, 512, 256)
+FLOOR = 3e-4  # of a spectrum's amplitudes, -70 dB
+HELD_OUT = 10_000_000  # seeds from here on are never trained on
+
+
+def config() -> dict[str, Any]:
+    """audiocraft's configuration of the codec."""
+    values = tiny.codec_config()
+    values["seanet"] |= {"n_filters": 16, "dimension": 64, "lstm": 1}
+    values["rvq"] |= {"bins": CARD, "kmeans_init": True, "kmeans_iters": 20}
+    return values
+
+
+def build() -> EncodecModel:
+    """The untrained codec, always the same."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated")
+        torch.manual_seed(SEED)
+        return get_compression_model(OmegaConf.create(config()))
+
+
+def train(folder: Path, steps: int = STEPS, device: str = "cpu") -> EncodecModel:
+    """Train, or go on with, the codec whose state is in `folder`."""
+    model = build().to(device)
+    run = Run(folder, model, steps, [adam(model)])
+    held_out = segments(HELD_OUT).to(device)
+    for step in run:
+        torch.manual_seed(step)
+        model.train()
+        wav = segments(step).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            result = model(wav)
+        loss = distance(wav, result.x.float())
+        run.update(loss + COMMITMENT * result.penalty.float().mean())
+        if step % 50 == 0 or step + 1 == steps:
+            model.eval()
+            with torch.inference_mode():
+                rebuilt = model(held_out).x
+            run.note(
+                step,
+                loss=loss.item(),
+                held_out=distance(held_out, rebuilt).item(),
+                si_sdr=si_sdr(held_out, rebuilt).nanmean().item(),
+            )
+    return model.eval()
+
+
+def polish(
+    folder: Path, model: EncodecModel, steps: int = POLISH_STEPS, device: str = "cpu"
+) -> EncodecModel:
+    """Train the decoder of `model` alone, on codes that do not change any more."""
+    run = Run(folder, model.decoder, steps, [adam(model.decoder)])
+    held_out = segments(HELD_OUT).to(device)
+
+    def render(wav: Tensor) -> Tensor:
+        with torch.inference_mode():
+            codes, _ = model.encode(wav)
+            embeddings = model.decode_latent(codes)
+        return model.decoder(embeddings.clone())
+
+    for step in run:
+        wav = segments(STEPS + step).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            rebuilt = render(wav)
+        loss = distance(wav, rebuilt.float())
+        run.update(loss)
+        if step % 50 == 0 or step + 1 == steps:
+            with torch.inference_mode():
+                rebuilt = render(held_out)
+            run.note(
+                step,
+                loss=loss.item(),
+                held_out=distance(held_out, rebuilt).item(),
+                si_sdr=si_sdr(held_out, rebuilt).nanmean().item(),
+            )
+    return model.eval()
+
+
+def adam(model: nn.Module) -> AdamW:
+    return AdamW(model.parameters(), RATE, (0.9, 0.98), weight_decay=0.01)
+
+
+def segments(seed: int) -> Tensor:
+    """A batch [2 * SONGS, 1, SECONDS] of both sides of drawn songs, some of one part alone."""
+    rng = np.random.default_rng([SEED, seed])
+    sides = []
+    for _ in range(SONGS):
+        stems = synth.render(song.draw(rng), SECONDS + 0.02, int(rng.integers(500)))
+        if rng.random() < 0.25:
+            stems = {"part": stems[synth.PARTS[int(rng.integers(1, len(synth.PARTS)))]]}
+        # Recordings that people bring do not begin on our frames.
+        shift = 0 if rng.random() < 0.7 else int(rng.integers(synth.FRAME))
+        gain = np.exp(rng.normal(0, 0.3)) if rng.random() < 0.3 else 1.0
+        wav = synth.mix(stems)[:, shift:][:, : round(SECONDS * synth.SAMPLE_RATE)]
+        sides += [gain * wav[0], gain * wav[1]]
+    return torch.from_numpy(np.stack(sides).astype(np.float32))[:, None]
+
+
+def distance(wav: Tensor, other: Tensor) -> Tensor:
+    """How far `other` [B, 1, N] is from `wav`: relative error of samples, spectra and levels."""
+    total = (wav - other).abs().mean() / wav.abs().mean()
+    for size in WINDOWS:
+        a, b = spectrum(wav, size), spectrum(other, size)
+        total = total + torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a) / len(WINDOWS)
+        total = total + 0.5 * F.l1_loss((a + FLOOR).log(), (b + FLOOR).log()) / len(WINDOWS)
+    return total
+
+
+def spectrum(wav: Tensor, size: int) -> Tensor:
+    """Amplitudes [B, size / 2 + 1, frames] of wav [B, 1, N]; a full-scale sine gives 0.5."""
+    window = torch.hann_window(size, device=wav.device)
+    return torch.stft(
+        wav[:, 0], size, size // 4, window=window / window.sum(), return_complex=True
+    ).abs()
+
+
+def si_sdr(wav: Tensor, other: Tensor) -> Tensor:
+    """Scale-invariant ratio of signal to distortion (Le Roux 2019) of each of [B, 1, N] in dB."""
+    wav, other = (x - x.mean(-1, keepdim=True) for x in (wav, other))
+    scale = (wav * other).sum(-1, keepdim=True) / wav.square().sum(-1, keepdim=True)
+    error = other - scale * wav
+    return 10 * ((scale * wav).square().sum((1, 2)) / error.square().sum((1, 2))).log10()

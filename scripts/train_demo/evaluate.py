@@ -1,0 +1,260 @@
+"""The command: measures a checkpoint over fixed seeds, with the same one untrained beside it.
+
+Songs are drawn from seeds that training never uses. What is asked of a model is asked of the
+songs themselves too ("recordings"): no model can be expected to do better than those.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from musicgen.pipeline import MusicGen
+from musicgen.request import Request
+from train_demo import captions, codec, lm, measures, song, synth
+from train_demo.export import export
+from train_demo.train import DEMO
+
+FIRST_SEED = codec.HELD_OUT * 2
+SEEDS = 20
+SECONDS = float(lm.SECONDS)
+PROMPT_SECONDS = 3.0
+SEEN_AHEAD = 0.2  # seconds before the prompt's end whose rendering depends on what follows
+GUIDANCE = (1.0, 3.0, 5.0)
+SPEED_SECONDS = 8
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A held-out song: wav [2, N], its lead alone [2, N], the prompt that describes it."""
+
+    song: song.Song
+    seed: int
+    wav: np.ndarray
+    lead: np.ndarray
+
+    @property
+    def prompt(self) -> str:
+        words = [self.song.style, self.song.chord_sound, self.song.lead_sound, self.key]
+        return ", ".join([*words, f"{self.song.tempo} bpm"])
+
+    @property
+    def key(self) -> str:
+        return captions.key_name(self.song)
+
+    def has_tempo(self, wav: np.ndarray) -> bool:
+        return measures.is_tempo(measures.tempo(wav), self.song.tempo)
+
+    def has_key(self, wav: np.ndarray) -> bool:
+        return self.key in measures.keys(wav)[:3]
+
+
+def recordings(count: int) -> list[Recording]:
+    made = []
+    for seed in range(FIRST_SEED, FIRST_SEED + count):
+        drawn = song.draw(np.random.default_rng(seed))
+        stems = synth.render(drawn, SECONDS)
+        made.append(Recording(drawn, seed, synth.mix(stems), stems["lead"]))
+    return made
+
+
+class Judge:
+    """What one model makes of the recordings."""
+
+    def __init__(self, model: MusicGen, heard: list[Recording], folder: Path) -> None:
+        self.model, self.heard, self.folder = model, heard, folder
+
+    def generate(self, recording: Recording, **fields: object) -> np.ndarray:
+        """One clip [2, N]; `audio` may be a wav [C, N]."""
+        audio = fields.pop("audio", None)
+        if audio is not None:
+            path = self.folder / "audio.wav"
+            soundfile.write(path, np.asarray(audio).T, synth.SAMPLE_RATE, subtype="FLOAT")
+            fields["audio"] = path
+        seed = recording.seed % 2**16
+        request = Request(**{"duration": SECONDS, "seed": seed} | fields)  # type: ignore[arg-type]
+        return self.model.generate(request).wavs[0].numpy()
+
+    def rebuild(self, wav: np.ndarray) -> np.ndarray:
+        """wav [2, N] through the codec."""
+        codes = self.model.codec.encode(torch.from_numpy(wav))
+        return self.model.codec.decode(codes[None], [0])[0].numpy()[:, : wav.shape[1]]
+
+    def codec(self) -> dict[str, float]:
+        rebuilt = [self.rebuild(one.wav) for one in self.heard]
+        pairs = [
+            (one.wav[side], wav[side])
+            for one, wav in zip(self.heard, rebuilt, strict=True)
+            for side in (0, 1)
+        ]
+        return {
+            "codec: log-spectral distance, dB": mean(
+                measures.log_spectral_distance(*pair) for pair in pairs
+            ),
+            "codec: SI-SDR, dB": mean(measures.si_sdr(*pair) for pair in pairs),
+        }
+
+    def text(self) -> dict[str, float]:
+        """Hits of tempo and key at each guidance."""
+        found = {}
+        for guidance in GUIDANCE:
+            wavs = [self.generate(one, prompt=one.prompt, cfg_coef=guidance) for one in self.heard]
+            pairs = list(zip(self.heard, wavs, strict=True))
+            name = f", guidance {guidance:g}"
+            found[f"tempo within 5%{name}"] = sum(one.has_tempo(wav) for one, wav in pairs)
+            found[f"key in the first 3{name}"] = sum(one.has_key(wav) for one, wav in pairs)
+        return found
+
+    def melody(self) -> dict[str, float]:
+        """Chroma cosine with a melody that was given, and with one that was not."""
+        given = mean(
+            measures.chroma_similarity(self.generate(one, audio=one.lead), one.lead)
+            for one in self.heard
+        )
+        not_given = mean(
+            measures.chroma_similarity(self.generate(one), one.lead) for one in self.heard
+        )
+        return {"melody: cosine, given": given, "melody: cosine, not given": not_given}
+
+    def continuation(self) -> dict[str, float]:
+        cut = round(PROMPT_SECONDS * synth.SAMPLE_RATE)
+        kept = cut - round(SEEN_AHEAD * synth.SAMPLE_RATE)
+        differences, seams, tempos = [], [], []
+        for one in self.heard:
+            prompt = one.wav[:, :cut]
+            wav = self.generate(one, audio=prompt, continuation=True)
+            differences.append(np.abs(wav[:, :kept] - self.rebuild(prompt)[:, :kept]).max())
+            seams.append(measures.seam(wav, cut) <= 1)
+            tempos.append(one.has_tempo(wav[:, cut:]))
+        return {
+            "continuation: largest difference from the prompt's rendering": float(max(differences)),
+            "continuation: no click at the seam": sum(seams),
+            "continuation: tempo carries on": sum(tempos),
+        }
+
+    def greedy(self) -> dict[str, float]:
+        """How many prompts give the same clip twice at temperature 0, whatever the seed."""
+        pairs = [
+            [
+                self.generate(one, prompt=one.prompt, temperature=0.0, duration=2, seed=seed)
+                for seed in (1, 2)
+            ]
+            for one in self.heard
+        ]
+        return {"temperature 0: the same clip twice": sum(np.array_equal(*pair) for pair in pairs)}
+
+    def speed(self) -> dict[str, float]:
+        started = time.perf_counter()
+        self.generate(self.heard[0], prompt=self.heard[0].prompt, duration=SPEED_SECONDS)
+        return {f"seconds for {SPEED_SECONDS} s of audio": time.perf_counter() - started}
+
+    def everything(self) -> dict[str, float]:
+        parts: list[Callable[[], dict[str, float]]] = [
+            self.codec, self.text, self.melody, self.continuation, self.greedy
+        ]  # fmt: skip
+        found: dict[str, float] = {}
+        for part in parts:
+            measured = part()
+            print(*(f"{name}: {value:.3g}" for name, value in measured.items()), sep="\n")
+            found |= measured
+        return found
+
+
+def reference(heard: list[Recording]) -> dict[str, float]:
+    """The same questions asked of the recordings themselves."""
+    others = [*heard[3:], *heard[:3]]
+    pairs = list(zip(heard, others, strict=True))
+    return {
+        "tempo within 5%, guidance 3": sum(one.has_tempo(one.wav) for one in heard),
+        "key in the first 3, guidance 3": sum(one.has_key(one.wav) for one in heard),
+        "melody: cosine, given": mean(
+            measures.chroma_similarity(one.wav, one.lead) for one in heard
+        ),
+        "melody: cosine, not given": mean(
+            measures.chroma_similarity(other.wav, one.lead) for one, other in pairs
+        ),
+    }
+
+
+def mean(values) -> float:
+    return float(np.mean(list(values)))
+
+
+def spectrograms(titled: dict[str, np.ndarray], path: Path) -> None:
+    """Draw the spectrogram of each wav [N]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((10, 1.6 * len(titled)), layout="constrained")
+    axes = figure.subplots(len(titled), 1, sharex=True)
+    for axis, (title, wav) in zip(axes, titled.items(), strict=True):
+        axis.specgram(wav + 1e-6, 1024, synth.SAMPLE_RATE, noverlap=512, vmin=-130, vmax=-30)
+        axis.set(title=title, ylabel="Hz", ylim=(0, 10000))
+    figure.savefig(path, dpi=70)
+
+
+def judged(weights: Path, seeds: int) -> dict[str, float]:
+    """Everything but the speed, which wants the machine for itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Judge(MusicGen.load(weights), recordings(seeds), Path(folder)).everything()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="scripts/train_demo/evaluate",
+        description="Measure a checkpoint over fixed seeds, with an untrained one beside it.",
+    )
+    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    options = parser.parse_args()
+    heard = recordings(options.seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        untrained = Path(folder) / "untrained"
+        export(codec.build(), lm.Demo(), untrained, "untrained")
+        weights = {"trained": options.model, "untrained": untrained}
+        with ProcessPoolExecutor(len(weights), get_context("spawn")) as pool:
+            found = pool.map(judged, weights.values(), [options.seeds] * len(weights))
+            results = dict(zip(weights, found, strict=True))
+        judges = {name: Judge(MusicGen.load(w), heard, Path(folder)) for name, w in weights.items()}
+        for name, judge in judges.items():
+            results[name] |= judge.speed()
+        draw(judges["trained"], judges["untrained"], options.model / "spectrograms.png")
+    results["recordings"] = reference(heard)
+    (options.model / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results, len(heard)))
+
+
+def draw(trained: Judge, untrained: Judge, path: Path) -> None:
+    """Spectrograms of the first recording, of both codecs' rendering, of what its prompt gives."""
+    one = trained.heard[0]
+    given = trained.generate(one, prompt=one.prompt)
+    pictures = {}
+    for side, name in enumerate(("left", "right")):
+        pictures |= {
+            f"{name}: recording": one.wav[side],
+            f"{name}: through the codec": trained.rebuild(one.wav)[side],
+            f"{name}: through the untrained codec": untrained.rebuild(one.wav)[side],
+            f"{name}: generated, {one.prompt}": given[side],
+        }
+    spectrograms(pictures, path)
+
+
+def table(results: dict[str, dict[str, float]], seeds: int) -> str:
+    """The results as Markdown."""
+    lines = [f"| over {seeds} seeds | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
+    for name in results["trained"]:
+        cells = (found.get(name) for found in results.values())
+        lines.append(f"| {name} | {' | '.join('' if c is None else f'{c:.3g}' for c in cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Writes what was trained as a checkpoint: in upstream's format first, then as the server loads it.
+
+Everything is stored in fp16 but the text encoder and the projections of the conditions.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from audiocraft.models.encodec import EncodecModel
+from omegaconf import OmegaConf
+from torch import nn
+
+from musicgen.convert import SOURCES_FILE, convert
+from musicgen.tiny import N_CHROMA
+from musicgen.weights import CODEC_FILE, LM_FILE, PROVIDER_PREFIX
+from train_demo import codec, lm, text
+
+LICENCE = "MIT"
+
+
+def export(encodec: EncodecModel, demo: lm.Demo, folder: Path, name: str = "demo") -> None:
+    """Write the checkpoint into `folder`, in place of the one that is there."""
+    for old in (path for path in folder.rglob("*") if path.is_file() and _is_weights(path)):
+        old.unlink()
+    with tempfile.TemporaryDirectory() as upstream:
+        write_upstream(encodec, demo, Path(upstream))
+        convert(Path(upstream), folder, name)
+
+
+def write_upstream(encodec: EncodecModel, demo: lm.Demo, folder: Path) -> None:
+    """The checkpoint in audiocraft's format."""
+    state = half(demo.lm)
+    # A buffer that audiocraft's melody conditioner saves along.
+    state[f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"] = torch.hann_window(lm.CHROMA_WINDOW)
+    assert state[f"{PROVIDER_PREFIX}self_wav.output_proj.weight"].shape[1] == N_CHROMA
+    save(folder / LM_FILE, lm.config(), state)
+    save(folder / CODEC_FILE, codec.config(), half(encodec))
+    text.save(demo.text, folder / lm.TEXT_NAME)
+    sources = [{"name": "scripts/train_demo", "licence": LICENCE}]
+    (folder / SOURCES_FILE).write_text(json.dumps(sources))
+
+
+def save(path: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    torch.save({"xp.cfg": OmegaConf.to_yaml(OmegaConf.create(config)), "best_state": state}, path)
+
+
+def half(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state with its numbers in fp16."""
+    return {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".json")

@@ -1,0 +1,300 @@
+"""Trains the language model, audiocraft's classes, on codes of synthesized stereo music.
+
+Conditions stand before the codes as in musicgen-stereo-melody: chroma of the melody, then the
+text. Each is left out at times, so that guidance has something to compare with.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from audiocraft.models.encodec import EncodecModel
+from audiocraft.models.lm import LMModel
+from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
+from audiocraft.modules.conditioners import BaseConditioner, ConditionFuser, ConditioningProvider
+from audiocraft.modules.transformer import set_efficient_attention_backend
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from musicgen import tiny
+from musicgen.chroma import Chroma
+from train_demo import captions, codec, song, synth, text
+from train_demo.run import Run
+
+SECONDS = 8
+TEXT_NAME = "t5-demo"
+CHROMA_EXPONENT = 14
+CHROMA_WINDOW = 2**CHROMA_EXPONENT
+STEPS, RATE, SEED = 4000, 2e-3, 3
+K = 8  # codebooks of both sides
+LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3)  # the first codebooks carry pitch and rhythm
+LONGEST_START = 8.0  # seconds into the song at which a clip may begin
+# Shares of the clips.
+WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.4, 0.7, 0.12
+CAPTION_TRIES = 60
+REPORT_EVERY = 100
+SLOWER = synth.FRAME / (CHROMA_WINDOW / 4)  # chroma frames of a code
+OFFSET = 73  # positions before the first code: chroma, and text of a usual length
+SHARPNESS = 1.2
+MARK, CONSTANT, ATTENTION = 0.7, 28, 11.0  # size of words' mark, constant waves, how sharply
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Clips of one length. Each is made when first drawn, then kept as codes."""
+
+    frames: int
+    count: int
+    batch: int
+    from_start: float  # share of the clips that begin with their song
+
+
+# Only the beginning of a clip has to be guessed from text and melody, the rest follows from what
+# was heard: a model learns what words mean from many beginnings.
+BEGINNING = Kind(80, 16000, 40, 0.85)
+WHOLE = Kind(SECONDS * song.FRAME_RATE, 2000, 8, 0.6)
+BEGINNINGS = 0.55  # share of the batches
+
+
+def config() -> dict[str, Any]:
+    """audiocraft's configuration of the language model."""
+    values = tiny.lm_config("stereo-melody")
+    values["dataset"]["segment_duration"] = SECONDS
+    values["transformer_lm"] |= {"dim": 256, "num_heads": 4, "num_layers": 4, "card": codec.CARD}
+    # Nothing is separated: the training melodies are clean, and Demucs has no place in so small
+    # a model.
+    values["conditioners"]["self_wav"]["chroma_stem"]["separator"] = "none"
+    values["conditioners"]["description"]["t5"]["name"] = TEXT_NAME
+    return values
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as it is trained on: codes [K, T], pitch classes of lead and mix [frames]."""
+
+    song: song.Song
+    codes: Tensor
+    lead: Tensor
+    mix: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """codes [B, K, T], tokens [B, L], has_text [B] as 0 or 1, chroma [B, frames] pitch classes."""
+
+    codes: Tensor
+    tokens: Tensor
+    has_text: Tensor
+    chroma: Tensor
+
+    def to(self, device: str) -> "Batch":
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+class Clips:
+    """Clip number `index` of a kind, always the same."""
+
+    def __init__(self, encodec: EncodecModel, device: str) -> None:
+        self.encodec, self.device = encodec, device
+        self.extractor = Chroma(synth.SAMPLE_RATE, tiny.N_CHROMA, CHROMA_EXPONENT, argmax=True)
+        self.tokenizer = text.tokenizer()
+        frames = SECONDS * synth.SAMPLE_RATE // self.extractor.hop + 1
+        # What the server embeds when no melody comes.
+        self.no_melody = self.chroma(torch.zeros(1, 1)).repeat(frames)[:frames]
+        self.clip = cache(self._make)
+
+    @torch.inference_mode()
+    def _make(self, kind: Kind, index: int) -> Clip:
+        rng = np.random.default_rng([SEED, kind.frames, index])
+        drawn = song.draw(rng)
+        start = 0
+        if rng.random() >= kind.from_start:
+            start = int(rng.integers(LONGEST_START * song.FRAME_RATE))
+        wav = synth.mix(synth.render(drawn, kind.frames / song.FRAME_RATE, start))
+        lead = synth.render(drawn, SECONDS, start, ("lead",))["lead"]
+        melody = self.chroma(torch.from_numpy(lead).mean(0, keepdim=True))
+        # A melody is as long as a window; of the mix there is only as much as was rendered.
+        mixed = self.chroma(torch.from_numpy(wav).mean(0, keepdim=True))
+        whole = len(mixed) == len(melody)
+        return Clip(drawn, self._encode(wav), melody, mixed if whole else melody)
+
+    def _encode(self, wav: np.ndarray) -> Tensor:
+        """wav [2, N] -> codes [K, T], left and right interleaved."""
+        with torch.autocast(self.device, torch.bfloat16):
+            sides = torch.from_numpy(wav)[:, None].to(self.device)
+            left, right = self.encodec.encode(sides)[0].cpu()
+        return torch.stack([left, right], dim=1).flatten(0, 1).short()
+
+    def chroma(self, wav: Tensor) -> Tensor:
+        """wav [1, N] -> pitch classes [frames]."""
+        return self.extractor(wav)[0].argmax(-1).to(torch.uint8)
+
+    def batch(self, kind: Kind, indices: list[int], rng: np.random.Generator) -> Batch:
+        """Those clips, each with a caption of its own and at times with its melody."""
+        clips = [self.clip(kind, index) for index in indices]
+        # Captions of one length: nothing is padded at inference either.
+        length = len(self._tokens(clips[0], rng))
+        said = [self._tokens(clip, rng, length) for clip in clips]
+        has_text = [bool(tokens) and rng.random() >= WITHOUT_TEXT for tokens in said]
+        return Batch(
+            codes=torch.stack([clip.codes for clip in clips]).long(),
+            tokens=torch.tensor([tokens or [0] * length for tokens in said]),
+            has_text=torch.tensor(has_text).float(),
+            chroma=torch.stack([self._melody(clip, rng) for clip in clips]).long(),
+        )
+
+    def _tokens(self, clip: Clip, rng: np.random.Generator, length: int | None = None) -> list[int]:
+        """A caption of the clip, `length` tokens long; none if no such caption was found."""
+        for _ in range(CAPTION_TRIES):
+            tokens: list[int] = self.tokenizer.encode(captions.caption(clip.song, rng)).ids
+            if length in (None, len(tokens)):
+                return tokens
+        return []
+
+    def _melody(self, clip: Clip, rng: np.random.Generator) -> Tensor:
+        if rng.random() >= WITH_MELODY:
+            return self.no_melody
+        return clip.lead if rng.random() < MELODY_ALONE else clip.mix
+
+
+class Demo(nn.Module):
+    """The language model and the text encoder, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        values = config()
+        arguments = values["transformer_lm"] | {"custom": True, "memory_efficient": False}
+        set_efficient_attention_backend("torch")
+        torch.manual_seed(SEED)
+        dim = arguments["dim"]
+        self.text = text.build()
+        conditioners = {
+            "self_wav": BaseConditioner(tiny.N_CHROMA, dim),
+            "description": BaseConditioner(text.WIDTH, dim),
+        }
+        fuse = ("sum", "prepend", "cross", "input_interpolate")
+        self.lm = LMModel(
+            DelayedPatternProvider(K, values["codebooks_pattern"]["delay"]["delays"]),
+            ConditioningProvider(conditioners),
+            ConditionFuser({method: values["fuser"][method] for method in fuse}),
+            **arguments,
+        )
+        with torch.no_grad():
+            for table in self.lm.emb:  # as loud as the positions that are added to them
+                table.weight *= 3
+        first = self.lm.transformer.layers[0].self_attn
+        look_along_the_melody(first, dim)
+        look_at_the_text(first, conditioners["description"].output_proj, dim)
+        for layer in self.lm.transformer.layers:
+            # torch's attention; asked for when building it, audiocraft would look for xformers.
+            layer.self_attn.memory_efficient = True
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each codebook, in nats a code [K]."""
+        project = self.lm.condition_provider.conditioners
+        words = self.text(input_ids=batch.tokens).last_hidden_state
+        described = project["description"].output_proj(words) * batch.has_text[:, None, None]
+        melody = project["self_wav"].output_proj(F.one_hot(batch.chroma, tiny.N_CHROMA).float())
+        # The order in which audiocraft's provider gives them: the melody comes to stand first.
+        conditions = {"description": (described, None), "self_wav": (melody, None)}
+        pattern = self.lm.pattern_provider.get_pattern(batch.codes.shape[-1])
+        sequence, _, _ = pattern.build_pattern_sequence(batch.codes, codec.CARD)
+        logits = self.lm(sequence[..., :-1], [], conditions)
+        losses = [
+            F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=codec.CARD)
+            for scores, targets in zip(logits.unbind(1), sequence[..., 1:].unbind(1), strict=True)
+        ]
+        return torch.stack(losses)
+
+
+@torch.no_grad()
+def look_along_the_melody(attention: nn.Module, dim: int) -> None:
+    """Let one head begin by attending from each code to the chroma frame of the same moment.
+
+    Positions are waves of falling frequencies. Code t stands at t + OFFSET and its chroma frame
+    near t * SLOWER: two waves whose frequencies differ by that factor agree there. Found by
+    training alone, this would take longer than two cores have.
+    """
+    frequencies = 10000 ** (-torch.arange(dim // 2) / (dim // 2 - 1))
+    apart = int((frequencies > SLOWER).sum())  # how much further a wave is that much slower
+    slower = float(frequencies[apart])
+    width = dim // attention.num_heads
+    used = torch.arange(width // 2)
+    # In the middle of the clip the line is exact.
+    lag = slower * OFFSET - (SLOWER - slower) * SECONDS * song.FRAME_RATE / 2
+    shift = frequencies[used] * lag
+    query, key = torch.zeros(2, 2, width // 2, 2, dim // 2)
+    query[0, used, 0, used + apart], query[0, used, 1, used + apart] = shift.cos(), shift.sin()
+    query[1, used, 0, used + apart], query[1, used, 1, used + apart] = -shift.sin(), shift.cos()
+    key[0, used, 0, used] = key[1, used, 1, used] = 1.0
+    attention.in_proj_weight[:width] = SHARPNESS * query.flatten(0, 1).flatten(1)
+    attention.in_proj_weight[dim : dim + width] = SHARPNESS * key.flatten(0, 1).flatten(1)
+
+
+@torch.no_grad()
+def look_at_the_text(attention: nn.Module, projection: nn.Linear, dim: int) -> None:
+    """Let another head begin by attending from every position to all words alike.
+
+    The bias of the projection of text marks words; positions' slowest waves are nearly constant.
+    """
+    mark = torch.randn(dim).sign()
+    projection.bias.copy_(MARK * mark)
+    width = dim // attention.num_heads
+    query, key = attention.in_proj_weight[width], attention.in_proj_weight[dim + width]
+    query.zero_()[dim // 2 - CONSTANT : dim // 2] = ATTENTION / CONSTANT
+    key.copy_(ATTENTION / dim * mark)
+
+
+def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str = "cpu") -> Demo:
+    """Train, or go on with, the language model whose state is in `folder`."""
+    model = Demo().to(device)
+    run = Run(folder, model, steps, optimizers(model))
+    clips = Clips(encodec, device)
+    levels = torch.tensor(LEVEL_WEIGHTS, device=device).repeat_interleave(2)
+    levels = levels / levels.sum()
+    held_out = [held_out_batch(clips, kind).to(device) for kind in (WHOLE, BEGINNING)]
+    for step in run:
+        rng = np.random.default_rng([SEED, step])
+        kind = BEGINNING if rng.random() < BEGINNINGS else WHOLE
+        indices = rng.integers(kind.count, size=kind.batch).tolist()
+        batch = clips.batch(kind, indices, rng).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            losses = model(batch)
+        run.update((losses * levels).sum())
+        if step % REPORT_EVERY == 0 or step + 1 == steps:
+            run.note(step, **measure(model, *held_out, device))
+    return model.eval()
+
+
+def optimizers(model: Demo) -> list[Optimizer]:
+    """Muon for the decoder's matrices, which learns from fewer steps; AdamW for all else."""
+    matrices = [p for p in model.lm.transformer.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        AdamW(others, RATE, (0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def held_out_batch(clips: Clips, kind: Kind) -> Batch:
+    """Clips that are never trained on."""
+    indices = list(range(codec.HELD_OUT, codec.HELD_OUT + kind.batch))
+    return clips.batch(kind, indices, np.random.default_rng(SEED))
+
+
+@torch.inference_mode()
+def measure(model: Demo, whole: Batch, beginning: Batch, device: str) -> dict[str, float]:
+    """Held-out losses; of beginnings also with another clip's text or melody."""
+    batches = {
+        "held_out": whole,
+        "beginning": beginning,
+        "other_text": replace(beginning, tokens=beginning.tokens.roll(1, 0)),
+        "other_melody": replace(beginning, chroma=beginning.chroma.roll(1, 0)),
+    }
+    with torch.autocast(device, torch.bfloat16):
+        return {name: model(batch).mean().item() for name, batch in batches.items()}

@@ -1,0 +1,93 @@
+"""What both trainings share: a folder with the state to go on from, and the losses as a table."""
+
+import csv
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+STATE, LOSSES = "state.pt", "losses.csv"
+
+
+class Run:
+    """A training of `model` over `steps` steps; what is in `folder` is gone on from.
+
+    The rates of `optimizers` are the highest that `schedule` gives.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        steps: int,
+        optimizers: list[Optimizer],
+        save_every: int = 250,
+    ) -> None:
+        self.folder, self.model, self.steps = folder, model, steps
+        self.optimizers, self.save_every = optimizers, save_every
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        self.first = 0
+        self.table: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / STATE).exists():
+            self._resume()
+
+    def __iter__(self) -> Iterator[int]:
+        """The steps that are left; the state is saved between them and at the end."""
+        for step in range(self.first, self.steps):
+            for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * schedule(step, self.steps)
+            yield step
+            if (step + 1) % self.save_every == 0 or step + 1 == self.steps:
+                self.save(step + 1)
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One step of the optimizers, the gradient's norm held to 1."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def note(self, step: int, **values: float) -> None:
+        """Add a line to the table of losses."""
+        self.table.append({"step": step, **{key: f"{value:.4f}" for key, value in values.items()}})
+        print(" ".join(f"{key} {value}" for key, value in self.table[-1].items()), flush=True)
+
+    def save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "table": self.table,
+        }
+        torch.save(state, self.folder / "state.part")
+        os.replace(self.folder / "state.part", self.folder / STATE)
+        if self.table:
+            with (self.folder / LOSSES).open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(self.table[0]))
+                writer.writeheader()
+                writer.writerows(self.table)
+
+    def _resume(self) -> None:
+        state = torch.load(self.folder / STATE, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.first, self.table = state["step"], state["table"]
+        print(f"going on from step {self.first}", flush=True)
+
+
+def schedule(step: int, steps: int, warmup: int = 100) -> float:
+    """Share of the learning rate: a linear rise, then half a cosine down to 2%."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,181 @@
+"""Composes: draws a song at random and writes down its notes.
+
+Times are beats until a note is placed, then frames of the codec (20 ms): every onset falls on a
+frame, which moves it by 10 ms at most and makes the same note the same codes wherever it stands.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+FRAME_RATE = 50
+BEATS = 4  # of a bar
+BARS = 4  # until the harmony repeats
+TEMPOS = (60, 180)
+
+MAJOR = (0, 2, 4, 5, 7, 9, 11)
+MINOR = (0, 2, 3, 5, 7, 8, 10)
+SCALES = {"major": MAJOR, "minor": MINOR}
+# Degrees of the scale, one a bar, that begin at home so that the key is heard.
+PROGRESSIONS = {
+    "major": ((0, 4, 5, 3), (0, 3, 4, 0), (0, 5, 3, 4), (0, 3, 0, 4)),
+    "minor": ((0, 5, 2, 6), (0, 3, 4, 0), (0, 5, 3, 6), (0, 6, 5, 6)),
+}
+LOWEST_BASS, LOWEST_CHORD, LOWEST_LEAD = 33, 54, 67  # MIDI: A1, F#3, G4
+LEAD_RANGE = 17  # semitones
+
+CHORD_SOUNDS = ("piano", "organ", "pad")
+LEAD_SOUNDS = ("flute", "bell", "saw", "marimba")
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a genre plays in a bar: beats at which drums sound, and bass and chord together."""
+
+    drums: dict[str, tuple[float, ...]]
+    strikes: tuple[float, ...]
+    arpeggio: bool = False  # one note of the chord after the other
+
+
+def _every(step: float, first: float = 0.0) -> tuple[float, ...]:
+    return tuple(np.arange(first, BEATS, step).tolist())
+
+
+ON_BEATS, OFF_BEATS, EIGHTHS, SIXTEENTHS = _every(1), _every(1, 0.5), _every(0.5), _every(0.25)
+STYLES = {
+    "house": Style({"kick": ON_BEATS, "clap": (1, 3), "open hat": OFF_BEATS}, OFF_BEATS),
+    "techno": Style({"kick": ON_BEATS, "hat": OFF_BEATS}, EIGHTHS),
+    "lofi": Style({"kick": (0, 2.5), "snare": (1, 3), "hat": EIGHTHS}, ON_BEATS),
+    "hip hop": Style({"kick": (0, 2.5), "snare": (1, 3), "hat": ON_BEATS}, (0, 2)),
+    "rock": Style({"kick": (0, 2), "snare": (1, 3), "hat": EIGHTHS}, EIGHTHS),
+    "funk": Style({"kick": (0, 2, 3.5), "snare": (1, 3), "hat": SIXTEENTHS}, (0, 0.5, 2, 2.5)),
+    "pop": Style({"kick": (0, 2), "clap": (1, 3), "hat": EIGHTHS}, ON_BEATS),
+    "ambient": Style({}, EIGHTHS, arpeggio=True),
+}
+# A bar of the lead, as beats at which its notes begin.
+RHYTHMS = (
+    (0, 1, 2, 3),
+    (0, 1, 2),
+    (0, 0.5, 1, 2, 3),
+    (0, 1, 1.5, 2, 3),
+    (0, 1, 2, 2.5, 3, 3.5),
+    (0, 2, 3),
+    (0, 0.5, 1, 1.5, 2, 3),
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note of `part`: MIDI pitch, first frame, length in frames. A drum's pitch is 0."""
+
+    part: str
+    sound: str
+    pitch: int
+    frame: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Song:
+    """All that a song is drawn from; the same fields always give the same notes."""
+
+    style: str
+    tempo: int  # beats a minute
+    tonic: int  # pitch class, 0 is C
+    mode: str
+    chord_sound: str
+    lead_sound: str
+    drums: bool
+    lead_side: int  # -1 left, 1 right; bass and chords are on the other
+    seed: int  # of progression and melody
+
+    @cached_property
+    def scale(self) -> tuple[int, ...]:
+        """Pitch classes of the key, from its tonic on."""
+        return tuple((self.tonic + step) % 12 for step in SCALES[self.mode])
+
+    @property
+    def bar_frames(self) -> float:
+        return BEATS * 60 / self.tempo * FRAME_RATE
+
+    def notes(self, seconds: float) -> list[Note]:
+        """Every note that begins in the song's first `seconds`."""
+        bars = int(np.ceil(seconds * FRAME_RATE / self.bar_frames))
+        loop = self._loop()
+        placed = [self._place(bar, *event) for bar in range(bars) for event in loop[bar % BARS]]
+        return [note for note in placed if note.frame < seconds * FRAME_RATE]
+
+    def _place(
+        self, bar: int, part: str, sound: str, pitch: int, beat: float, beats: float
+    ) -> Note:
+        per_beat = self.bar_frames / BEATS
+        start = bar * self.bar_frames + beat * per_beat
+        first, last = round(start), round(start + beats * per_beat)
+        return Note(part, sound, pitch, first, max(last - first, 1))
+
+    def _loop(self) -> list[list[tuple[str, str, int, float, float]]]:
+        """(part, sound, pitch, beat, beats) of each bar of the harmony's round."""
+        rng = np.random.default_rng(self.seed)
+        style = STYLES[self.style]
+        progression = PROGRESSIONS[self.mode][rng.integers(len(PROGRESSIONS[self.mode]))]
+        rhythms = [RHYTHMS[i] for i in rng.integers(len(RHYTHMS), size=2)]
+        lead_pitch = LOWEST_LEAD + int(rng.integers(LEAD_RANGE))
+        bars = []
+        for bar, degree in enumerate(progression):
+            chord = [self.scale[(degree + step) % 7] for step in (0, 2, 4)]
+            events = []
+            voices = sorted(_above(pitch_class, LOWEST_CHORD) for pitch_class in chord)
+            for index, span in enumerate(_spans(style.strikes)):
+                events.append(("bass", "bass", _above(chord[0], LOWEST_BASS), *span))
+                struck = [voices[(0, 1, 2, 1)[index % 4]]] if style.arpeggio else voices
+                events += [("chords", self.chord_sound, pitch, *span) for pitch in struck]
+            for beat, beats in _spans(rhythms[bar % 2]):
+                choices = chord if beat == int(beat) else self.scale
+                lead_pitch = _step(rng, lead_pitch, choices)
+                events.append(("lead", self.lead_sound, lead_pitch, beat, beats))
+            if self.drums:
+                events += [
+                    ("drums", drum, 0, beat, 1.0)
+                    for drum, beats in style.drums.items()
+                    for beat in beats
+                ]
+            bars.append(events)
+        return bars
+
+
+def draw(rng: np.random.Generator) -> Song:
+    """A song at random; every choice is independent of the others."""
+
+    def pick(options):  # numpy's choice would turn names into its own strings
+        return options[int(rng.integers(len(options)))]
+
+    return Song(
+        style=pick(tuple(STYLES)),
+        tempo=int(rng.integers(TEMPOS[0], TEMPOS[1] + 1)),
+        tonic=int(rng.integers(12)),
+        mode=pick(tuple(SCALES)),
+        chord_sound=pick(CHORD_SOUNDS),
+        lead_sound=pick(LEAD_SOUNDS),
+        drums=bool(rng.random() < 0.9),
+        lead_side=pick((-1, 1, 1, 1)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _above(pitch_class: int, lowest: int) -> int:
+    return lowest + (pitch_class - lowest) % 12
+
+
+def _spans(beats: tuple[float, ...]) -> list[tuple[float, float]]:
+    """(beat, length), each note lasting until the next begins."""
+    return [(a, b - a) for a, b in zip(beats, (*beats[1:], BEATS), strict=True)]
+
+
+def _step(rng: np.random.Generator, pitch: int, classes) -> int:
+    """A pitch of `classes` near `pitch`, in the lead's range."""
+    span = range(LOWEST_LEAD, LOWEST_LEAD + LEAD_RANGE + 1)
+    near = sorted(
+        (p for p in span if p % 12 in classes and p != pitch), key=lambda p: abs(p - pitch)
+    )
+    return near[int(rng.integers(min(4, len(near))))]

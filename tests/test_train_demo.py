@@ -1,0 +1,266 @@
+"""The maker of weights/demo: songs, sound, words, the training's state, what is measured."""
+
+import csv
+import itertools
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from audiocraft.modules.transformer import create_sin_embedding
+from train_demo import captions, codec, lm, measures, song, synth, text
+from train_demo.run import LOSSES, Run, schedule
+
+from musicgen.pipeline import MusicGen
+from musicgen.request import Request
+
+ROOT = Path(__file__).parent.parent
+RATE = synth.SAMPLE_RATE
+
+
+def songs(count):
+    return [song.draw(np.random.default_rng(seed)) for seed in range(count)]
+
+
+def test_a_seed_is_a_song_and_a_sound():
+    one, other = (song.draw(np.random.default_rng(3)) for _ in range(2))
+    assert one == other
+    first, second = (synth.render(drawn, 2.0) for drawn in (one, other))
+    assert all(np.array_equal(first[part], second[part]) for part in synth.PARTS)
+    assert song.draw(np.random.default_rng(4)) != one
+
+
+def test_songs_differ_in_everything_that_a_prompt_can_ask_for():
+    drawn = songs(400)
+    assert {one.style for one in drawn} == set(song.STYLES)
+    assert {(one.tonic, one.mode) for one in drawn} == set(
+        itertools.product(range(12), song.SCALES)
+    )
+    assert {one.chord_sound for one in drawn} == set(song.CHORD_SOUNDS)
+    assert {one.lead_sound for one in drawn} == set(song.LEAD_SOUNDS)
+    tempos = [one.tempo for one in drawn]
+    assert min(tempos) < 65
+    assert max(tempos) > 175
+
+
+@pytest.mark.parametrize("drawn", songs(12), ids=str)
+def test_notes_are_in_key_and_on_the_beat(drawn):
+    notes = drawn.notes(10.0)
+    eighth = drawn.bar_frames / 8
+    for note in notes:
+        assert note.part == "drums" or note.pitch % 12 in drawn.scale
+        # A quarter of a beat is the finest that any style plays; frames round by half of one.
+        assert (
+            abs(note.frame / (eighth / 2) - round(note.frame / (eighth / 2))) * eighth / 2 <= 0.51
+        )
+    bass = [note for note in notes if note.part == "bass"]
+    assert bass[0].pitch % 12 == drawn.tonic
+
+
+def test_a_window_is_a_piece_of_the_whole():
+    drawn = songs(1)[0]
+    whole, window = synth.render(drawn, 6.0), synth.render(drawn, 3.0, start=101)
+    first = 101 * synth.FRAME
+    for part in synth.PARTS:
+        assert np.array_equal(window[part], whole[part][:, first : first + 3 * RATE]), part
+
+
+def test_a_mix_is_below_full_scale_and_the_lead_on_its_side():
+    for drawn in songs(12):
+        stems = synth.render(drawn, 4.0)
+        wav = synth.mix(stems)
+        assert wav.shape == (2, 4 * RATE)
+        assert 0.05 < np.abs(wav).max() < 1
+        lead, other = (0, 1) if drawn.lead_side < 0 else (1, 0)
+        assert stems["lead"][lead].any()
+        assert stems["chords"][other].any()
+        assert not stems["lead"][other].any()
+        assert not stems["chords"][lead].any()
+
+
+def test_tones_end_where_they_should():
+    for sound in synth.SOUNDS:
+        spectrum = np.abs(np.fft.rfft(synth._tone(sound, song.LOWEST_LEAD + song.LEAD_RANGE)))
+        high = round(len(spectrum) * 2 * synth.HIGHEST / RATE)
+        assert np.square(spectrum[high:]).sum() < 1e-3 * np.square(spectrum).sum(), sound
+
+
+def test_captions_are_true():
+    rng = np.random.default_rng(0)
+    for drawn in songs(200):
+        said = captions.caption(drawn, rng)
+        if tempo := re.search(r"(\d+) bpm", said):
+            assert int(tempo[1]) == drawn.tempo
+        if key := re.search(r"\b([A-G][#b]?)( major| minor|m\b)", said):
+            names = captions.SHARP if key[1] in captions.SHARP else captions.FLAT
+            assert names.index(key[1]) == drawn.tonic
+            assert ("major" in key[2]) == (drawn.mode == "major")
+
+
+def test_the_tokenizer_knows_every_word_of_the_captions():
+    rng, tokenizer = np.random.default_rng(0), text.tokenizer()
+    for drawn in songs(200):
+        said = captions.caption(drawn, rng).replace("zzz", "")
+        assert text.UNKNOWN not in tokenizer.encode(said).tokens, said
+
+
+def test_the_tokenizer_reads_prompts_as_people_write_them():
+    tokens = text.tokenizer().encode("Lo-Fi, C# minor;90BPM ukulele").tokens
+    assert tokens == ["lo", "fi", "c#", "minor", "90", "bpm", text.UNKNOWN, text.END]
+
+
+def test_near_tempos_begin_with_near_embeddings():
+    table = text.build().get_input_embeddings().weight.detach()
+    ids = {word: index for index, word in enumerate(text.vocabulary())}
+    near, far = (
+        torch.cosine_similarity(table[ids["120"]], table[ids[word]], dim=0)
+        for word in ("121", "90")
+    )
+    assert near > 0.7
+    assert far < 0.5
+
+
+def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+    def train(folder, stop=None):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        adam = torch.optim.AdamW(model.parameters(), 0.1)
+        run = Run(folder, model, steps=6, optimizers=[adam], save_every=2)
+        for step in run:
+            if step == stop:
+                return model
+            wav = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            run.update(model(wav).square().mean())
+            run.note(step, loss=step / 10)
+        return model
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", stop=5)
+    parts = train(tmp_path / "parts")
+    assert torch.equal(whole.weight, parts.weight)
+    rows = list(csv.DictReader((tmp_path / "parts" / LOSSES).read_text().splitlines()))
+    assert [row["step"] for row in rows] == [str(step) for step in range(6)]
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [schedule(step, 1000) for step in range(1000)]
+    assert rates[0] < 0.02
+    assert max(rates) == rates[100] == 1
+    assert rates[-1] < 0.021
+
+
+def test_heads_begin_at_the_moments_chroma_and_at_the_words():
+    """Before any training: what the first layer's first two heads look at."""
+    model = lm.Demo().requires_grad_(False)
+    attention = model.lm.transformer.layers[0].self_attn
+    project = model.lm.condition_provider.conditioners
+    frames, words, codes = 63, 10, lm.SECONDS * song.FRAME_RATE
+    generator = torch.Generator().manual_seed(0)
+    chroma = torch.eye(12)[torch.randint(12, (frames,), generator=generator)]
+    x = torch.cat(
+        [
+            project["self_wav"].output_proj(chroma),
+            project["description"].output_proj(torch.randn(words, 128, generator=generator)),
+            0.5 * torch.randn(codes, 256, generator=generator),
+        ]
+    )
+    positions = torch.arange(len(x)).view(1, -1, 1)
+    x = torch.nn.functional.layer_norm(x + create_sin_embedding(positions, 256)[0], (256,))
+    queries, keys, _ = (x @ attention.in_proj_weight.T).split(256, dim=1)
+    first = frames + words
+    for t in (0, 100, 200, 399):
+        seen = slice(first + t + 1)
+        along, at_words = (
+            (queries[first + t, head] @ keys[seen, head].T / 8).softmax(0)
+            for head in (slice(64), slice(64, 128))
+        )
+        assert abs(int(along.argmax()) - t * lm.SLOWER) < 2.5
+        assert float(at_words[frames:first].sum()) > 0.9
+
+
+def test_batches_say_what_was_asked_of_them():
+    """Clips as long as wanted; captions of one length; a melody or what stands for none."""
+    clips = lm.Clips(codec.build().eval(), "cpu")
+    kind = lm.BEGINNING
+    batch = clips.batch(kind, [0, 1, 2], np.random.default_rng(0))
+    assert batch.codes.shape == (3, lm.K, kind.frames)
+    assert 0 <= int(batch.codes.min()) <= int(batch.codes.max()) < codec.CARD
+    assert batch.tokens.shape[0] == batch.chroma.shape[0] == 3
+    assert batch.tokens[:, -1].eq(clips.tokenizer.token_to_id(text.END)).all()
+    melodies = [clips.no_melody, *(clips.clip(kind, index).lead for index in range(3))]
+    for row in batch.chroma:
+        assert any(torch.equal(row, melody.long()) for melody in melodies)
+
+
+def test_codec_batches_are_the_same_at_every_visit():
+    assert torch.equal(codec.segments(5), codec.segments(5))
+    assert not torch.equal(codec.segments(5), codec.segments(6))
+
+
+def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path):
+    """Two steps of each training, through the command."""
+    output = tmp_path / "demo"
+    command = [ROOT / "scripts/train_demo/train", "--work", tmp_path / "work", "--output", output]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    steps = ["--codec-steps=2", "--decoder-steps=2", "--lm-steps=2"]
+    done = subprocess.run([*command, *steps], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (output / "losses.png").stat().st_size > 1000
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert (manifest["name"], manifest["licence"]) == ("demo", "MIT")
+    model = MusicGen.load(output, "cpu")
+    [wav] = model.generate(Request(prompt="techno, A minor, 120 bpm", duration=1, seed=1)).wavs
+    assert wav.shape == (2, RATE)
+    # The second time there is nothing left to train.
+    again = subprocess.run([*command, *steps], capture_output=True, text=True, env=environment)
+    assert again.stdout.count("going on from step 2") == 3, again.stderr
+
+
+def tone(pitches, seconds=4.0):
+    time = np.arange(round(seconds * RATE)) / RATE
+    hertz = [440 * 2 ** ((pitch - 69) / 12) for pitch in pitches]
+    return np.stack([sum(np.sin(2 * np.pi * f * time) for f in hertz)] * 2) / len(pitches)
+
+
+def test_distances_are_what_they_say():
+    wav = tone([60, 64])[0]
+    noise = np.random.default_rng(0).standard_normal(len(wav))
+    noise *= 0.1 * np.linalg.norm(wav) / np.linalg.norm(noise)
+    assert measures.si_sdr(wav, wav + noise) == pytest.approx(20, abs=0.1)
+    assert measures.si_sdr(wav, 3 * wav + 3 * noise) == pytest.approx(20, abs=0.1)
+    loud = np.random.default_rng(1).standard_normal(len(wav))
+    assert measures.log_spectral_distance(loud, 0.5 * loud) == pytest.approx(6.02, abs=0.1)
+
+
+@pytest.mark.parametrize("beats", [75, 120, 160])
+def test_a_click_track_has_its_tempo(beats):
+    wav = np.zeros((2, 10 * RATE))
+    click = np.random.default_rng(0).standard_normal(400) * np.hanning(400)
+    for beat in np.arange(0, 9.9, 60 / beats):
+        first = round(beat * RATE)
+        wav[:, first : first + 400] = click
+    assert measures.is_tempo(measures.tempo(wav), beats)
+    assert not measures.is_tempo(beats * 1.2, beats)
+
+
+def test_a_scale_has_its_key():
+    wav = np.concatenate([tone([60 + step, 64, 67], 0.5) for step in (0, 2, 4, 5, 7, 9, 11, 12)], 1)
+    assert "C major" in measures.keys(wav)[:3]
+    assert "F# major" not in measures.keys(wav)[:3]
+
+
+def test_chroma_tells_melodies_apart():
+    assert measures.chroma_similarity(tone([60]), tone([72])) > 0.9
+    assert measures.chroma_similarity(tone([60]), tone([66])) < 0.3
+
+
+def test_a_click_is_heard_at_its_place():
+    wav = tone([69], 1.0)
+    assert measures.seam(wav, RATE // 2) <= 1
+    wav[:, RATE // 2 :] += 0.5
+    assert measures.seam(wav, RATE // 2) > 1
+    assert measures.seam(wav, RATE // 4) <= 1
