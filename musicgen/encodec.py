@@ -1,4 +1,4 @@
-"""EnCodec's network: SEANet, an LSTM in the middle, and a residual vector quantizer.
+"""EnCodec's network: SEANet, mostly an LSTM in the middle, and a residual vector quantizer.
 
 Defossez et al. 2022, "High Fidelity Neural Audio Compression". The arithmetic is audiocraft's
 (modules/seanet.py, conv.py, quantization/core_vq.py) for mono and without training; weight norm is
@@ -127,6 +127,7 @@ class Encodec(nn.Module):
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
         self.config = config
+        self.memories = min(config.lstm, 1)  # what is not computed in chunks, as it recurs
         self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
         width = config.n_filters
         self.encoder.append(Conv(config, 1, width, config.kernel_size))
@@ -135,10 +136,10 @@ class Encodec(nn.Module):
             self.encoder.extend([nn.ELU(), Conv(config, width, 2 * width, 2 * ratio, ratio)])
             width *= 2
         last = config.last_kernel_size
-        self.encoder.extend([Memory(width, config.lstm), nn.ELU()])
+        self.encoder.extend([*_memory(config, width), nn.ELU()])
         self.encoder.append(Conv(config, width, config.dimension, last))
         self.decoder.append(Conv(config, config.dimension, width, config.kernel_size))
-        self.decoder.append(Memory(width, config.lstm))
+        self.decoder.extend(_memory(config, width))
         for ratio in config.ratios:
             self.decoder.extend([nn.ELU(), Upsample(config, width, width // 2, ratio)])
             width //= 2
@@ -149,7 +150,7 @@ class Encodec(nn.Module):
 
     def encode(self, wav: Tensor) -> Tensor:
         """wav [B, 1, N] -> codes [B, n_q, ceil(N / hop)]."""
-        before, after = self.encoder[:-3], self.encoder[-3:]
+        before, after = self.encoder[: -2 - self.memories], self.encoder[-2 - self.memories :]
         residual = after(_in_chunks(before, wav, self.config.hop, 1)).mT
         codes = []
         for book in self.codebooks:
@@ -165,7 +166,8 @@ class Encodec(nn.Module):
 
     def render(self, embeddings: Tensor) -> Tensor:
         """embeddings [B, dimension, T] -> wav [B, 1, hop * T]."""
-        return _in_chunks(self.decoder[2:], self.decoder[:2](embeddings), 1, self.config.hop)
+        before, after = self.decoder[: 1 + self.memories], self.decoder[1 + self.memories :]
+        return _in_chunks(after, before(embeddings), 1, self.config.hop)
 
 
 def load_encodec(config: EncodecConfig, state: Mapping[str, Tensor]) -> Encodec:
@@ -211,6 +213,11 @@ def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _residuals(config: EncodecConfig, width: int) -> list[nn.Module]:
     dilations = (config.dilation_base**j for j in range(config.n_residual_layers))
     return [Residual(config, width, dilation) for dilation in dilations]
+
+
+def _memory(config: EncodecConfig, width: int) -> list[nn.Module]:
+    """The LSTM; a codec may be made without."""
+    return [Memory(width, config.lstm)] if config.lstm else []
 
 
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:

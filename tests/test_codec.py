@@ -10,7 +10,8 @@ from audiocraft.models.loaders import load_compression_model
 from omegaconf import OmegaConf
 
 from musicgen import tiny
-from musicgen.codec import Codec
+from musicgen.codec import Codec, from_audiocraft
+from musicgen.encodec import load_encodec
 from musicgen.errors import WeightsError
 from musicgen.weights import CODEC_FILE, LM_FILE, open_checkpoint
 
@@ -50,6 +51,19 @@ def test_sound_equals_audiocrafts(pair, frames):
     wav = ours.decode(codes, [0, 0])
     assert wav.shape == (2, ours.channels, 640 * frames)
     assert torch.allclose(wav, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_codec_without_lstm_equals_audiocrafts():
+    config = OmegaConf.create(tiny.codec_config())
+    config.seanet.lstm = 0
+    theirs = get_compression_model(config).eval()
+    ours = load_encodec(from_audiocraft(None, config), theirs.state_dict())
+    wav = torch.randn(1, 1, 700 * ours.config.hop + 5)  # more than a chunk
+    with torch.inference_mode():
+        codes, _ = theirs.encode(wav)
+        assert torch.equal(ours.encode(wav), codes)
+        rendered = ours.render(ours.embed(codes))
+        assert torch.allclose(rendered, theirs.decode(codes), atol=1e-5)
 
 
 def test_a_clip_does_not_depend_on_its_neighbours(pair):
