@@ -122,6 +122,8 @@ def test_near_tempos_begin_with_near_embeddings():
     )
     assert near > 0.7
     assert far < 0.5
+    assert torch.equal(table[ids["db"]], table[ids["c#"]])
+    assert not torch.equal(table[ids["db"]], table[ids["d"]])
 
 
 def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path):

@@ -33,7 +33,7 @@ HELD_OUT = 10_000_000  # seeds from here on are never trained on
 def config() -> dict[str, Any]:
     """audiocraft's configuration of the codec."""
     values = tiny.codec_config()
-    values["seanet"] |= {"n_filters": 16, "dimension": 64, "lstm": 1}
+    values["seanet"] |= {"n_filters": 16, "dimension": 64, "lstm": 0}
     values["rvq"] |= {"bins": CARD, "kmeans_init": True, "kmeans_iters": 20}
     return values
 

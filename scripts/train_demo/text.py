@@ -36,8 +36,9 @@ def tokenizer() -> Tokenizer:
 
 
 def build() -> T5EncoderModel:
-    """The untrained encoder; tempos begin as neighbours of each other, not as unrelated words."""
+    """The untrained encoder. Tempos begin as neighbours of each other, Db as what C# is."""
     words = vocabulary()
+    ids = {word: index for index, word in enumerate(words)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = T5EncoderModel(
@@ -55,9 +56,10 @@ def build() -> T5EncoderModel:
         )
     with torch.no_grad():
         table = model.get_input_embeddings().weight
-        for index, word in enumerate(words):
-            if word.isdigit() and int(word) >= TEMPOS[0]:
-                table[index] = torch.from_numpy(tempo_features(int(word)))
+        for tempo in range(TEMPOS[0], TEMPOS[1] + 1):
+            table[ids[str(tempo)]] = torch.from_numpy(tempo_features(tempo))
+        for sharp, flat in zip(captions.SHARP, captions.FLAT, strict=True):
+            table[ids[flat.lower()]] = table[ids[sharp.lower()]]
     return model
 
 
