@@ -63,12 +63,7 @@ def train(folder: Path, steps: int = STEPS, device: str = "cpu") -> EncodecModel
             model.eval()
             with torch.inference_mode():
                 rebuilt = model(held_out).x
-            run.note(
-                step,
-                loss=loss.item(),
-                held_out=distance(held_out, rebuilt).item(),
-                si_sdr=si_sdr(held_out, rebuilt).nanmean().item(),
-            )
+            run.note(step, loss=loss.item(), **compare(held_out, rebuilt))
     return model.eval()
 
 
@@ -94,13 +89,16 @@ def polish(
         if step % 50 == 0 or step + 1 == steps:
             with torch.inference_mode():
                 rebuilt = render(held_out)
-            run.note(
-                step,
-                loss=loss.item(),
-                held_out=distance(held_out, rebuilt).item(),
-                si_sdr=si_sdr(held_out, rebuilt).nanmean().item(),
-            )
+            run.note(step, loss=loss.item(), **compare(held_out, rebuilt))
     return model.eval()
+
+
+def compare(wav: Tensor, rebuilt: Tensor) -> dict[str, float]:
+    """What is reported of held-out segments; silent ones have no ratio."""
+    return {
+        "held_out": distance(wav, rebuilt).item(),
+        "si_sdr": si_sdr(wav, rebuilt).nanmean().item(),
+    }
 
 
 def adam(model: nn.Module) -> AdamW:

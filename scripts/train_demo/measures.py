@@ -1,12 +1,13 @@
 """What is measured of audio: how alike two recordings are, tempo, key, melody, a seam.
 
-Beats and chroma are librosa's, so that nothing here shares code with what it judges.
+Beats and chroma are librosa's: no code of the model that is judged.
 """
 
 import librosa
 import numpy as np
 import torch
 
+from train_demo import codec
 from train_demo.captions import SHARP
 from train_demo.song import SCALES
 from train_demo.synth import SAMPLE_RATE
@@ -41,9 +42,8 @@ def _levels(wav: np.ndarray, size: int, full: float) -> np.ndarray:
 
 def si_sdr(wav: np.ndarray, other: np.ndarray) -> float:
     """Scale-invariant ratio of signal to distortion of `other` [N] in dB (Le Roux et al. 2019)."""
-    wav, other = wav - wav.mean(), other - other.mean()
-    target = np.dot(wav, other) / np.dot(wav, wav) * wav
-    return float(10 * np.log10(np.sum(target**2) / np.sum((other - target) ** 2)))
+    pair = (torch.from_numpy(signal)[None, None] for signal in (wav, other))
+    return codec.si_sdr(*pair).item()
 
 
 def tempo(wav: np.ndarray) -> float:
@@ -87,7 +87,3 @@ def seam(wav: np.ndarray, sample: int, reach: int = 32) -> float:
     """Largest step between samples around `sample`, over the 99.9th percentile of wav's [C, N]."""
     steps = np.abs(np.diff(wav, axis=1)).max(0)
     return float(steps[sample - reach : sample + reach].max() / np.percentile(steps, 99.9))
-
-
-def to_numpy(wav: torch.Tensor) -> np.ndarray:
-    return wav.cpu().numpy().astype(np.float32)
