@@ -50,13 +50,12 @@ def test_songs_differ_in_everything_that_a_prompt_can_ask_for():
 @pytest.mark.parametrize("drawn", songs(12), ids=str)
 def test_notes_are_in_key_and_on_the_beat(drawn):
     notes = drawn.notes(10.0)
-    eighth = drawn.bar_frames / 8
+    assert drawn.beat_frames / 50 == pytest.approx(60 / drawn.tempo, rel=0.03)
+    # A quarter of a beat is the finest that any style plays.
+    finest = {int(drawn.beat_frames * quarter / 4) for quarter in range(4)}
     for note in notes:
         assert note.part == "drums" or note.pitch % 12 in drawn.scale
-        # A quarter of a beat is the finest that any style plays; frames round by half of one.
-        assert (
-            abs(note.frame / (eighth / 2) - round(note.frame / (eighth / 2))) * eighth / 2 <= 0.51
-        )
+        assert note.frame % drawn.beat_frames in finest
     bass = [note for note in notes if note.part == "bass"]
     assert bass[0].pitch % 12 == drawn.tonic
 
@@ -105,12 +104,15 @@ def test_the_tokenizer_knows_every_word_of_the_captions():
     rng, tokenizer = np.random.default_rng(0), text.tokenizer()
     for drawn in songs(200):
         said = captions.caption(drawn, rng).replace("zzz", "")
-        assert text.UNKNOWN not in tokenizer.encode(said).tokens, said
+        tokens = tokenizer.encode(said).tokens
+        assert text.UNKNOWN not in tokens, said
+        assert len(tokens) == text.LENGTH, said
 
 
 def test_the_tokenizer_reads_prompts_as_people_write_them():
     tokens = text.tokenizer().encode("Lo-Fi, C# minor;90BPM ukulele").tokens
-    assert tokens == ["lo", "fi", "c#", "minor", "90", "bpm", text.UNKNOWN, text.END]
+    said = ["lo", "fi", "c#", "minor", "90", "bpm", text.UNKNOWN, text.END]
+    assert tokens == said + [text.PAD] * (text.LENGTH - len(said))
 
 
 def test_near_tempos_begin_with_near_embeddings():
@@ -160,7 +162,7 @@ def test_heads_begin_at_the_moments_chroma_and_at_the_words():
     model = lm.Demo().requires_grad_(False)
     attention = model.lm.transformer.layers[0].self_attn
     project = model.lm.condition_provider.conditioners
-    frames, words, codes = 63, 10, lm.SECONDS * song.FRAME_RATE
+    frames, words, codes = 63, text.LENGTH, lm.SECONDS * song.FRAME_RATE
     generator = torch.Generator().manual_seed(0)
     chroma = torch.eye(12)[torch.randint(12, (frames,), generator=generator)]
     x = torch.cat(
@@ -185,14 +187,19 @@ def test_heads_begin_at_the_moments_chroma_and_at_the_words():
 
 
 def test_batches_say_what_was_asked_of_them():
-    """Clips as long as wanted; captions of one length; a melody or what stands for none."""
+    """Clips as long as wanted; captions; a melody or what stands for none; true answers."""
     clips = lm.Clips(codec.build().eval(), "cpu")
     kind = lm.BEGINNING
     batch = clips.batch(kind, [0, 1, 2], np.random.default_rng(0))
     assert batch.codes.shape == (3, lm.K, kind.frames)
     assert 0 <= int(batch.codes.min()) <= int(batch.codes.max()) < codec.CARD
     assert batch.tokens.shape[0] == batch.chroma.shape[0] == 3
-    assert batch.tokens[:, -1].eq(clips.tokenizer.token_to_id(text.END)).all()
+    assert batch.tokens.eq(clips.tokenizer.token_to_id(text.END)).sum(1).eq(1).all()
+    for index, (key, beat) in enumerate(zip(batch.key, batch.beat, strict=True)):
+        clip = clips.clip(kind, index)
+        assert key.unique().item() == clip.song.tonic + 12 * (clip.song.mode == "minor")
+        assert (clip.start + beat.argmin()) % clip.song.beat_frames == 0
+        assert beat.max() == clip.song.beat_frames - 1
     melodies = [clips.no_melody, *(clips.clip(kind, index).lead for index in range(3))]
     for row in batch.chroma:
         assert any(torch.equal(row, melody.long()) for melody in melodies)

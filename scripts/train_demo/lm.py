@@ -33,12 +33,11 @@ STEPS, RATE, SEED = 4000, 2e-3, 3
 K = 8  # codebooks of both sides
 LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3)  # the first codebooks carry pitch and rhythm
 LONGEST_START = 8.0  # seconds into the song at which a clip may begin
-# Shares of the clips.
-WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.4, 0.7, 0.12
-CAPTION_TRIES = 60
+# Shares of the clips, and of batches without a word.
+WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT, WORDLESS = 0.4, 0.7, 0.1, 0.05
 REPORT_EVERY = 100
 SLOWER = synth.FRAME / (CHROMA_WINDOW / 4)  # chroma frames of a code
-OFFSET = 73  # positions before the first code: chroma, and text of a usual length
+OFFSET = 63 + text.LENGTH  # positions before the first code: chroma, then text
 SHARPNESS = 1.2
 MARK, CONSTANT, ATTENTION = 0.7, 28, 11.0  # size of words' mark, constant waves, how sharply
 
@@ -52,6 +51,12 @@ class Kind:
     batch: int
     from_start: float  # share of the clips that begin with their song
 
+
+# What is asked of every position besides its codes, and the number of answers: the key, and how
+# many frames it is until the next beat. Words decide so few of the codes that from these alone it
+# takes long to learn what they mean.
+QUESTIONS = {"key": 24, "beat": song.FRAME_RATE + 1}
+ASKED_LAYER, ASKED_WEIGHT = 2, 0.15
 
 # Only the beginning of a clip has to be guessed from text and melody, the rest follows from what
 # was heard: a model learns what words mean from many beginnings.
@@ -74,9 +79,13 @@ def config() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as it is trained on: codes [K, T], pitch classes of lead and mix [frames]."""
+    """A clip as it is trained on: codes [K, T], pitch classes of lead and mix [frames].
+
+    It begins `start` frames into the song.
+    """
 
     song: song.Song
+    start: int
     codes: Tensor
     lead: Tensor
     mix: Tensor
@@ -84,12 +93,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Batch:
-    """codes [B, K, T], tokens [B, L], has_text [B] as 0 or 1, chroma [B, frames] pitch classes."""
+    """codes [B, K, T], tokens [B, L], has_text [B] as 0 or 1, chroma [B, frames] pitch classes,
+    and [B, T] the answer to each of QUESTIONS."""
 
     codes: Tensor
     tokens: Tensor
     has_text: Tensor
     chroma: Tensor
+    key: Tensor
+    beat: Tensor
 
     def to(self, device: str) -> "Batch":
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -120,7 +132,7 @@ class Clips:
         # A melody is as long as a window; of the mix there is only as much as was rendered.
         mixed = self.chroma(torch.from_numpy(wav).mean(0, keepdim=True))
         whole = len(mixed) == len(melody)
-        return Clip(drawn, self._encode(wav), melody, mixed if whole else melody)
+        return Clip(drawn, start, self._encode(wav), melody, mixed if whole else melody)
 
     def _encode(self, wav: np.ndarray) -> Tensor:
         """wav [2, N] -> codes [K, T], left and right interleaved."""
@@ -136,24 +148,20 @@ class Clips:
     def batch(self, kind: Kind, indices: list[int], rng: np.random.Generator) -> Batch:
         """Those clips, each with a caption of its own and at times with its melody."""
         clips = [self.clip(kind, index) for index in indices]
-        # Captions of one length: nothing is padded at inference either.
-        length = len(self._tokens(clips[0], rng))
-        said = [self._tokens(clip, rng, length) for clip in clips]
-        has_text = [bool(tokens) and rng.random() >= WITHOUT_TEXT for tokens in said]
+        captioned = [captions.caption(clip.song, rng) for clip in clips]
+        tokens = torch.tensor([said.ids for said in self.tokenizer.encode_batch(captioned)])
+        has_text = torch.from_numpy(rng.random(len(clips)) >= WITHOUT_TEXT)
+        if rng.random() < WORDLESS:  # as the server has it without a prompt: one null
+            tokens, has_text = tokens[:, :1], torch.zeros(len(clips))
+        frames = torch.arange(kind.frames)
         return Batch(
             codes=torch.stack([clip.codes for clip in clips]).long(),
-            tokens=torch.tensor([tokens or [0] * length for tokens in said]),
-            has_text=torch.tensor(has_text).float(),
+            tokens=tokens,
+            has_text=has_text.float(),
             chroma=torch.stack([self._melody(clip, rng) for clip in clips]).long(),
+            key=torch.tensor([[_key(clip.song)] for clip in clips]).expand(-1, kind.frames),
+            beat=torch.stack([-(clip.start + frames) % clip.song.beat_frames for clip in clips]),
         )
-
-    def _tokens(self, clip: Clip, rng: np.random.Generator, length: int | None = None) -> list[int]:
-        """A caption of the clip, `length` tokens long; none if no such caption was found."""
-        for _ in range(CAPTION_TRIES):
-            tokens: list[int] = self.tokenizer.encode(captions.caption(clip.song, rng)).ids
-            if length in (None, len(tokens)):
-                return tokens
-        return []
 
     def _melody(self, clip: Clip, rng: np.random.Generator) -> Tensor:
         if rng.random() >= WITH_MELODY:
@@ -186,6 +194,9 @@ class Demo(nn.Module):
         with torch.no_grad():
             for table in self.lm.emb:  # as loud as the positions that are added to them
                 table.weight *= 3
+        self.questions = nn.ModuleDict({n: nn.Linear(dim, a) for n, a in QUESTIONS.items()})
+        self.asked: Tensor | None = None  # what the last run of ASKED_LAYER gave
+        self.lm.transformer.layers[ASKED_LAYER].register_forward_hook(self._keep)
         first = self.lm.transformer.layers[0].self_attn
         look_along_the_melody(first, dim)
         look_at_the_text(first, conditioners["description"].output_proj, dim)
@@ -193,8 +204,11 @@ class Demo(nn.Module):
             # torch's attention; asked for when building it, audiocraft would look for xformers.
             layer.self_attn.memory_efficient = True
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of each codebook, in nats a code [K]."""
+    def _keep(self, layer: nn.Module, arguments: Any, output: Tensor) -> None:
+        self.asked = output
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy in nats: of each codebook as "codes" [K], of each of QUESTIONS."""
         project = self.lm.condition_provider.conditioners
         words = self.text(input_ids=batch.tokens).last_hidden_state
         described = project["description"].output_proj(words) * batch.has_text[:, None, None]
@@ -208,7 +222,14 @@ class Demo(nn.Module):
             F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=codec.CARD)
             for scores, targets in zip(logits.unbind(1), sequence[..., 1:].unbind(1), strict=True)
         ]
-        return torch.stack(losses)
+        assert self.asked is not None
+        first, frames = self.asked.shape[1] - logits.shape[2], batch.codes.shape[2]
+        known = self.asked[:, first : first + frames].flatten(0, 1)
+        answers = {
+            name: F.cross_entropy(question(known), getattr(batch, name).flatten())
+            for name, question in self.questions.items()
+        }
+        return {"codes": torch.stack(losses), **answers}
 
 
 @torch.no_grad()
@@ -249,6 +270,10 @@ def look_at_the_text(attention: nn.Module, projection: nn.Linear, dim: int) -> N
     key.copy_(ATTENTION / dim * mark)
 
 
+def _key(drawn: song.Song) -> int:
+    return 12 * (drawn.mode == "minor") + drawn.tonic
+
+
 def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str = "cpu") -> Demo:
     """Train, or go on with, the language model whose state is in `folder`."""
     model = Demo().to(device)
@@ -264,7 +289,8 @@ def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str =
         batch = clips.batch(kind, indices, rng).to(device)
         with torch.autocast(device, torch.bfloat16):
             losses = model(batch)
-        run.update((losses * levels).sum())
+        answers = sum(losses[name] for name in QUESTIONS)
+        run.update((losses["codes"] * levels).sum() + ASKED_WEIGHT * answers)
         if step % REPORT_EVERY == 0 or step + 1 == steps:
             run.note(step, **measure(model, *held_out, device))
     return model.eval()
@@ -289,7 +315,7 @@ def held_out_batch(clips: Clips, kind: Kind) -> Batch:
 
 @torch.inference_mode()
 def measure(model: Demo, whole: Batch, beginning: Batch, device: str) -> dict[str, float]:
-    """Held-out losses; of beginnings also with another clip's text or melody."""
+    """Held-out losses; of beginnings also with another clip's text or melody, and of QUESTIONS."""
     batches = {
         "held_out": whole,
         "beginning": beginning,
@@ -297,4 +323,6 @@ def measure(model: Demo, whole: Batch, beginning: Batch, device: str) -> dict[st
         "other_melody": replace(beginning, chroma=beginning.chroma.roll(1, 0)),
     }
     with torch.autocast(device, torch.bfloat16):
-        return {name: model(batch).mean().item() for name, batch in batches.items()}
+        losses = {name: model(batch) for name, batch in batches.items()}
+    codes = {name: found["codes"].mean().item() for name, found in losses.items()}
+    return codes | {name: losses["beginning"][name].item() for name in QUESTIONS}

@@ -13,6 +13,7 @@ from train_demo.song import TEMPOS
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 WIDTH = 128
+LENGTH = 24  # tokens of any caption, padded: the music always begins at the same position
 SEED = 2
 WORD = r"[a-z]+#?|[0-9]+"
 
@@ -25,13 +26,14 @@ def vocabulary() -> list[str]:
 
 
 def tokenizer() -> Tokenizer:
-    """Words in lower case, `</s>` at the end; a word that is not known is `<unk>`."""
+    """Words in lower case, then `</s>`, then padding; a word that is not known is `<unk>`."""
     ids = {word: index for index, word in enumerate(vocabulary())}
     made = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
     made.decoder = decoders.Fuse()
     made.post_processor = processors.TemplateProcessing(f"$A {END}", None, [(END, ids[END])])
+    made.enable_padding(pad_id=ids[PAD], pad_token=PAD, length=LENGTH)
     return made
 
 
