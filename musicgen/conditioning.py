@@ -40,9 +40,10 @@ class TextEncoder:
         self.device = device
 
     def __call__(self, prompt: str | None) -> Tensor:
-        """Embeddings [L, dim] of `prompt`; zeros [1, dim], the null, without one."""
+        """Embeddings [L, dim] of `prompt`; without one zeros, as many as "" has tokens."""
         if prompt is None:
-            return torch.zeros(1, self.projection.out_features, device=self.device)
+            tokens = self.tokenizer.encode("").ids
+            return torch.zeros(len(tokens), self.projection.out_features, device=self.device)
         tokens = self.tokenizer.encode(prompt).ids
         if len(tokens) > MAX_TOKENS:
             logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), MAX_TOKENS)

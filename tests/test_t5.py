@@ -48,6 +48,15 @@ def test_tokens_are_transformers(checkpoints, prompt):
     assert ours.encode(prompt).ids == reference(prompt).input_ids
 
 
+def test_the_null_is_as_long_as_a_padded_prompt(checkpoints):
+    """A model that was trained on padded prompts finds the music at the same position without."""
+    encoder = TextEncoder(open_checkpoint(checkpoints["text"]), CPU)
+    assert encoder(None).shape == encoder("").shape == (1, encoder.projection.out_features)
+    encoder.tokenizer.enable_padding(length=24)
+    assert encoder(None).shape == encoder("").shape == encoder("lofi").shape
+    assert not encoder(None).any()
+
+
 def test_a_damaged_tokenizer_is_named(checkpoints, tmp_path):
     shutil.copytree(checkpoints["text"], tmp_path / "copy")
     path = tmp_path / "copy" / "t5-base" / "tokenizer.json"

@@ -172,6 +172,7 @@ class Judge:
 def reference(heard: list[Recording]) -> dict[str, float]:
     """The same questions asked of the recordings themselves."""
     others = [*heard[3:], *heard[:3]]
+    cut = round(PROMPT_SECONDS * synth.SAMPLE_RATE)
     pairs = list(zip(heard, others, strict=True))
     return {
         "tempo within 5%, guidance 3": sum(one.has_tempo(one.wav) for one in heard),
@@ -182,6 +183,7 @@ def reference(heard: list[Recording]) -> dict[str, float]:
         "melody: cosine, not given": mean(
             measures.chroma_similarity(other.wav, one.lead) for one, other in pairs
         ),
+        "continuation: tempo carries on": sum(one.has_tempo(one.wav[:, cut:]) for one in heard),
     }
 
 

@@ -29,12 +29,12 @@ SECONDS = 8
 TEXT_NAME = "t5-demo"
 CHROMA_EXPONENT = 14
 CHROMA_WINDOW = 2**CHROMA_EXPONENT
-STEPS, RATE, SEED = 4000, 2e-3, 3
+STEPS, RATE, SEED = 6000, 2e-3, 3
 K = 8  # codebooks of both sides
 LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3)  # the first codebooks carry pitch and rhythm
 LONGEST_START = 8.0  # seconds into the song at which a clip may begin
-# Shares of the clips, and of batches without a word.
-WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT, WORDLESS = 0.4, 0.7, 0.1, 0.05
+# Shares of the clips.
+WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.4, 0.7, 0.12
 REPORT_EVERY = 100
 SLOWER = synth.FRAME / (CHROMA_WINDOW / 4)  # chroma frames of a code
 OFFSET = 63 + text.LENGTH  # positions before the first code: chroma, then text
@@ -151,8 +151,6 @@ class Clips:
         captioned = [captions.caption(clip.song, rng) for clip in clips]
         tokens = torch.tensor([said.ids for said in self.tokenizer.encode_batch(captioned)])
         has_text = torch.from_numpy(rng.random(len(clips)) >= WITHOUT_TEXT)
-        if rng.random() < WORDLESS:  # as the server has it without a prompt: one null
-            tokens, has_text = tokens[:, :1], torch.zeros(len(clips))
         frames = torch.arange(kind.frames)
         return Batch(
             codes=torch.stack([clip.codes for clip in clips]).long(),
