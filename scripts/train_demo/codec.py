@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from audiocraft.models.builders import get_compression_model
 from audiocraft.models.encodec import EncodecModel
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from musicgen import tiny
@@ -22,7 +22,7 @@ from train_demo import song, synth
 from train_demo.run import Run
 
 CARD = 512
-STEPS, POLISH_STEPS, RATE, SEED = 3000, 1200, 1e-3, 1
+STEPS, RATE, SEED = 3000, 1e-3, 1
 SONGS, SECONDS = 6, 1.0  # of a batch: each song gives two segments, of left and right
 COMMITMENT = 0.25
 WINDOWS = (2048, 1024, 512, 256)
@@ -49,7 +49,8 @@ def build() -> EncodecModel:
 def train(folder: Path, steps: int = STEPS, device: str = "cpu") -> EncodecModel:
     """Train, or go on with, the codec whose state is in `folder`."""
     model = build().to(device)
-    run = Run(folder, model, steps, [adam(model)])
+    adam = AdamW(model.parameters(), RATE, (0.9, 0.98), weight_decay=0.01)
+    run = Run(folder, model, steps, [adam])
     held_out = segments(HELD_OUT).to(device)
     for step in run:
         torch.manual_seed(step)
@@ -63,46 +64,13 @@ def train(folder: Path, steps: int = STEPS, device: str = "cpu") -> EncodecModel
             model.eval()
             with torch.inference_mode():
                 rebuilt = model(held_out).x
-            run.note(step, loss=loss.item(), **compare(held_out, rebuilt))
+            run.note(
+                step,
+                loss=loss.item(),
+                held_out=distance(held_out, rebuilt).item(),
+                si_sdr=si_sdr(held_out, rebuilt).nanmean().item(),  # silence has none
+            )
     return model.eval()
-
-
-def polish(
-    folder: Path, model: EncodecModel, steps: int = POLISH_STEPS, device: str = "cpu"
-) -> EncodecModel:
-    """Train the decoder of `model` alone, on codes that do not change any more."""
-    run = Run(folder, model.decoder, steps, [adam(model.decoder)])
-    held_out = segments(HELD_OUT).to(device)
-
-    def render(wav: Tensor) -> Tensor:
-        with torch.inference_mode():
-            codes, _ = model.encode(wav)
-            embeddings = model.decode_latent(codes)
-        return model.decoder(embeddings.clone())
-
-    for step in run:
-        wav = segments(STEPS + step).to(device)
-        with torch.autocast(device, torch.bfloat16):
-            rebuilt = render(wav)
-        loss = distance(wav, rebuilt.float())
-        run.update(loss)
-        if step % 50 == 0 or step + 1 == steps:
-            with torch.inference_mode():
-                rebuilt = render(held_out)
-            run.note(step, loss=loss.item(), **compare(held_out, rebuilt))
-    return model.eval()
-
-
-def compare(wav: Tensor, rebuilt: Tensor) -> dict[str, float]:
-    """What is reported of held-out segments; silent ones have no ratio."""
-    return {
-        "held_out": distance(wav, rebuilt).item(),
-        "si_sdr": si_sdr(wav, rebuilt).nanmean().item(),
-    }
-
-
-def adam(model: nn.Module) -> AdamW:
-    return AdamW(model.parameters(), RATE, (0.9, 0.98), weight_decay=0.01)
 
 
 def segments(seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command: trains codec, decoder and language model in turn, then writes the checkpoint."""
+"""The command: trains codec and language model in turn, then writes the checkpoint."""
 
 import argparse
 import csv
@@ -10,7 +10,7 @@ from train_demo.run import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "weights" / "demo"
-TRAININGS = ("codec", "decoder", "lm")
+TRAININGS = ("codec", "lm")
 
 
 def main() -> None:
@@ -22,12 +22,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEMO)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--codec-steps", type=int, default=codec.STEPS)
-    parser.add_argument("--decoder-steps", type=int, default=codec.POLISH_STEPS)
     parser.add_argument("--lm-steps", type=int, default=lm.STEPS)
     options = parser.parse_args()
     work, device = options.work, options.device
     encodec = codec.train(work / "codec", options.codec_steps, device)
-    codec.polish(work / "decoder", encodec, options.decoder_steps, device)
     demo = lm.train(work / "lm", encodec, options.lm_steps, device)
     export(encodec.cpu(), demo.cpu(), options.output)
     plot(work, options.output / "losses.png")
@@ -37,7 +35,7 @@ def plot(work: Path, path: Path) -> None:
     """Draw the losses of each training."""
     from matplotlib.figure import Figure
 
-    figure = Figure((12, 3.5), layout="constrained")
+    figure = Figure((10, 3.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(TRAININGS)), TRAININGS, strict=True):
         rows = list(csv.DictReader((work / name / LOSSES).read_text().splitlines()))
         for column in (column for column in rows[0] if column not in ("step", "si_sdr")):
