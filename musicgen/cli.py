@@ -143,17 +143,11 @@ def _fields(url: str) -> dict[str, Any]:
 
 
 def _with_face(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Parse with the options that both serving commands have, and make the default weights."""
+    """Parse with the options that both serving commands have; the server is told the weights."""
     parser.add_argument("--face", choices=server.FACES, default="predict")
     parser.add_argument("--weights", type=Path, metavar="DIR")
     options = parser.parse_args(arguments)
-    folder = folders.chosen(options.weights)
-    if folder == folders.DEFAULT and not folder.exists():
-        print(f"Making a small untrained checkpoint in {folder} ...", file=sys.stderr)
-        from musicgen import tiny
-
-        tiny.write_checkpoint(folder, "stereo-melody")
-    os.environ["MUSICGEN_WEIGHTS"] = str(folder.resolve())
+    os.environ["MUSICGEN_WEIGHTS"] = str(folders.chosen(options.weights).resolve())
     return options
 
 

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "weights"
-DEFAULT = ROOT / "tiny-stereo-melody"
+DEFAULT = ROOT / "demo"
 
 
 def chosen(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the small default."""
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo."""
     return Path(weights or os.environ.get("MUSICGEN_WEIGHTS") or DEFAULT).expanduser()

@@ -83,7 +83,7 @@ class MusicGen:
 
     @classmethod
     def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
-        """Load `weights` (default: MUSICGEN_WEIGHTS, or the small one) and warm the engine up."""
+        """Load `weights` (default: MUSICGEN_WEIGHTS, or the demo) and warm the engine up."""
         checkpoint = open_checkpoint(resolve(weights))
         if checkpoint.lm.dim <= ONE_THREAD_DIM:
             torch.set_num_threads(1)

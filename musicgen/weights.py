@@ -214,7 +214,7 @@ def local_name(name: str) -> str:
 
 
 def resolve(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the small one.
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
 
     The argument may be the https address of a tar with a folder in it, as Replicate passes to
     `setup`; it is fetched into the folder weights/ unless it was before.
@@ -232,8 +232,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise WeightsError(
-            f"The checkpoint folder {folder} does not exist. Set MUSICGEN_WEIGHTS to a folder with "
-            f"{LM_FILE}, or make a small untrained one: scripts/weights tiny {folder} --kind text"
+            f"The checkpoint folder {folder} does not exist. Fetch one (scripts/weights pull), or "
+            f"set MUSICGEN_WEIGHTS to a folder with weights, such as the demo's: {folders.DEFAULT}"
         )
     for name, opener in OPENERS.items():
         if (folder / name).exists():

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import sounds
 
-from musicgen import cli, server, tiny
+from musicgen import cli, folders, server, tiny
 from musicgen.errors import MusicGenError
 
 ROOT = Path(__file__).parent.parent
@@ -148,9 +148,7 @@ def blocks(text):
 
 
 def test_the_readmes_curl_example_works_as_printed(start_server, tmp_path):
-    folder = tmp_path / "tiny-stereo-melody"
-    tiny.write_checkpoint(folder, "stereo-melody")
-    running = start_server("predict", folder)
+    running = start_server("predict", folders.DEFAULT)
     found = blocks((ROOT / "README.md").read_text())
     index = next(i for i, block in enumerate(found) if block.startswith("curl -s http://127"))
     script = found[index].replace("http://127.0.0.1:5000", running.url)
@@ -161,5 +159,5 @@ def test_the_readmes_curl_example_works_as_printed(start_server, tmp_path):
 
 def test_every_command_of_the_readme_exists():
     text = (ROOT / "README.md").read_text()
-    for name in set(re.findall(r"scripts/(\w+)", text)):
+    for name in set(re.findall(r"scripts/(\w+(?:/\w+)?)", text)):
         assert os.access(ROOT / "scripts" / name, os.X_OK), name

@@ -46,7 +46,7 @@ LAYERS = {
     "verify": {"convert", "manifest", "pipeline", "tensors", "weights"},
     "checkpoints": {"convert", "folders", "hub", "manifest", "tiny", "verify"},
     "server": {"schema"},
-    "cli": {"checkpoints", "folders", "server", "tiny"},
+    "cli": {"checkpoints", "folders", "server"},
     "tiny": {"weights"},
     "bench": {"bench", "engine", "lm", "sampling"},
 }
