@@ -224,9 +224,12 @@ def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path):
     model = MusicGen.load(output, "cpu")
     [wav] = model.generate(Request(prompt="techno, A minor, 120 bpm", duration=1, seed=1)).wavs
     assert wav.shape == (2, RATE)
-    # The second time there is nothing left to train.
+    # The second time there is nothing left to train, and nothing else in the folder is lost.
+    (output / "kept.json").write_text("{}")
     again = subprocess.run([*command, *steps], capture_output=True, text=True, env=environment)
     assert again.stdout.count("going on from step 2") == 2, again.stderr
+    assert again.returncode == 0, again.stderr
+    assert (output / "kept.json").exists()
 
 
 def tone(pitches, seconds=4.0):

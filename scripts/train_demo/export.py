@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from musicgen.convert import SOURCES_FILE, convert
+from musicgen.manifest import MANIFEST_FILE, read_manifest
 from musicgen.tiny import N_CHROMA
 from musicgen.weights import CODEC_FILE, LM_FILE, PROVIDER_PREFIX
 from train_demo import codec, lm, text
@@ -23,8 +24,9 @@ LICENCE = "MIT"
 
 def export(encodec: EncodecModel, demo: lm.Demo, folder: Path, name: str = "demo") -> None:
     """Write the checkpoint into `folder`, in place of the one that is there."""
-    for old in (path for path in folder.rglob("*") if path.is_file() and _is_weights(path)):
-        old.unlink()
+    if (folder / MANIFEST_FILE).exists():
+        for name in (*read_manifest(folder).files, MANIFEST_FILE):
+            (folder / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as upstream:
         write_upstream(encodec, demo, Path(upstream))
         convert(Path(upstream), folder, name)
@@ -53,7 +55,3 @@ def half(model: nn.Module) -> dict[str, torch.Tensor]:
         name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".json")
