@@ -41,10 +41,9 @@ class TextEncoder:
 
     def __call__(self, prompt: str | None) -> Tensor:
         """Embeddings [L, dim] of `prompt`; without one zeros, as many as "" has tokens."""
+        tokens = self.tokenizer.encode(prompt or "").ids
         if prompt is None:
-            tokens = self.tokenizer.encode("").ids
             return torch.zeros(len(tokens), self.projection.out_features, device=self.device)
-        tokens = self.tokenizer.encode(prompt).ids
         if len(tokens) > MAX_TOKENS:
             logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), MAX_TOKENS)
             tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]

@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 from train_demo.evaluate import Judge, recordings
-from train_demo.train import DEMO
 
 from musicgen import verify
+from musicgen.folders import DEFAULT as DEMO
 from musicgen.pipeline import MusicGen
 from musicgen.weights import open_checkpoint
 

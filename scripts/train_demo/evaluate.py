@@ -18,11 +18,11 @@ import numpy as np
 import soundfile
 import torch
 
+from musicgen import folders
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
 from train_demo import captions, codec, lm, measures, song, synth
 from train_demo.export import export
-from train_demo.train import DEMO
 
 FIRST_SEED = codec.HELD_OUT * 2
 SEEDS = 20
@@ -214,7 +214,7 @@ def main() -> None:
         prog="scripts/train_demo/evaluate",
         description="Measure a checkpoint over fixed seeds, with an untrained one beside it.",
     )
-    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--model", type=Path, default=folders.DEFAULT)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     options = parser.parse_args()
     heard = recordings(options.seeds)

@@ -29,6 +29,8 @@ SECONDS = 8
 TEXT_NAME = "t5-demo"
 CHROMA_EXPONENT = 14
 CHROMA_WINDOW = 2**CHROMA_EXPONENT
+CHROMA_HOP = CHROMA_WINDOW // 4
+MELODY_FRAMES = SECONDS * synth.SAMPLE_RATE // CHROMA_HOP + 1
 STEPS, RATE, SEED = 6000, 2e-3, 3
 K = 8  # codebooks of both sides
 LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3)  # the first codebooks carry pitch and rhythm
@@ -36,8 +38,8 @@ LONGEST_START = 8.0  # seconds into the song at which a clip may begin
 # Shares of the clips.
 WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.4, 0.7, 0.12
 REPORT_EVERY = 100
-SLOWER = synth.FRAME / (CHROMA_WINDOW / 4)  # chroma frames of a code
-OFFSET = 63 + text.LENGTH  # positions before the first code: chroma, then text
+SLOWER = synth.FRAME / CHROMA_HOP  # chroma frames of a code
+OFFSET = MELODY_FRAMES + text.LENGTH  # positions before the first code: chroma, then text
 SHARPNESS = 1.2
 MARK, CONSTANT, ATTENTION = 0.7, 28, 11.0  # size of words' mark, constant waves, how sharply
 
@@ -114,9 +116,8 @@ class Clips:
         self.encodec, self.device = encodec, device
         self.extractor = Chroma(synth.SAMPLE_RATE, tiny.N_CHROMA, CHROMA_EXPONENT, argmax=True)
         self.tokenizer = text.tokenizer()
-        frames = SECONDS * synth.SAMPLE_RATE // self.extractor.hop + 1
         # What the server embeds when no melody comes.
-        self.no_melody = self.chroma(torch.zeros(1, 1)).repeat(frames)[:frames]
+        self.no_melody = self.chroma(torch.zeros(1, 1)).repeat(MELODY_FRAMES)[:MELODY_FRAMES]
         self.clip = cache(self._make)
 
     @torch.inference_mode()

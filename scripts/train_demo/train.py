@@ -4,12 +4,12 @@ import argparse
 import csv
 from pathlib import Path
 
+from musicgen import folders
 from train_demo import codec, lm
 from train_demo.export import export
 from train_demo.run import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DEMO = ROOT / "weights" / "demo"
 TRAININGS = ("codec", "lm")
 
 
@@ -19,7 +19,7 @@ def main() -> None:
         description="Train the demo checkpoint; goes on where an earlier run stopped.",
     )
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "train_demo")
-    parser.add_argument("--output", type=Path, default=DEMO)
+    parser.add_argument("--output", type=Path, default=folders.DEFAULT)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--codec-steps", type=int, default=codec.STEPS)
     parser.add_argument("--lm-steps", type=int, default=lm.STEPS)
