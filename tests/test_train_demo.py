@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,23 +187,46 @@ def test_heads_begin_at_the_moments_chroma_and_at_the_words():
         assert float(at_words[frames:first].sum()) > 0.9
 
 
-def test_batches_say_what_was_asked_of_them():
+@pytest.fixture(scope="module")
+def clips():
+    return lm.Clips(codec.build().eval(), "cpu")
+
+
+@pytest.mark.parametrize("kind", [lm.BEGINNING, lm.WHOLE], ids=["beginning", "whole"])
+def test_batches_say_what_was_asked_of_them(kind, clips, monkeypatch):
     """Clips as long as wanted; captions; a melody or what stands for none; true answers."""
-    clips = lm.Clips(codec.build().eval(), "cpu")
-    kind = lm.BEGINNING
+    made = [clips.clip(index) for index in range(3)]
+    assert all(0 <= clip.codes.min() <= clip.codes.max() < codec.CARD for clip in made)
+    # Codes that tell which frame of the clip they are.
+    numbered = torch.arange(lm.WHOLE.frames).expand(lm.K, -1)
+    monkeypatch.setattr(clips, "clip", lambda index: replace(made[index], codes=numbered))
     batch = clips.batch(kind, [0, 1, 2], np.random.default_rng(0))
-    assert batch.codes.shape == (3, lm.K, kind.frames)
-    assert 0 <= int(batch.codes.min()) <= int(batch.codes.max()) < codec.CARD
+    assert torch.equal(batch.heard, batch.codes)
     assert batch.tokens.shape[0] == batch.chroma.shape[0] == 3
     assert batch.tokens.eq(clips.tokenizer.token_to_id(text.END)).sum(1).eq(1).all()
-    for index, (key, beat) in enumerate(zip(batch.key, batch.beat, strict=True)):
-        clip = clips.clip(kind, index)
+    for clip, codes, chroma, key, beat in zip(
+        made, batch.codes, batch.chroma, batch.key, batch.beat, strict=True
+    ):
+        first = int(codes[0, 0])
+        assert torch.equal(codes, numbered[:, first : first + kind.frames])
         assert key.unique().item() == clip.song.tonic + 12 * (clip.song.mode == "minor")
-        assert (clip.start + beat.argmin()) % clip.song.beat_frames == 0
-        assert beat.max() == clip.song.beat_frames - 1
-    melodies = [clips.no_melody, *(clips.clip(kind, index).lead for index in range(3))]
-    for row in batch.chroma:
-        assert any(torch.equal(row, melody.long()) for melody in melodies)
+        assert not ((clip.start + codes[0] + beat) % clip.song.beat_frames).any()
+        assert 0 <= beat.min() <= beat.max() < clip.song.beat_frames
+        melodies = [clips.no_melody] if first else [clips.no_melody, clip.lead, clip.mix]
+        assert any(torch.equal(chroma, melody.long()) for melody in melodies)
+
+
+def test_mistakes_are_few_and_anothers(clips):
+    codes = clips.batch(lm.BEGINNING, list(range(4)), np.random.default_rng(0)).codes
+    apart = codes % 100 + 100 * torch.arange(4)[:, None, None]  # tells whose a code is
+    heard = lm.with_mistakes(apart, np.random.default_rng(1))
+    wrong = heard != apart
+    assert 0.03 < wrong.float().mean() < 0.2
+    assert torch.equal(heard[wrong], apart.roll(1, 0)[wrong])
+    # Some are whole passages of one side.
+    sides = wrong.unflatten(1, (lm.K // 2, 2)).all(1)
+    assert sides.any()
+    assert not sides.all(1).equal(sides.any(1))
 
 
 def test_codec_batches_are_the_same_at_every_visit():

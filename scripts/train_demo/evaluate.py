@@ -29,7 +29,14 @@ SEEDS = 20
 SECONDS = float(lm.SECONDS)
 PROMPT_SECONDS = 3.0
 SEEN_AHEAD = 0.2  # seconds before the prompt's end whose rendering depends on what follows
-GUIDANCE = (1.0, 3.0, 5.0)
+# Ways of sampling that are compared.
+SAMPLING: dict[str, dict[str, float]] = {
+    "guidance 1": {"cfg_coef": 1.0},
+    "guidance 3": {"cfg_coef": 3.0},
+    "guidance 5": {"cfg_coef": 5.0},
+    "temperature 0.8": {"temperature": 0.8},
+}
+COOLER = "temperature 0.8"  # what the card advises for rhythm
 SPEED_SECONDS = 8
 
 
@@ -104,14 +111,13 @@ class Judge:
         }
 
     def text(self) -> dict[str, float]:
-        """Hits of tempo and key at each guidance."""
+        """Hits of tempo and key in each way of sampling."""
         found = {}
-        for guidance in GUIDANCE:
-            wavs = [self.generate(one, prompt=one.prompt, cfg_coef=guidance) for one in self.heard]
+        for name, fields in SAMPLING.items():
+            wavs = [self.generate(one, prompt=one.prompt, **fields) for one in self.heard]
             pairs = list(zip(self.heard, wavs, strict=True))
-            name = f", guidance {guidance:g}"
-            found[f"tempo within 5%{name}"] = sum(one.has_tempo(wav) for one, wav in pairs)
-            found[f"key in the first 3{name}"] = sum(one.has_key(wav) for one, wav in pairs)
+            found[f"tempo within 5%, {name}"] = sum(one.has_tempo(wav) for one, wav in pairs)
+            found[f"key in the first 3, {name}"] = sum(one.has_key(wav) for one, wav in pairs)
         return found
 
     def melody(self) -> dict[str, float]:
@@ -128,17 +134,20 @@ class Judge:
     def continuation(self) -> dict[str, float]:
         cut = round(PROMPT_SECONDS * synth.SAMPLE_RATE)
         kept = cut - round(SEEN_AHEAD * synth.SAMPLE_RATE)
-        differences, seams, tempos = [], [], []
+        differences, seams, tempos, cooler = [], [], [], []
         for one in self.heard:
             prompt = one.wav[:, :cut]
             wav = self.generate(one, audio=prompt, continuation=True)
             differences.append(np.abs(wav[:, :kept] - self.rebuild(prompt)[:, :kept]).max())
             seams.append(measures.seam(wav, cut) <= 1)
             tempos.append(one.has_tempo(wav[:, cut:]))
+            wav = self.generate(one, audio=prompt, continuation=True, **SAMPLING[COOLER])
+            cooler.append(one.has_tempo(wav[:, cut:]))
         return {
             "continuation: largest difference from the prompt's rendering": float(max(differences)),
             "continuation: no click at the seam": sum(seams),
             "continuation: tempo carries on": sum(tempos),
+            f"continuation: tempo carries on, {COOLER}": sum(cooler),
         }
 
     def greedy(self) -> dict[str, float]:

@@ -31,12 +31,15 @@ CHROMA_EXPONENT = 14
 CHROMA_WINDOW = 2**CHROMA_EXPONENT
 CHROMA_HOP = CHROMA_WINDOW // 4
 MELODY_FRAMES = SECONDS * synth.SAMPLE_RATE // CHROMA_HOP + 1
-STEPS, RATE, SEED = 6000, 2e-3, 3
+STEPS, RATE, SEED = 12000, 2e-3, 3
 K = 8  # codebooks of both sides
 LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3)  # the first codebooks carry pitch and rhythm
+CLIPS = 14000
 LONGEST_START = 8.0  # seconds into the song at which a clip may begin
 # Shares of the clips.
-WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.4, 0.7, 0.12
+FROM_START, WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.6, 0.4, 0.7, 0.12
+CUT_INSIDE = 0.4  # share of the beginnings that are cut from anywhere in a clip
+MISTAKES, PASSAGE = 0.05, 5  # share of the codes that are heard wrong; frames of wrong passages
 REPORT_EVERY = 100
 SLOWER = synth.FRAME / CHROMA_HOP  # chroma frames of a code
 OFFSET = MELODY_FRAMES + text.LENGTH  # positions before the first code: chroma, then text
@@ -46,12 +49,10 @@ MARK, CONSTANT, ATTENTION = 0.7, 28, 11.0  # size of words' mark, constant waves
 
 @dataclass(frozen=True)
 class Kind:
-    """Clips of one length. Each is made when first drawn, then kept as codes."""
+    """Batches of clips, of this many frames of each."""
 
     frames: int
-    count: int
     batch: int
-    from_start: float  # share of the clips that begin with their song
 
 
 # What is asked of every position besides its codes, and the number of answers: the key, and how
@@ -62,9 +63,9 @@ ASKED_LAYER, ASKED_WEIGHT = 2, 0.15
 
 # Only the beginning of a clip has to be guessed from text and melody, the rest follows from what
 # was heard: a model learns what words mean from many beginnings.
-BEGINNING = Kind(80, 16000, 40, 0.85)
-WHOLE = Kind(SECONDS * song.FRAME_RATE, 2000, 8, 0.6)
-BEGINNINGS = 0.55  # share of the batches
+BEGINNING = Kind(80, 40)
+WHOLE = Kind(SECONDS * song.FRAME_RATE, 8)
+BEGINNINGS = 0.25  # share of the batches
 
 
 def config() -> dict[str, Any]:
@@ -95,10 +96,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Batch:
-    """codes [B, K, T], tokens [B, L], has_text [B] as 0 or 1, chroma [B, frames] pitch classes,
-    and [B, T] the answer to each of QUESTIONS."""
+    """codes [B, K, T] as they should be and as they are heard, tokens [B, L], has_text [B] as 0
+    or 1, chroma [B, frames] pitch classes, and [B, T] the answer to each of QUESTIONS."""
 
     codes: Tensor
+    heard: Tensor
     tokens: Tensor
     has_text: Tensor
     chroma: Tensor
@@ -110,7 +112,7 @@ class Batch:
 
 
 class Clips:
-    """Clip number `index` of a kind, always the same."""
+    """Clip number `index`, always the same. Each is made when first drawn, then kept as codes."""
 
     def __init__(self, encodec: EncodecModel, device: str) -> None:
         self.encodec, self.device = encodec, device
@@ -121,19 +123,19 @@ class Clips:
         self.clip = cache(self._make)
 
     @torch.inference_mode()
-    def _make(self, kind: Kind, index: int) -> Clip:
-        rng = np.random.default_rng([SEED, kind.frames, index])
+    def _make(self, index: int) -> Clip:
+        rng = np.random.default_rng([SEED, WHOLE.frames, index])
         drawn = song.draw(rng)
         start = 0
-        if rng.random() >= kind.from_start:
+        if rng.random() >= FROM_START:
             start = int(rng.integers(LONGEST_START * song.FRAME_RATE))
-        wav = synth.mix(synth.render(drawn, kind.frames / song.FRAME_RATE, start))
-        lead = synth.render(drawn, SECONDS, start, ("lead",))["lead"]
-        melody = self.chroma(torch.from_numpy(lead).mean(0, keepdim=True))
-        # A melody is as long as a window; of the mix there is only as much as was rendered.
-        mixed = self.chroma(torch.from_numpy(wav).mean(0, keepdim=True))
-        whole = len(mixed) == len(melody)
-        return Clip(drawn, start, self._encode(wav), melody, mixed if whole else melody)
+        stems = synth.render(drawn, SECONDS, start)
+        wav = synth.mix(stems)
+        lead, mix = (
+            self.chroma(torch.from_numpy(sound).mean(0, keepdim=True))
+            for sound in (stems["lead"], wav)
+        )
+        return Clip(drawn, start, self._encode(wav), lead, mix)
 
     def _encode(self, wav: np.ndarray) -> Tensor:
         """wav [2, N] -> codes [K, T], left and right interleaved."""
@@ -148,24 +150,47 @@ class Clips:
 
     def batch(self, kind: Kind, indices: list[int], rng: np.random.Generator) -> Batch:
         """Those clips, each with a caption of its own and at times with its melody."""
-        clips = [self.clip(kind, index) for index in indices]
+        clips = [self.clip(index) for index in indices]
+        firsts = [self._first(kind, rng) for _ in clips]
         captioned = [captions.caption(clip.song, rng) for clip in clips]
         tokens = torch.tensor([said.ids for said in self.tokenizer.encode_batch(captioned)])
         has_text = torch.from_numpy(rng.random(len(clips)) >= WITHOUT_TEXT)
-        frames = torch.arange(kind.frames)
+        cuts = list(zip(clips, firsts, strict=True))
+        codes = torch.stack([clip.codes[:, n : n + kind.frames] for clip, n in cuts]).long()
         return Batch(
-            codes=torch.stack([clip.codes for clip in clips]).long(),
+            codes=codes,
+            heard=codes,
             tokens=tokens,
             has_text=has_text.float(),
-            chroma=torch.stack([self._melody(clip, rng) for clip in clips]).long(),
+            chroma=torch.stack([self._melody(clip, first, rng) for clip, first in cuts]).long(),
             key=torch.tensor([[_key(clip.song)] for clip in clips]).expand(-1, kind.frames),
-            beat=torch.stack([-(clip.start + frames) % clip.song.beat_frames for clip in clips]),
+            beat=torch.stack([_until_beat(clip, first, kind.frames) for clip, first in cuts]),
         )
 
-    def _melody(self, clip: Clip, rng: np.random.Generator) -> Tensor:
-        if rng.random() >= WITH_MELODY:
+    def _first(self, kind: Kind, rng: np.random.Generator) -> int:
+        """Which frame of a clip comes first."""
+        inside = kind.frames < WHOLE.frames and rng.random() < CUT_INSIDE
+        return int(rng.integers(WHOLE.frames - kind.frames)) if inside else 0
+
+    def _melody(self, clip: Clip, first: int, rng: np.random.Generator) -> Tensor:
+        # A melody's frames are longer than the codes': it can only begin where the clip does.
+        if first or rng.random() >= WITH_MELODY:
             return self.no_melody
         return clip.lead if rng.random() < MELODY_ALONE else clip.mix
+
+
+def with_mistakes(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """codes [B, K, T] of which some are another clip's: single ones, and passages of one side.
+
+    A model that has only ever heard right codes is lost at the first wrong one of its own: it
+    believes a beat that came too early more than the beat that it has kept so far.
+    """
+    clips, _, frames = codes.shape
+    share = torch.from_numpy(2 * MISTAKES * rng.random((clips, 1, 1, 1)))
+    single = torch.from_numpy(rng.random((clips, K // 2, 2, frames))) < share
+    passages = torch.from_numpy(rng.random((clips, 1, 2, -(-frames // PASSAGE)))) < share
+    wrong = single | passages.repeat_interleave(PASSAGE, -1)[..., :frames]
+    return torch.where(wrong.flatten(1, 2), codes.roll(1, 0), codes)
 
 
 class Demo(nn.Module):
@@ -215,8 +240,11 @@ class Demo(nn.Module):
         # The order in which audiocraft's provider gives them: the melody comes to stand first.
         conditions = {"description": (described, None), "self_wav": (melody, None)}
         pattern = self.lm.pattern_provider.get_pattern(batch.codes.shape[-1])
-        sequence, _, _ = pattern.build_pattern_sequence(batch.codes, codec.CARD)
-        logits = self.lm(sequence[..., :-1], [], conditions)
+        heard, sequence = (
+            pattern.build_pattern_sequence(codes, codec.CARD)[0]
+            for codes in (batch.heard, batch.codes)
+        )
+        logits = self.lm(heard[..., :-1], [], conditions)
         losses = [
             F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=codec.CARD)
             for scores, targets in zip(logits.unbind(1), sequence[..., 1:].unbind(1), strict=True)
@@ -273,6 +301,11 @@ def _key(drawn: song.Song) -> int:
     return 12 * (drawn.mode == "minor") + drawn.tonic
 
 
+def _until_beat(clip: Clip, first: int, frames: int) -> Tensor:
+    """How many frames it is until a beat, from frame `first` of the clip on [frames]."""
+    return -(clip.start + first + torch.arange(frames)) % clip.song.beat_frames
+
+
 def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str = "cpu") -> Demo:
     """Train, or go on with, the language model whose state is in `folder`."""
     model = Demo().to(device)
@@ -284,8 +317,9 @@ def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str =
     for step in run:
         rng = np.random.default_rng([SEED, step])
         kind = BEGINNING if rng.random() < BEGINNINGS else WHOLE
-        indices = rng.integers(kind.count, size=kind.batch).tolist()
-        batch = clips.batch(kind, indices, rng).to(device)
+        indices = rng.integers(CLIPS, size=kind.batch).tolist()
+        batch = clips.batch(kind, indices, rng)
+        batch = replace(batch, heard=with_mistakes(batch.codes, rng)).to(device)
         with torch.autocast(device, torch.bfloat16):
             losses = model(batch)
         answers = sum(losses[name] for name in QUESTIONS)
