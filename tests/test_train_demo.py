@@ -254,6 +254,7 @@ def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path):
     assert again.stdout.count("going on from step 2") == 2, again.stderr
     assert again.returncode == 0, again.stderr
     assert (output / "kept.json").exists()
+    assert json.loads((output / "manifest.json").read_text()) == manifest
 
 
 def tone(pitches, seconds=4.0):

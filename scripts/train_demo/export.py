@@ -25,8 +25,8 @@ LICENCE = "MIT"
 def export(encodec: EncodecModel, demo: lm.Demo, folder: Path, name: str = "demo") -> None:
     """Write the checkpoint into `folder`, in place of the one that is there."""
     if (folder / MANIFEST_FILE).exists():
-        for name in (*read_manifest(folder).files, MANIFEST_FILE):
-            (folder / name).unlink(missing_ok=True)
+        for file in (*read_manifest(folder).files, MANIFEST_FILE):
+            (folder / file).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as upstream:
         write_upstream(encodec, demo, Path(upstream))
         convert(Path(upstream), folder, name)
