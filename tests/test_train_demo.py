@@ -201,6 +201,7 @@ def test_batches_say_what_was_asked_of_them(kind, clips, monkeypatch):
     numbered = torch.arange(lm.WHOLE.frames).expand(lm.K, -1)
     monkeypatch.setattr(clips, "clip", lambda index: replace(made[index], codes=numbered))
     batch = clips.batch(kind, [0, 1, 2], np.random.default_rng(0))
+    assert batch.codes.shape == (3, lm.K, kind.frames)
     assert torch.equal(batch.heard, batch.codes)
     assert batch.tokens.shape[0] == batch.chroma.shape[0] == 3
     assert batch.tokens.eq(clips.tokenizer.token_to_id(text.END)).sum(1).eq(1).all()
@@ -211,7 +212,8 @@ def test_batches_say_what_was_asked_of_them(kind, clips, monkeypatch):
         assert torch.equal(codes, numbered[:, first : first + kind.frames])
         assert key.unique().item() == clip.song.tonic + 12 * (clip.song.mode == "minor")
         assert not ((clip.start + codes[0] + beat) % clip.song.beat_frames).any()
-        assert 0 <= beat.min() <= beat.max() < clip.song.beat_frames
+        assert beat.min() == 0
+        assert beat.max() == clip.song.beat_frames - 1
         melodies = [clips.no_melody] if first else [clips.no_melody, clip.lead, clip.mix]
         assert any(torch.equal(chroma, melody.long()) for melody in melodies)
 

@@ -29,14 +29,14 @@ SEEDS = 20
 SECONDS = float(lm.SECONDS)
 PROMPT_SECONDS = 3.0
 SEEN_AHEAD = 0.2  # seconds before the prompt's end whose rendering depends on what follows
+COOLER = "temperature 0.8"  # what the card advises for rhythm
 # Ways of sampling that are compared.
 SAMPLING: dict[str, dict[str, float]] = {
     "guidance 1": {"cfg_coef": 1.0},
     "guidance 3": {"cfg_coef": 3.0},
     "guidance 5": {"cfg_coef": 5.0},
-    "temperature 0.8": {"temperature": 0.8},
+    COOLER: {"temperature": 0.8},
 }
-COOLER = "temperature 0.8"  # what the card advises for rhythm
 SPEED_SECONDS = 8
 
 
