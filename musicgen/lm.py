@@ -139,7 +139,7 @@ class LM(nn.Module):
         or of another shape, or if int8 is asked for elsewhere.
         """
         decoder = _Decoder(state)
-        _check(decoder, _shapes(config))
+        _check(decoder, decoder_shapes(config))
         device = torch.device(device)
         if int8 and (device.type, dtype) != ("cpu", torch.float32):
             raise ValueError(f"int8 weights are for the CPU in float32, not {device}, {dtype}")
@@ -266,7 +266,7 @@ def _packs_losslessly(
     return True
 
 
-def _shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+def decoder_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
     """Every decoder key of an audiocraft LMModel of this shape, with its tensor's shape."""
     d = config.dim
     layer: dict[str, tuple[int, ...]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from musicgen.lm import LMConfig, _shapes
+from musicgen.lm import LMConfig, decoder_shapes
 
 FRAME_RATE = 50
 MAX_SECONDS = 30.0  # one window
@@ -140,7 +140,7 @@ def random_state(config: LMConfig) -> dict[str, Tensor]:
     made at once and takes no memory. Whoever loads them must make copies, or its weights would
     fit into the processor's cache.
     """
-    shapes = _shapes(config)
+    shapes = decoder_shapes(config)
     size = max(math.prod(shape) for shape in shapes.values()) + POOL_SLACK
     pool = torch.randn(size, generator=torch.Generator().manual_seed(0))
     return dict(_tensors(shapes, pool.mul_(WEIGHT_STD).half()))

@@ -8,7 +8,7 @@ import torch
 
 from musicgen import kernels
 from musicgen.engine import Clip, Conditions, Engine, windows
-from musicgen.lm import LM, Cache, LMConfig, _shapes
+from musicgen.lm import LM, Cache, LMConfig, decoder_shapes
 from musicgen.pattern import interleave
 from musicgen.sampling import Sampling
 
@@ -37,7 +37,7 @@ def small_config(cross, n_q=4, dim=256, num_layers=3):
 def random_lm(config, dtype=torch.float16):
     random = torch.Generator("cuda").manual_seed(0)
     state = {}
-    for name, shape in _shapes(config).items():
+    for name, shape in decoder_shapes(config).items():
         value = torch.randn(shape, generator=random, device="cuda")
         if len(shape) == 2 and not name.startswith("emb."):
             value *= 1.5 / shape[1] ** 0.5
