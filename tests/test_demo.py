@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from train_demo.evaluate import COOLER, SAMPLING, Judge, recordings
+from train_demo.evaluate import DEFAULT_GUIDANCE, Judge, key_row, recordings, tempo_row
 
 from musicgen import verify
 from musicgen.folders import DEFAULT as DEMO
@@ -44,11 +44,9 @@ def test_the_codec_renders_what_it_heard(judge):
 
 def test_prompts_set_tempo_and_key(judge):
     """The untrained model gets one in ten of either right."""
-    fields = SAMPLING[COOLER]
-    wavs = [judge.generate(one, prompt=one.prompt, **fields) for one in judge.heard]
-    pairs = list(zip(judge.heard, wavs, strict=True))
-    assert sum(one.has_tempo(wav) for one, wav in pairs) >= 6
-    assert sum(one.has_key(wav) for one, wav in pairs) >= 8
+    found = judge.text((DEFAULT_GUIDANCE,))
+    assert found[tempo_row(DEFAULT_GUIDANCE)] >= 6
+    assert found[key_row(DEFAULT_GUIDANCE)] >= 9
 
 
 def test_a_melody_is_followed(judge):
@@ -60,7 +58,7 @@ def test_a_continuation_goes_on_from_what_it_was_given(judge):
     found = judge.continuation()
     assert found["continuation: largest difference from the prompt's rendering"] < 1e-5
     assert found["continuation: no click at the seam"] >= 9
-    assert found[f"continuation: tempo carries on, {COOLER}"] >= 3
+    assert found["continuation: tempo carries on"] >= 4
 
 
 def test_at_temperature_0_the_seed_does_not_matter(judge):

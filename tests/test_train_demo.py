@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from audiocraft.modules.transformer import create_sin_embedding
-from train_demo import captions, codec, lm, measures, song, synth, text
+from train_demo import captions, codec, dataset, lm, measures, song, synth, text
 from train_demo.run import LOSSES, Run, schedule
 
 from musicgen.pipeline import MusicGen
@@ -163,7 +163,7 @@ def test_heads_begin_at_the_moments_chroma_and_at_the_words():
     model = lm.Demo().requires_grad_(False)
     attention = model.lm.transformer.layers[0].self_attn
     project = model.lm.condition_provider.conditioners
-    frames, words, codes = 63, text.LENGTH, lm.SECONDS * song.FRAME_RATE
+    frames, words, codes = 63, text.LENGTH, dataset.SECONDS * song.FRAME_RATE
     generator = torch.Generator().manual_seed(0)
     chroma = torch.eye(12)[torch.randint(12, (frames,), generator=generator)]
     x = torch.cat(
@@ -189,19 +189,19 @@ def test_heads_begin_at_the_moments_chroma_and_at_the_words():
 
 @pytest.fixture(scope="module")
 def clips():
-    return lm.Clips(codec.build().eval(), "cpu")
+    return dataset.Clips(codec.build().eval(), "cpu")
 
 
-@pytest.mark.parametrize("kind", [lm.BEGINNING, lm.WHOLE], ids=["beginning", "whole"])
+@pytest.mark.parametrize("kind", [dataset.BEGINNING, dataset.WHOLE], ids=["beginning", "whole"])
 def test_batches_say_what_was_asked_of_them(kind, clips, monkeypatch):
     """Clips as long as wanted; captions; a melody or what stands for none; true answers."""
     made = [clips.clip(index) for index in range(3)]
     assert all(0 <= clip.codes.min() <= clip.codes.max() < codec.CARD for clip in made)
     # Codes that tell which frame of the clip they are.
-    numbered = torch.arange(lm.WHOLE.frames).expand(lm.K, -1)
+    numbered = torch.arange(dataset.WHOLE.frames).expand(dataset.K, -1)
     monkeypatch.setattr(clips, "clip", lambda index: replace(made[index], codes=numbered))
     batch = clips.batch(kind, [0, 1, 2], np.random.default_rng(0))
-    assert batch.codes.shape == (3, lm.K, kind.frames)
+    assert batch.codes.shape == (3, dataset.K, kind.frames)
     assert torch.equal(batch.heard, batch.codes)
     assert batch.tokens.shape[0] == batch.chroma.shape[0] == 3
     assert batch.tokens.eq(clips.tokenizer.token_to_id(text.END)).sum(1).eq(1).all()
@@ -219,14 +219,14 @@ def test_batches_say_what_was_asked_of_them(kind, clips, monkeypatch):
 
 
 def test_mistakes_are_few_and_anothers(clips):
-    codes = clips.batch(lm.BEGINNING, list(range(4)), np.random.default_rng(0)).codes
+    codes = clips.batch(dataset.BEGINNING, list(range(4)), np.random.default_rng(0)).codes
     apart = codes % 100 + 100 * torch.arange(4)[:, None, None]  # tells whose a code is
-    heard = lm.with_mistakes(apart, np.random.default_rng(1))
+    heard = dataset.with_mistakes(apart, np.random.default_rng(1))
     wrong = heard != apart
     assert 0.03 < wrong.float().mean() < 0.2
     assert torch.equal(heard[wrong], apart.roll(1, 0)[wrong])
     # Some are whole passages of one side.
-    sides = wrong.unflatten(1, (lm.K // 2, 2)).all(1)
+    sides = wrong.unflatten(1, (dataset.K // 2, 2)).all(1)
     assert sides.any()
     assert not sides.all(1).equal(sides.any(1))
 

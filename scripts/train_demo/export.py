@@ -18,6 +18,7 @@ from musicgen.manifest import MANIFEST_FILE, read_manifest
 from musicgen.tiny import N_CHROMA
 from musicgen.weights import CODEC_FILE, LM_FILE, PROVIDER_PREFIX
 from train_demo import codec, lm, text
+from train_demo.dataset import CHROMA_WINDOW
 
 LICENCE = "MIT"
 
@@ -36,7 +37,7 @@ def write_upstream(encodec: EncodecModel, demo: lm.Demo, folder: Path) -> None:
     """The checkpoint in audiocraft's format."""
     state = half(demo.lm)
     # A buffer that audiocraft's melody conditioner saves along.
-    state[f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"] = torch.hann_window(lm.CHROMA_WINDOW)
+    state[f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"] = torch.hann_window(CHROMA_WINDOW)
     assert state[f"{PROVIDER_PREFIX}self_wav.output_proj.weight"].shape[1] == N_CHROMA
     save(folder / LM_FILE, lm.config(), state)
     save(folder / CODEC_FILE, codec.config(), half(encodec))
