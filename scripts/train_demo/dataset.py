@@ -1,6 +1,6 @@
 """What the language model is trained on: synthesized clips, encoded, with captions and melodies.
 
-None is stored: clip number n is the same each time it is made.
+No file of them is kept: clip number n is the same each time it is made.
 """
 
 from dataclasses import dataclass, fields

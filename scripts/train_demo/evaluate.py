@@ -30,7 +30,7 @@ SECONDS = float(dataset.SECONDS)
 PROMPT_SECONDS = 3.0
 SEEN_AHEAD = 0.2  # seconds before the prompt's end whose rendering depends on what follows
 GUIDANCE = (1.0, 3.0, 5.0)
-DEFAULT_GUIDANCE = 3.0
+DEFAULT_GUIDANCE = Request.cfg_coef
 SPEED_SECONDS = 8
 
 

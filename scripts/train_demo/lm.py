@@ -23,11 +23,13 @@ from musicgen import tiny
 from train_demo import codec, song, synth, text
 from train_demo.dataset import (
     BEGINNING,
+    CHROMA_EXPONENT,
     CHROMA_HOP,
     CLIPS,
     MELODY_FRAMES,
     QUESTIONS,
     SECONDS,
+    SEED,
     WHOLE,
     Batch,
     Clips,
@@ -37,7 +39,7 @@ from train_demo.dataset import (
 from train_demo.run import Run
 
 TEXT_NAME = "t5-demo"
-STEPS, RATE, SEED = 17000, 2e-3, 3
+STEPS, RATE = 17000, 2e-3
 LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3)  # the first codebooks carry pitch and rhythm
 ASKED_LAYER, ASKED_WEIGHT = 2, 0.15  # which layer knows the answers to QUESTIONS
 BEGINNINGS = 0.25  # share of the batches
@@ -55,7 +57,8 @@ def config() -> dict[str, Any]:
     values["transformer_lm"] |= {"dim": 256, "num_heads": 4, "num_layers": 4, "card": codec.CARD}
     # Nothing is separated: the training melodies are clean, and Demucs has no place in so small
     # a model.
-    values["conditioners"]["self_wav"]["chroma_stem"]["separator"] = "none"
+    melody = {"radix2_exp": CHROMA_EXPONENT, "separator": "none"}
+    values["conditioners"]["self_wav"]["chroma_stem"] |= melody
     values["conditioners"]["description"]["t5"]["name"] = TEXT_NAME
     return values
 
