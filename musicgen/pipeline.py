@@ -13,14 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from musicgen.audio import load_slice
-from musicgen.codec import Codec
-from musicgen.conditioning import Conditioner
-from musicgen.engine import Clip, Engine, windows
+from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolve
+from musicgen.conditioning.conditioner import Conditioner
+from musicgen.decoder.clip import Clip, windows
+from musicgen.decoder.engine import Engine
+from musicgen.decoder.sampling import Sampling
 from musicgen.errors import InputError, MusicGenError
+from musicgen.rendering.codec import Codec
 from musicgen.report import timed
 from musicgen.request import Request
-from musicgen.sampling import Sampling
-from musicgen.weights import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolve
 
 # The share of a full window that is new in each one after the first: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
@@ -95,9 +96,16 @@ class MusicGen:
     def diffusion(self) -> Decoder:
         """Loaded when a request first asks for it: it is as large as a language model."""
         # audiocraft with it, which takes seconds to import.
-        from musicgen.diffusion import MultiBandDiffusion
+        from musicgen.rendering.diffusion import MultiBandDiffusion
 
         return MultiBandDiffusion(self.checkpoint, self.codec, self.device)
+
+    def load_all(self) -> None:
+        """Load what is otherwise loaded when first asked for, to see that it loads."""
+        if self.conditioner.melody and self.checkpoint.separates:
+            _ = self.conditioner.melody.separator
+        if self.checkpoint.has_diffusion:
+            _ = self.diffusion
 
     def generate(self, request: Request) -> Generation:
         """Generate `request.clips` clips. Clip i is what seed + i gives alone, bit for bit.

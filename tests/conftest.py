@@ -1,18 +1,14 @@
 """What all tests share."""
 
-# audiocraft's own decoder is the tests' oracle and needs the real one, so it must come before
-# musicgen, which puts an empty stand-in where there is none.
-import xformers  # noqa: F401, I001
-
 from contextlib import ExitStack
 
 import pytest
 import torch
 from cog_client import CogClient
 
-from musicgen import server, tiny
+from musicgen.checkpoints import tiny
+from musicgen.commands import server
 from musicgen.pipeline import MusicGen
-
 
 # The models here are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)

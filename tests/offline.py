@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from musicgen import server
+from musicgen import ROOT
+from musicgen.commands import server
 
 SET_FLAGS, UP_AND_RUNNING = 0x8914, 0x1 | 0x40
 ELSEWHERE = ("192.0.2.1", 443)  # reserved for documentation: nobody's address
@@ -48,7 +49,7 @@ def main():
     inputs = {"prompt": "a song", "duration": 1, "output_format": "wav", "seed": 1}
     port = server.free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [server.ROOT / "scripts" / "serve", "--port", str(port)]
+    command = [ROOT / "scripts" / "serve", "--port", str(port)]
     with Path(log).open("w") as stream:
         process = subprocess.Popen(
             command, env={**os.environ, **environment}, stdout=stream, stderr=stream

@@ -9,9 +9,9 @@ from audiocraft.models.loaders import load_compression_model, load_lm_model
 from audiocraft.models.musicgen import MusicGen
 from audiocraft.modules.conditioners import T5Conditioner
 
-from musicgen import tiny
-from musicgen.separation import open_demucs
-from musicgen.weights import open_checkpoint
+from musicgen.checkpoints import tiny
+from musicgen.checkpoints.checkpoint import open_checkpoint
+from musicgen.checkpoints.demucs import open_demucs
 
 
 def load(folder):

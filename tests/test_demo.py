@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from train_demo.evaluate import DEFAULT_GUIDANCE, Judge, key_row, recordings, tempo_row
 
-from musicgen import verify
-from musicgen.folders import DEFAULT as DEMO
+from musicgen.checkpoints.checkpoint import open_checkpoint
+from musicgen.checkpoints.folders import DEFAULT as DEMO
+from musicgen.commands import verify
 from musicgen.pipeline import MusicGen
-from musicgen.weights import open_checkpoint
 
 LIMIT = 25e6  # bytes
 

@@ -6,7 +6,7 @@ import pytest
 import storage
 from cog_client import content, samples
 
-from musicgen import tiny
+from musicgen.checkpoints import tiny
 
 KEY = "sésame-0xC0FFEE"
 

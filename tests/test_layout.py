@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,74 +12,134 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "musicgen"
+ROOMS = {"bench", "checkpoints", "commands", "conditioning", "decoder", "rendering"}
 
-# module -> what of this package it may import; errors and request are for everyone.
+# module or room -> what of this package it may import. A room stands for its modules that have no
+# line of their own. `errors` and `request` are for everyone.
 FREE = {"errors", "request"}
 FACE = {"output", "pipeline", "report", "upload"}
+FOLDER = {"checkpoints.checkpoint", "checkpoints.manifest", "checkpoints.saved"}
 LAYERS = {
     "predict": FACE,
     "songstarter": FACE,
+    # The way of a request.
     "pipeline": {
         "audio",
-        "codec",
-        "conditioning",
-        "diffusion",
-        "engine",
-        "lm",
+        "checkpoints.checkpoint",
+        "conditioning.conditioner",
+        "decoder.clip",
+        "decoder.engine",
+        "decoder.sampling",
+        "rendering.codec",
+        "rendering.diffusion",
         "report",
-        "sampling",
-        "weights",
     },
     "output": {"pipeline", "report"},
-    "engine": {"graph", "kernels", "lm", "pattern", "sampling"},
-    "lm": {"kernels"},
-    "kernels": {"kernels", "sampling"},
-    "conditioning": {"audio", "chroma", "engine", "saved", "separation", "t5", "weights"},
-    "separation": {"tensors", "weights"},
-    "codec": {"encodec", "saved", "weights"},
-    "t5": {"saved"},
-    "saved": {"tensors", "weights"},
-    "diffusion": {"codec", "weights"},
-    "weights": {"archive", "folders", "lm", "manifest", "tensors"},
-    "upstream": {"saved", "weights"},
-    "convert": {"manifest", "saved", "separation", "tensors", "upstream", "weights"},
-    "hub": {"convert", "manifest", "saved", "upstream", "weights"},
-    "verify": {"convert", "manifest", "pipeline", "tensors", "weights"},
-    "checkpoints": {"convert", "folders", "hub", "manifest", "tiny", "verify"},
-    "server": {"schema"},
-    "cli": {"checkpoints", "folders", "server"},
-    "tiny": {"weights"},
-    "bench": {"bench", "engine", "lm", "sampling"},
+    # Conditions in, codes out.
+    "decoder.clip": {"decoder.sampling"},
+    "decoder.engine": {
+        "decoder.clip",
+        "decoder.graph",
+        "decoder.kernels",
+        "decoder.lm",
+        "decoder.pattern",
+        "decoder.sampling",
+    },
+    "decoder.lm": {"decoder.kernels"},
+    "decoder.kernels": {"decoder.kernels", "decoder.sampling"},
+    # Text and melody to conditions.
+    "conditioning.conditioner": {
+        *FOLDER,
+        "conditioning.chroma",
+        "conditioning.separation",
+        "conditioning.t5",
+        "decoder.clip",
+    },
+    "conditioning.separation": {"audio", "checkpoints.demucs"},
+    "conditioning.t5": {"checkpoints.saved"},
+    # Codes to sound.
+    "rendering.codec": {*FOLDER, "rendering.encodec"},
+    "rendering.diffusion": {*FOLDER, "audiocraft", "rendering.codec"},
+    # Weights on the disk.
+    "checkpoints.folders": {"ROOT"},
+    "checkpoints.checkpoint": {
+        "checkpoints.archive",
+        "checkpoints.folders",
+        "checkpoints.manifest",
+        "checkpoints.tensors",
+        "decoder.lm",
+    },
+    "checkpoints.saved": {"checkpoints.checkpoint", "checkpoints.tensors"},
+    "checkpoints.demucs": {"checkpoints.checkpoint", "checkpoints.tensors"},
+    "checkpoints.upstream": FOLDER,
+    "checkpoints.convert": {
+        *FOLDER,
+        "checkpoints.demucs",
+        "checkpoints.tensors",
+        "checkpoints.upstream",
+    },
+    "checkpoints.hub": {*FOLDER, "checkpoints.convert", "checkpoints.upstream"},
+    "checkpoints.tiny": {"audiocraft", "checkpoints.checkpoint"},
+    # What scripts/ run.
+    "commands.cli": {"checkpoints.folders", "commands.server", "commands.weights"},
+    "commands.server": {"ROOT", "commands.schema"},
+    "commands.verify": {*FOLDER, "checkpoints.convert", "checkpoints.tensors", "pipeline"},
+    "commands.weights": {
+        "checkpoints.convert",
+        "checkpoints.folders",
+        "checkpoints.hub",
+        "checkpoints.manifest",
+        "checkpoints.tiny",
+        "commands.verify",
+    },
+    "bench": {
+        "ROOT",
+        "audiocraft",
+        "bench",
+        "decoder.clip",
+        "decoder.engine",
+        "decoder.lm",
+        "decoder.sampling",
+    },
 }
-# library -> the only places that may import it
+# library -> the only modules or rooms that may import it
 EDGES = {
-    "audiocraft": {"bench", "diffusion", "tiny"},
+    "audiocraft": {"audiocraft"},
     "cog": {"predict", "songstarter"},
-    "demucs": {"conditioning", "separation", "tiny"},
+    "demucs": {"checkpoints.demucs", "checkpoints.tiny", "conditioning.separation"},
     "google": {"upload"},
-    "httpx2": {"hub"},
-    "huggingface_hub": {"hub"},
+    "httpx2": {"checkpoints.hub"},
+    "huggingface_hub": {"checkpoints.hub"},
     "imageio_ffmpeg": {"output"},
-    "omegaconf": {"codec", "convert", "diffusion", "hub", "tiny", "upstream", "weights"},
+    "omegaconf": {"checkpoints", "rendering"},
     "pydub": {"output"},
-    "safetensors": {"tensors"},
-    "tokenizers": {"conditioning"},
-    "transformers": {"bench", "tiny"},
-    "triton": {"kernels"},
+    "safetensors": {"checkpoints.tensors"},
+    "tokenizers": {"conditioning.conditioner"},
+    "train_demo": set(),  # the package does not know what made its demo
+    "transformers": {"bench", "checkpoints.tiny"},
+    "triton": {"decoder.kernels"},
+    "xformers": set(),
 }
 # Runs where nothing but torch (and triton) is installed.
-TORCH_ALONE = {"engine", "graph", "kernels", "lm", "pattern", "sampling"}
+TORCH_ALONE = "decoder"
 STANDARD_AND_TORCH = {"torch", "triton"}
 
 
 def sources():
-    """(module, path) of the faces and of every file of the package; a subpackage is one module."""
+    """(dotted module, path) of the faces and of every file of the package."""
     faces = [(name, ROOT / f"{name}.py") for name in ("predict", "songstarter")]
-    files = [
-        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path)
+    return faces + [
+        (".".join(path.relative_to(PACKAGE).with_suffix("").parts), path)
         for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "__init__.py" or path.parent.name == "kernels"
     ]
-    return faces + files
+
+
+def line(module, names):
+    """The most exact of `names` that `module` is, or is inside of; None if there is none."""
+    parts = module.removesuffix(".__init__").split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in prefixes if name in names), None)
 
 
 def imports(path):
@@ -92,29 +153,63 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            if module == "musicgen":
-                yield from (f"musicgen.{alias.name}" for alias in node.names)
-            else:
-                yield module
+            # `from musicgen.decoder import lm` imports musicgen.decoder.lm
+            room = (ROOT / module.replace(".", "/")).is_dir() and module.startswith("musicgen")
+            yield from (f"{module}.{alias.name}" for alias in node.names) if room else [module]
+
+
+def inside(path):
+    """What a file imports of this package, as dotted names below it."""
+    return {
+        name.removeprefix("musicgen.") for name in imports(path) if name.startswith("musicgen.")
+    }
 
 
 @pytest.mark.parametrize(("module", "path"), sources(), ids=lambda value: str(value).split("/")[-1])
 def test_imports_follow_the_layers(module, path):
+    allowed = FREE | LAYERS.get(line(module, LAYERS), set())
+    for name in inside(path):
+        assert line(name, allowed), f"{module} imports {name}"
     for name in imports(path):
-        top, _, rest = name.partition(".")
-        if top == "musicgen":
-            inner = rest.split(".")[0]
-            assert inner in FREE | LAYERS.get(module, set()), f"{module} imports {name}"
-        assert module in EDGES.get(top, {module}), f"{module} imports {name}"
-        if module in TORCH_ALONE:
+        top = name.partition(".")[0]
+        assert top not in EDGES or line(module, EDGES[top]), f"{module} imports {name}"
+        if line(module, {TORCH_ALONE}):
             known = sys.stdlib_module_names | STANDARD_AND_TORCH | {"musicgen"}
             assert top in known, f"{module} imports {name}"
 
 
+def test_no_import_goes_in_a_circle():
+    modules = dict(sources())
+    uses = {
+        module: {line(name, modules) or f"{name}.__init__" for name in inside(path)} & set(modules)
+        for module, path in modules.items()
+    }
+    assert list(TopologicalSorter(uses).static_order())  # raises CycleError, which names it
+
+
+def test_rooms_import_no_room_in_a_circle():
+    """Modules beside the rooms, such as errors and audio, belong to none."""
+    uses = {}
+    for module, path in sources():
+        room = module.split(".")[0]
+        used = {name.split(".")[0] for name in inside(path)}
+        uses.setdefault(room, set()).update(used & ROOMS - {room})
+    assert list(TopologicalSorter(uses).static_order())
+    assert uses["decoder"] == set()
+
+
 def test_the_table_of_layers_names_real_modules():
-    modules = {module for module, _ in sources()}
+    modules = {module.removesuffix(".__init__") for module, _ in sources()} | ROOMS | {"ROOT"}
     assert set(LAYERS) <= modules
     assert set().union(*LAYERS.values()) <= modules
+    assert set().union(*EDGES.values()) <= modules
+
+
+def test_a_room_says_what_it_holds_and_exports_nothing():
+    for room in ROOMS:
+        tree = ast.parse((PACKAGE / room / "__init__.py").read_text())
+        assert ast.get_docstring(tree), room
+        assert len(tree.body) == 1, room
 
 
 @pytest.mark.parametrize("face", ["predict", "songstarter"])
@@ -151,5 +246,7 @@ def test_requirements_are_pinned_and_name_no_host():
 
 
 def test_the_frame_of_the_schema_holds_no_predictor():
-    schemas = json.loads((PACKAGE / "openapi.json").read_text())["components"]["schemas"]
+    schemas = json.loads((PACKAGE / "commands" / "openapi.json").read_text())["components"][
+        "schemas"
+    ]
     assert not {"Input", "Output"} & set(schemas)

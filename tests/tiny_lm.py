@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen.engine import Clip, Conditions, windows
-from musicgen.lm import LM, LMConfig
-from musicgen.sampling import Sampling
+from musicgen.decoder.clip import Clip, Conditions, windows
+from musicgen.decoder.lm import LM, LMConfig
+from musicgen.decoder.sampling import Sampling
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -16,8 +16,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from musicgen import tiny
-from musicgen.weights import DEMUCS_FILE
+from musicgen.checkpoints import tiny
+from musicgen.checkpoints.checkpoint import DEMUCS_FILE
 
 PROMPT = "two words"
 CARD = 2048

@@ -6,18 +6,17 @@ engine keeps weights in float16 if that loses nothing). Libraries are imported w
 comes, so that one that is missing is merely absent.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from musicgen.engine import Clip, Conditions, Engine
-from musicgen.lm import LM, LMConfig
-from musicgen.sampling import Sampling
+from musicgen.decoder.clip import Clip, Conditions
+from musicgen.decoder.engine import Engine
+from musicgen.decoder.lm import LM, LMConfig
+from musicgen.decoder.sampling import Sampling
 
 from .work import Storage, Work
 
@@ -66,11 +65,13 @@ def ours(work: Work, state: State) -> Contender:
 
 def audiocraft(work: Work, state: State) -> Contender:
     """audiocraft's LMModel, in the configuration of the published checkpoints."""
-    _stand_in_for_xformers()
-    from audiocraft.models.lm import LMModel
-    from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
-    from audiocraft.modules.conditioners import ConditionFuser, ConditioningAttributes
-    from audiocraft.utils.autocast import TorchAutocast
+    from musicgen.audiocraft import (
+        ConditionFuser,
+        ConditioningAttributes,
+        DelayedPatternProvider,
+        LMModel,
+        TorchAutocast,
+    )
 
     config = work.config
     fuse: dict[str, list[str]] = {"sum": [], "cross": [], "prepend": [], "input_interpolate": []}
@@ -133,16 +134,6 @@ class FixedConditions(nn.Module):
     def forward(self, attributes: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
         """Conditions [2 B, L, dim] and their mask."""
         return {"description": (self.both, torch.ones_like(self.both[..., 0]))}
-
-
-def _stand_in_for_xformers() -> None:
-    """Let audiocraft's layers find names that they check for; they run torch's attention."""
-    ops = sys.modules["xformers"].ops
-    if isinstance(ops, SimpleNamespace):
-        ops.unbind = torch.unbind
-        ops.LowerTriangularMask = type("LowerTriangularMask", (), {})
-        ops.memory_efficient_attention = None
-        sys.modules["xformers.ops"] = ops  # type: ignore[assignment]
 
 
 def transformers_eager(work: Work, state: State) -> Contender:

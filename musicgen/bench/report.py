@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from musicgen import ROOT
+
 from . import machine
 from .contenders import Contender
 from .machine import Bandwidth
 from .measure import Plan, Timing
 from .work import Work, step_bytes
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 LIBRARIES = ("torch", "triton", "audiocraft", "transformers")
 OURS = "ours"
 MEASURED, ABSENT, FAILED = "measured", "absent", "failed"

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.optim import AdamW
 
-from musicgen import tiny
+from musicgen.checkpoints import tiny
 from train_demo import song, synth
 from train_demo.run import Run
 

@@ -11,8 +11,8 @@ import torch
 from audiocraft.models.encodec import EncodecModel
 from torch import Tensor
 
-from musicgen import tiny
-from musicgen.chroma import Chroma
+from musicgen.checkpoints import tiny
+from musicgen.conditioning.chroma import Chroma
 from train_demo import captions, codec, song, synth, text
 
 SECONDS = 8

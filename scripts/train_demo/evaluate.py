@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import torch
 
-from musicgen import folders
+from musicgen.checkpoints import folders
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
 from train_demo import captions, codec, dataset, lm, measures, song, synth

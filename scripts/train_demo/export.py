@@ -13,10 +13,10 @@ from audiocraft.models.encodec import EncodecModel
 from omegaconf import OmegaConf
 from torch import nn
 
-from musicgen.convert import SOURCES_FILE, convert
-from musicgen.manifest import MANIFEST_FILE, read_manifest
-from musicgen.tiny import N_CHROMA
-from musicgen.weights import CODEC_FILE, LM_FILE, PROVIDER_PREFIX
+from musicgen.checkpoints.checkpoint import CODEC_FILE, LM_FILE, PROVIDER_PREFIX
+from musicgen.checkpoints.convert import SOURCES_FILE, convert
+from musicgen.checkpoints.manifest import MANIFEST_FILE, read_manifest
+from musicgen.checkpoints.tiny import N_CHROMA
 from train_demo import codec, lm, text
 from train_demo.dataset import CHROMA_WINDOW
 

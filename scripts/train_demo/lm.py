@@ -19,7 +19,7 @@ from audiocraft.modules.transformer import set_efficient_attention_backend
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from musicgen import tiny
+from musicgen.checkpoints import tiny
 from train_demo import codec, song, synth, text
 from train_demo.dataset import (
     BEGINNING,

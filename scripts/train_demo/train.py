@@ -4,7 +4,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from musicgen import folders
+from musicgen.checkpoints import folders
 from train_demo import codec, lm
 from train_demo.export import export
 from train_demo.run import LOSSES

@@ -1,0 +1,67 @@
+"""audiocraft's parts that are used here. Whoever needs audiocraft imports it from this module.
+
+audiocraft imports xformers for attention kernels that are never called here. Its wheels exist for
+one platform and tie the version of torch, so where it is not installed, as in the image, a stand-in
+has the names that audiocraft looks for.
+"""
+
+import importlib.util
+import logging
+import sys
+from types import ModuleType
+
+import torch
+
+
+def _stand_in() -> dict[str, ModuleType]:
+    ops = ModuleType("xformers.ops")
+    vars(ops).update(
+        unbind=torch.unbind,
+        LowerTriangularMask=type("LowerTriangularMask", (), {}),
+        memory_efficient_attention=None,
+    )
+    package = ModuleType("xformers")
+    vars(package)["ops"] = ops
+    return {"xformers": package, "xformers.ops": ops}
+
+
+# That its compiled parts do not fit this torch is no news to anyone here.
+logging.getLogger("xformers").setLevel(logging.ERROR)
+if importlib.util.find_spec("xformers") is None:
+    sys.modules.update(_stand_in())
+
+from audiocraft.models.builders import (  # noqa: E402  # after the stand-in
+    get_compression_model,
+    get_diffusion_model,
+    get_processor,
+)
+from audiocraft.models.lm import LMModel  # noqa: E402
+from audiocraft.models.unet import DiffusionUnet  # noqa: E402
+from audiocraft.modules.codebooks_patterns import DelayedPatternProvider  # noqa: E402
+from audiocraft.modules.conditioners import (  # noqa: E402
+    ConditionFuser,
+    ConditioningAttributes,
+    ConditioningProvider,
+)
+from audiocraft.modules.diffusion_schedule import (  # noqa: E402
+    NoiseSchedule,
+    SampleProcessor,
+    betas_from_alpha_bar,
+)
+from audiocraft.utils.autocast import TorchAutocast  # noqa: E402
+
+__all__ = [
+    "ConditionFuser",
+    "ConditioningAttributes",
+    "ConditioningProvider",
+    "DelayedPatternProvider",
+    "DiffusionUnet",
+    "LMModel",
+    "NoiseSchedule",
+    "SampleProcessor",
+    "TorchAutocast",
+    "betas_from_alpha_bar",
+    "get_compression_model",
+    "get_diffusion_model",
+    "get_processor",
+]

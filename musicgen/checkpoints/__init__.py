@@ -1,0 +1,1 @@
+"""Weights on the disk: found, checked, read, fetched, converted. Knows not what they compute."""

@@ -1,0 +1,326 @@
+"""Finds a checkpoint folder, reads its files without executing what they hold, states its facts.
+
+A converted folder (convert.py writes it), known by its manifest:
+
+    manifest.json           the model's facts; every other file with its size and sha256
+    lm.safetensors          the language model in fp16, its projections in fp32
+    codec.safetensors       EnCodec, or the folder encodec_32khz/
+    t5-base/                the text encoder: T5's encoder and tokenizer, as transformers saves them
+    htdemucs.safetensors    melody models that separate: Demucs as its authors' hub layout has it
+    mbd_musicgen_32khz.th   Multi-Band Diffusion, optional, in upstream's form
+
+A folder in audiocraft's upstream format:
+
+    state_dict.bin               the language model: `xp.cfg` (YAML text) and `best_state`
+    compression_state_dict.bin   EnCodec: the same two, or `pretrained`, the name of a folder below
+    t5-base/                     the text encoder that xp.cfg names, as transformers saves it
+    htdemucs.th                  melody models that separate: Demucs as its authors serialize it, or
+                                 htdemucs.safetensors
+    mbd_musicgen_32khz.th        Multi-Band Diffusion, optional: each band's cfg and states
+    encodec_32khz/               if `pretrained` names it: EnCodec as transformers saves it
+"""
+
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from musicgen.checkpoints import archive, folders
+from musicgen.checkpoints.manifest import MANIFEST_FILE, Manifest, read_manifest
+from musicgen.checkpoints.tensors import TensorFile, read_ahead
+from musicgen.decoder.lm import LM, LMConfig
+from musicgen.errors import WeightsError
+
+LM_FILE = "state_dict.bin"
+CODEC_FILE = "compression_state_dict.bin"
+DEMUCS_FILE = "htdemucs.th"
+DIFFUSION_FILE = "mbd_musicgen_32khz.th"
+LM_TENSORS = "lm.safetensors"
+CODEC_TENSORS = "codec.safetensors"
+DEMUCS_TENSORS = "htdemucs.safetensors"
+
+# What every MusicGen checkpoint has in common; anything else needs another decoder.
+ARCHITECTURE = {
+    "activation": "gelu",
+    "bias_attn": False,
+    "bias_ff": False,
+    "bias_proj": False,
+    "causal": True,
+    "kv_repeat": 1,
+    "layer_scale": None,
+    "norm": "layer_norm",
+    "norm_first": True,
+    "past_context": None,
+    "positional_embedding": "sin",
+    "qk_layer_norm": False,
+    "qk_layer_norm_cross": False,
+}
+CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}
+NO_SEPARATOR = "none"
+PROVIDER_PREFIX = "condition_provider.conditioners."
+
+# EnCodec: its configuration and state, or the folder that transformers saved it to.
+CodecSource = tuple[DictConfig, Mapping[str, Tensor]] | Path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint folder. Tensors stay memory-mapped until something copies them.
+
+    `lm_file` holds `state`; `manifest` is None for a folder in upstream's format.
+    """
+
+    folder: Path
+    lm_file: Path
+    config: DictConfig
+    state: Mapping[str, Tensor]
+    codec: Callable[[], CodecSource]
+    manifest: Manifest | None = None
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name if self.manifest else self.folder.resolve().name
+
+    @cached_property
+    def lm(self) -> LMConfig:
+        """Shape of the decoder; raises WeightsError for one that is not MusicGen's."""
+        try:
+            return self._lm_config()
+        except OmegaConfBaseException as exc:
+            raise WeightsError(
+                f"{self.lm_file}: its configuration is not a MusicGen model's ({exc})."
+            ) from exc
+
+    def _lm_config(self) -> LMConfig:
+        arguments = self.config.transformer_lm
+        for key, expected in ARCHITECTURE.items():
+            if arguments.get(key, expected) != expected:
+                raise WeightsError(
+                    f"{self.lm_file}: transformer_lm.{key}={arguments[key]!r} is not "
+                    f"MusicGen's ({expected!r}); this server cannot decode it."
+                )
+        delays = self.config.codebooks_pattern.get("delay", {}).get("delays")
+        return LMConfig(
+            dim=arguments.dim,
+            num_heads=arguments.num_heads,
+            num_layers=arguments.num_layers,
+            ffn_dim=int(arguments.hidden_scale * arguments.dim),
+            n_q=arguments.n_q,
+            card=arguments.card,
+            delays=tuple(delays or range(arguments.n_q)),
+            cross_attention=bool(self.config.fuser.cross),
+        )
+
+    def read_ahead(self) -> None:
+        """Begin to read the language model from the disk, for `load_lm` to find it in memory."""
+        read_ahead(self.lm_file)
+
+    def load_lm(self, device: torch.device, dtype: torch.dtype) -> LM:
+        """The decoder on `device`; raises WeightsError naming the file if weights do not fit."""
+        try:
+            return LM.from_audiocraft(self.lm, self.state, device=device, dtype=dtype)
+        except ValueError as exc:
+            raise WeightsError(f"{self.lm_file}: {exc}") from exc
+
+    @property
+    def max_duration(self) -> float:
+        """Seconds of the longest window, the length that the model was trained on."""
+        return float(self.config.dataset.segment_duration)
+
+    @property
+    def stereo(self) -> bool:
+        """Whether left and right codes are interleaved."""
+        return bool(self.config.get("interleave_stereo_codebooks", {}).get("use", False))
+
+    @property
+    def chroma(self) -> dict[str, Any] | None:
+        """Arguments of the melody conditioner, None for a model without one."""
+        spec = self.config.conditioners.get("self_wav")
+        return None if spec is None else dict(spec.chroma_stem)
+
+    @property
+    def separates(self) -> bool:
+        """Whether Demucs takes drums and bass out of a melody, as upstream's models want it.
+
+        A configuration with `separator: none` in chroma_stem says that its model was trained on
+        melodies as they come.
+        """
+        return self.chroma is not None and self.chroma.get("separator") != NO_SEPARATOR
+
+    @property
+    def text_name(self) -> str:
+        """The text encoder, as the configuration names it: t5-base."""
+        return str(self.config.conditioners.description.t5.name)
+
+    @property
+    def text_folder(self) -> Path:
+        return self.find(local_name(self.text_name))
+
+    @property
+    def demucs_file(self) -> Path:
+        """Demucs, in the form without a pickle if both are there."""
+        safe = self.folder / DEMUCS_TENSORS
+        return safe if safe.exists() else self.find(DEMUCS_FILE)
+
+    @property
+    def diffusion_file(self) -> Path:
+        return self.find(DIFFUSION_FILE)
+
+    @property
+    def has_diffusion(self) -> bool:
+        """Whether the optional diffusion weights are there."""
+        return (self.folder / DIFFUSION_FILE).exists()
+
+    def projection(self, conditioner: str) -> dict[str, Tensor]:
+        """State of `conditioner`'s output projection: weight [dim, in] and bias [dim]."""
+        prefix = f"{PROVIDER_PREFIX}{conditioner}.output_proj."
+        found = {k.removeprefix(prefix): v for k, v in self.state.items() if k.startswith(prefix)}
+        if not found:
+            raise WeightsError(f"{self.lm_file}: holds no {prefix}*; it is incomplete.")
+        return found
+
+    def find(self, name: str) -> Path:
+        """A file of this folder; raises WeightsError, with what to do, if it is not there."""
+        return find(self.folder, name)
+
+
+def find(folder: Path, name: str) -> Path:
+    """A file of `folder`; raises WeightsError, with what to do, if it is not there."""
+    path = folder / name
+    if not path.exists():
+        raise WeightsError(
+            f"{path} is missing. Fetch a whole checkpoint, or point MUSICGEN_WEIGHTS at one "
+            "that has this file (weights/README.md lists what a folder holds)."
+        )
+    return path
+
+
+def local_name(name: str) -> str:
+    """Folder of a model that a configuration names: `facebook/encodec_32khz` -> its last part.
+
+    Only that last part is used, so a configuration cannot point outside of the checkpoint.
+    """
+    return Path(name).name
+
+
+def resolve(weights: str | Path | None = None) -> Path:
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
+
+    The argument may be the https address of a tar with a folder in it, as Replicate passes to
+    `setup`; it is fetched into the folder weights/ unless it was before.
+    """
+    if isinstance(weights, str) and "://" in weights:
+        return archive.fetch(weights, folders.WEIGHTS, list(OPENERS))
+    return folders.chosen(weights)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a folder's facts, map its language model into memory, check what kind it is.
+
+    Of a converted folder every file's size and the safetensors' headers are checked, not the
+    hashes: those cost as much as the loading (`scripts/weights verify` checks them).
+    """
+    if not folder.is_dir():
+        raise WeightsError(
+            f"The checkpoint folder {folder} does not exist. Fetch one (scripts/weights pull), or "
+            f"set MUSICGEN_WEIGHTS to a folder with weights, such as the demo's: {folders.DEFAULT}"
+        )
+    for name, opener in OPENERS.items():
+        if (folder / name).exists():
+            checkpoint = opener(folder)
+            _check_conditioners(checkpoint)
+            return checkpoint
+    raise WeightsError(
+        f"{folder} is not a MusicGen checkpoint: it has neither {' nor '.join(OPENERS)}. If "
+        "pulling or converting into it was interrupted, run that again."
+    )
+
+
+def _open_converted(folder: Path) -> Checkpoint:
+    manifest = read_manifest(folder)
+    manifest.check_sizes(folder)
+
+    def codec() -> CodecSource:
+        if manifest.codec is None:
+            return find(folder, local_name(str(manifest.codec_folder)))
+        return OmegaConf.create(manifest.codec), TensorFile(find(folder, CODEC_TENSORS))
+
+    path = find(folder, LM_TENSORS)
+    config = OmegaConf.create(manifest.lm)
+    return Checkpoint(folder, path, config, TensorFile(path), codec, manifest)
+
+
+def _open_upstream(folder: Path) -> Checkpoint:
+    def codec() -> CodecSource:
+        path = find(folder, CODEC_FILE)
+        package = read_package(path)
+        if "pretrained" in package:
+            return find(folder, local_name(str(package["pretrained"])))
+        return _configuration(path, package), _state(path, package)
+
+    path = folder / LM_FILE
+    package = read_package(path)
+    return Checkpoint(folder, path, _configuration(path, package), _state(path, package), codec)
+
+
+OPENERS = {MANIFEST_FILE: _open_converted, LM_FILE: _open_upstream}
+
+
+def _check_conditioners(checkpoint: Checkpoint) -> None:
+    try:
+        specs = {str(k): spec for k, spec in checkpoint.config.conditioners.items() if k != "args"}
+        wrong = [name for name, spec in specs.items() if CONDITIONERS.get(name) != spec.model]
+    except (OmegaConfBaseException, AttributeError) as exc:
+        raise WeightsError(
+            f"{checkpoint.lm_file}: its configuration is not a MusicGen model's ({exc})."
+        ) from exc
+    if wrong:
+        raise WeightsError(
+            f"{checkpoint.lm_file}: conditioner {wrong[0]} ({specs[wrong[0]].model}) is not "
+            "supported."
+        )
+
+
+def read_package(path: Path, allowed: tuple[Any, ...] = ()) -> dict[Any, Any]:
+    """A dictionary saved by torch.save, memory-mapped, without executing pickled code.
+
+    `allowed` are the classes and functions that may stand in it besides tensors and plain data.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            package = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise WeightsError(
+            f"{path} cannot be loaded as tensors and plain data ({reason}). It is damaged, or it "
+            "holds code, which is never executed; fetch it again."
+        ) from exc
+    if not isinstance(package, dict):
+        raise WeightsError(f"{path} holds a {type(package).__name__}, not a checkpoint.")
+    return package
+
+
+def _configuration(path: Path, package: Mapping[Any, Any]) -> DictConfig:
+    try:
+        config = OmegaConf.create(package["xp.cfg"])
+    except (KeyError, OmegaConfBaseException) as exc:
+        raise WeightsError(f"{path}: no readable configuration (xp.cfg) in it.") from exc
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _state(path: Path, package: Mapping[Any, Any]) -> Mapping[str, Tensor]:
+    state = package.get("best_state")
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: no weights (best_state) in it.")
+    return state

@@ -1,0 +1,98 @@
+"""Demucs, which separates a song into stems: its files and how they are loaded.
+
+Upstream has two forms of file: a pickle (`htdemucs.th`) that names the class itself, and the
+safetensors of its hub repository, which name it as text. Neither makes anything but an HTDemucs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from demucs.htdemucs import HTDemucs
+from torch import Tensor
+
+from musicgen.checkpoints.checkpoint import read_package
+from musicgen.checkpoints.tensors import TensorFile
+from musicgen.errors import WeightsError
+
+CLASS = "demucs.htdemucs.HTDemucs"
+
+
+@dataclass(frozen=True)
+class DemucsFile:
+    """Arguments of HTDemucs and its state, as they stand in a file."""
+
+    path: Path
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: Mapping[str, Tensor]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the safetensors form says of the model."""
+        return {
+            "klass": CLASS,
+            "args": json.dumps([_encode(value) for value in self.args]),
+            "kwargs": json.dumps({key: _encode(value) for key, value in self.kwargs.items()}),
+        }
+
+    def load(self) -> HTDemucs:
+        """The model on the CPU, in fp32 as audiocraft runs it."""
+        try:
+            with torch.device("meta"):  # nothing to draw at random first: the state has it all
+                model = HTDemucs(*self.args, **self.kwargs)
+            state = {name: value.float() for name, value in self.state.items()}
+            model.load_state_dict(state, assign=True)
+        except (TypeError, RuntimeError) as exc:
+            raise WeightsError(f"{self.path}: its weights do not fit {CLASS} ({exc}).") from exc
+        return model.eval()
+
+
+def open_demucs(path: Path) -> DemucsFile:
+    """Read a file in either form; raises WeightsError unless it holds an HTDemucs."""
+    reader = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
+    try:
+        name, args, kwargs, state = reader(path)
+    except (KeyError, ValueError) as exc:
+        raise WeightsError(f"{path} does not say what model it is ({exc!r}).") from exc
+    if name != CLASS:
+        raise WeightsError(f"{path} is a {name}, not {CLASS}.")
+    return DemucsFile(path, tuple(args), dict(kwargs), state)
+
+
+def _read_pickle(path: Path) -> tuple[str, Any, Any, Mapping[str, Tensor]]:
+    package = read_package(path, (HTDemucs, Fraction))
+    klass = package["klass"]
+    name = f"{klass.__module__}.{klass.__qualname__}"
+    return name, package["args"], package["kwargs"], package["state"]
+
+
+def _read_safetensors(path: Path) -> tuple[str, Any, Any, Mapping[str, Tensor]]:
+    file = TensorFile(path)
+    args, kwargs = (_decode(json.loads(file.metadata[key])) for key in ("args", "kwargs"))
+    return file.metadata["klass"], args, kwargs, file
+
+
+def _encode(value: Any) -> Any:
+    """JSON as demucs.hf reads it: a fraction is an object of that `_type`."""
+    if isinstance(value, Fraction):
+        return {
+            "_type": "fraction",
+            "numerator": value.numerator,
+            "denominator": value.denominator,
+        }
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("_type") == "fraction":
+        return Fraction(value["numerator"], value["denominator"])
+    return {key: _decode(item) for key, item in value.items()}

@@ -1,0 +1,1 @@
+"""What scripts/ run, and the real Cog server without Docker. Nothing else imports it."""

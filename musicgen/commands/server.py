@@ -1,0 +1,118 @@
+"""Starts the real Cog server without Docker, for the commands and the tests.
+
+Cog's image prepares three things that are prepared here: the schema file, a `python` on PATH
+(the server spawns its worker by that name), and the environment that names the predictor.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from musicgen import ROOT
+from musicgen.commands import schema
+from musicgen.errors import MusicGenError
+
+FACES = ("predict", "songstarter")
+SETUP_TIMEOUT = 1800  # seconds; a large checkpoint on a slow disk takes minutes
+
+
+def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str], Path]:
+    """Command, environment and folder that run the server for `face`.
+
+    Each face has a folder of its own, as Cog's server reads the schema from where it is started.
+    """
+    folder = ROOT / ".cog" / face
+    schema.write(ROOT / f"{face}.py", folder / ".cog" / "openapi_schema.json")
+    environment = {
+        "COG_SETUP_TIMEOUT": str(SETUP_TIMEOUT),
+        **os.environ,
+        "PATH": _before(Path(sys.executable).parent, "PATH"),
+        "PYTHONPATH": _before(ROOT, "PYTHONPATH"),
+        "COG_PREDICT_TYPE_STUB": f"{ROOT / face}.py:Predictor",
+        "PORT": str(port),
+    }
+    return [sys.executable, "-m", "cog.server.http", "--host", host], environment, folder
+
+
+def serve(face: str, host: str, port: int) -> None:
+    """Become the server. Does not return."""
+    command, environment, folder = prepare(face, host, port)
+    os.chdir(folder)
+    os.execve(command[0], command, {"LOG_FORMAT": "console", **environment})
+
+
+@contextmanager
+def running(
+    face: str, log: IO[str] | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """A server for `face` on a free port, ready to predict; yields its URL, stops it at the end.
+
+    Its log goes to `log`, or to this process's stderr. Raises MusicGenError if setup fails.
+    """
+    port = free_port()
+    command, defaults, folder = prepare(face, "127.0.0.1", port)
+    process = subprocess.Popen(
+        command, cwd=folder, env={**defaults, **(environment or {})}, stdout=log, stderr=log
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, process)
+        yield url
+    finally:
+        stop(process, url)
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Return when the server's setup() is done; raise MusicGenError, with its log, if it failed."""
+    while process.poll() is None:
+        with suppress(urllib.error.URLError, ConnectionError):
+            health = call(f"{url}/health-check")
+            if health["status"] == "READY":
+                return
+            if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
+                logs = health.get("setup", {}).get("logs", "")
+                raise MusicGenError(f"The server could not start.\n{logs}")
+        time.sleep(0.1)
+    raise MusicGenError(f"The server stopped with exit code {process.returncode}.")
+
+
+def stop(process: subprocess.Popen[bytes], url: str) -> None:
+    """End the server and the worker it spawned."""
+    with suppress(OSError, ValueError):
+        call(f"{url}/shutdown", {})
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def call(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """GET `url`, or POST `body` to it as JSON; the JSON object that comes back."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def _before(folder: Path, variable: str) -> str:
+    """The search path in an environment variable, with `folder` in front."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

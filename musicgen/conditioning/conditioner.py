@@ -1,0 +1,147 @@
+"""Text and melody -> what the decoder is conditioned on, and its null for guidance.
+
+The arithmetic is audiocraft's T5Conditioner and ChromaStemConditioner as MusicGen.get_pretrained
+configures them, for one request at a time: nothing is padded, so nothing depends on a neighbour.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from musicgen.checkpoints.checkpoint import Checkpoint, find
+from musicgen.checkpoints.saved import read_saved
+from musicgen.conditioning.chroma import Chroma
+from musicgen.conditioning.t5 import T5Encoder
+from musicgen.decoder.clip import Conditions
+from musicgen.errors import WeightsError
+
+TOKENIZER_FILE = "tokenizer.json"
+MAX_TOKENS = 512  # T5's training length
+CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
+
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """A prompt -> [L, dim]; frozen T5, then the checkpoint's projection. Runs in fp32."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        folder = checkpoint.text_folder
+        self.tokenizer = _open_tokenizer(find(folder, TOKENIZER_FILE))
+        self.encoder = T5Encoder(read_saved(folder), device)
+        self.projection = _projection(checkpoint, "description", device)
+        self.device = device
+
+    def __call__(self, prompt: str | None) -> Tensor:
+        """Embeddings [L, dim] of `prompt`; without one zeros, as many as "" has tokens."""
+        tokens = self.tokenizer.encode(prompt or "").ids
+        if prompt is None:
+            return torch.zeros(len(tokens), self.projection.out_features, device=self.device)
+        if len(tokens) > MAX_TOKENS:
+            logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), MAX_TOKENS)
+            tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]
+        embeddings: Tensor = self.projection(self.encoder(torch.tensor(tokens, device=self.device)))
+        return embeddings
+
+
+class MelodyEncoder:
+    """A melody -> chroma [T, dim]: without drums and bass, one pitch class per frame."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        assert checkpoint.chroma is not None
+        arguments = {key: checkpoint.chroma[key] for key in CHROMA_ARGUMENTS}
+        self.sample_rate: int = arguments["sample_rate"]
+        self.extractor = Chroma(**arguments).to(device)
+        self.projection = _projection(checkpoint, "self_wav", device)
+        self.checkpoint = checkpoint
+        self.device = device
+        self.samples = int(checkpoint.max_duration * self.sample_rate)
+        self.frames: int = self.extractor(torch.zeros(1, self.samples, device=device)).shape[1]
+
+    @cached_property
+    def separator(self) -> Callable[[Tensor, int], Tensor]:
+        """Loaded when the first melody comes, its library too: most requests have none."""
+        from musicgen.conditioning.separation import Separator
+
+        return Separator(self.checkpoint.demucs_file, self.device)
+
+    def separate(self, wav: Tensor) -> Tensor:
+        """The melody's stems of wav [1, N], mixed: [1, N']; wav itself without Demucs."""
+        if not self.checkpoint.separates:
+            return wav.to(self.device)
+        return self.separator(wav, self.sample_rate)
+
+    def window(self, stem: Tensor, start: float | None) -> Tensor:
+        """Chroma embeddings [frames, dim] of one window of the melody `stem` [1, N].
+
+        Without `start` the chroma itself repeats until it fills the window (one window); with it
+        the stem is tiled and read from `start` seconds on (windows beyond the model's length).
+        """
+        if start is not None:
+            first = int(start * self.sample_rate)
+            positions = torch.arange(first, first + self.samples, device=stem.device)
+            stem = stem[:, positions % stem.shape[-1]]
+        chroma = self.extractor(stem)[0]
+        repeats = -(-self.frames // chroma.shape[0])
+        embeddings: Tensor = self.projection(chroma.repeat(repeats, 1)[: self.frames])
+        return embeddings
+
+    @cached_property
+    def null(self) -> Tensor:
+        """Chroma embeddings [frames, dim] of no melody: audiocraft's single zero sample."""
+        return self.window(torch.zeros(1, 1, device=self.device), None)
+
+
+class Conditioner:
+    """Both encoders behind one call."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.text = TextEncoder(checkpoint, device)
+        self.melody = MelodyEncoder(checkpoint, device) if checkpoint.chroma else None
+        self.cross = checkpoint.lm.cross_attention
+
+    @torch.inference_mode()
+    def __call__(
+        self, prompt: str | None, melody_wav: Tensor | None, starts: list[float]
+    ) -> list[Conditions]:
+        """Conditions of each window that begins at one of `starts` (seconds).
+
+        `melody_wav` [1, N] is at the melody encoder's sample rate; it is separated once.
+        """
+        text = self.text(prompt)
+        text_pair = torch.stack([text, torch.zeros_like(text)])
+        if self.cross:
+            return [Conditions(cross=text_pair)] * len(starts)
+        if self.melody is None:
+            return [Conditions(prefix=text_pair)] * len(starts)
+        null = self.melody.null
+        if melody_wav is None:
+            prefix = torch.cat([torch.stack([null, null]), text_pair], dim=1)
+            return [Conditions(prefix=prefix)] * len(starts)
+        stem = self.melody.separate(melody_wav)
+        windows: list[float | None] = [None] if len(starts) == 1 else [*starts]
+        chromas = [self.melody.window(stem, start) for start in windows]
+        pairs = [torch.stack([chroma, null]) for chroma in chromas]
+        return [Conditions(prefix=torch.cat([pair, text_pair], dim=1)) for pair in pairs]
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as exc:  # the library raises nothing more exact
+        raise WeightsError(f"{path} is no tokenizer ({exc}); fetch it again.") from exc
+
+
+def _projection(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Linear:
+    state = checkpoint.projection(name)
+    dim, width = state["weight"].shape
+    projection = nn.Linear(width, dim, device="meta")
+    parameters: dict[str, Any] = {key: value.float() for key, value in state.items()}
+    projection.load_state_dict(parameters, assign=True)
+    return projection.to(device).requires_grad_(False)

@@ -1,0 +1,112 @@
+"""T5's encoder: tokens -> what they mean in their sentence. Nothing else of T5 is needed here.
+
+Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
+Transformer". Written out because transformers, whose numbers it gives, takes longer to import than
+all else that a server needs to start.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from musicgen.checkpoints.saved import Saved
+from musicgen.errors import WeightsError
+
+# transformers' configuration -> what it means if it says nothing.
+DEFAULTS: dict[str, Any] = {
+    "feed_forward_proj": "relu",
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32,
+}
+
+
+class T5Encoder:
+    """The encoder that transformers saved, in fp32 on `device`."""
+
+    def __init__(self, saved: Saved, device: torch.device) -> None:
+        config = DEFAULTS | saved.config
+        if config["feed_forward_proj"] != "relu":
+            raise WeightsError(
+                f"{saved.folder}: T5 with feed_forward_proj={config['feed_forward_proj']!r} is not "
+                "the text encoder of a MusicGen."
+            )
+        self.heads: int = config["num_heads"]
+        self.epsilon: float = config["layer_norm_epsilon"]
+        self.buckets: int = config["relative_attention_num_buckets"]
+        self.distance: int = config["relative_attention_max_distance"]
+        self.state = _encoder_state(saved, config["num_layers"], device)
+        self.layers = [
+            {key: self.state[name] for key, name in _layer_names(i).items()}
+            for i in range(config["num_layers"])
+        ]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Tokens [L] -> [L, d_model]."""
+        x = F.embedding(tokens, self.state["embedding"])
+        bias = self._position_bias(len(tokens))
+        for layer in self.layers:
+            x = x + self._attend(self._norm(x, layer["norm1"]), layer, bias)
+            hidden = F.relu(F.linear(self._norm(x, layer["norm2"]), layer["up"]))
+            x = x + F.linear(hidden, layer["down"])
+        return self._norm(x, self.state["norm"])
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.epsilon)
+
+    def _attend(self, x: Tensor, layer: Mapping[str, Tensor], bias: Tensor) -> Tensor:
+        """Self-attention of x [L, d_model]; T5's scores are not scaled."""
+        q, k, v = (
+            F.linear(x, layer[key]).unflatten(-1, (self.heads, -1)).transpose(0, 1) for key in "qkv"
+        )
+        weights = torch.softmax(q @ k.mT + bias, dim=-1)
+        return F.linear((weights @ v).transpose(0, 1).flatten(1), layer["out"])
+
+    def _position_bias(self, length: int) -> Tensor:
+        """What the distance of two tokens adds to their score: [heads, L, L].
+
+        Half of the buckets are for tokens before, half for those after; half of either for a
+        distance of its own each, the rest for logarithmic ranges up to `distance`.
+        """
+        table = self.state["bias"]
+        position = torch.arange(length, device=table.device)
+        offset = position[None, :] - position[:, None]
+        half = self.buckets // 2
+        exact = half // 2
+        distance = offset.abs()
+        scale = (half - exact) / math.log(self.distance / exact)
+        far = exact + (torch.log(distance.clamp(min=1) / exact) * scale).long()
+        bucket = torch.where(distance < exact, distance, far.clamp(max=half - 1))
+        return F.embedding(bucket + half * (offset > 0), table).permute(2, 0, 1)
+
+
+def _layer_names(index: int) -> dict[str, str]:
+    """Our name of a layer's weight -> transformers'."""
+    attention, feed_forward = (f"encoder.block.{index}.layer.{part}." for part in (0, 1))
+    return {
+        **{key: f"{attention}SelfAttention.{key}.weight" for key in "qkv"},
+        "out": f"{attention}SelfAttention.o.weight",
+        "norm1": f"{attention}layer_norm.weight",
+        "up": f"{feed_forward}DenseReluDense.wi.weight",
+        "down": f"{feed_forward}DenseReluDense.wo.weight",
+        "norm2": f"{feed_forward}layer_norm.weight",
+    }
+
+
+def _encoder_state(saved: Saved, layers: int, device: torch.device) -> dict[str, Tensor]:
+    """The encoder's weights in fp32; its embedding, shared with the decoder, has two names."""
+    embedding = "shared.weight" if "shared.weight" in saved.state else "encoder.embed_tokens.weight"
+    names = {
+        "embedding": embedding,
+        "bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "norm": "encoder.final_layer_norm.weight",
+        **{name: name for i in range(layers) for name in _layer_names(i).values()},
+    }
+    missing = [name for name in names.values() if name not in saved.state]
+    if missing:
+        raise WeightsError(f"{saved.folder}: the text encoder has no {missing[0]}; fetch it again.")
+    return {key: saved.state[name].to(device, torch.float32) for key, name in names.items()}

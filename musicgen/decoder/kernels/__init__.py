@@ -1,0 +1,142 @@
+"""The operations of a decode step, one table per backend, all with the same signatures."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from musicgen.decoder import sampling
+
+from . import attention, compiler, draw, products
+
+
+@dataclass(frozen=True)
+class Ops:
+    """What a decode step is made of; the contracts are the docstrings of the PyTorch twins."""
+
+    norm_linear: Callable[..., Tensor]
+    norm_qkv: Callable[..., Tensor]
+    linear_add: Callable[..., Tensor]
+    attention: Callable[..., Tensor]
+    sample: Callable[..., Tensor]
+
+
+# On the CPU: nothing depends on the other rows of the batch, bit for bit.
+CPU = Ops(
+    norm_linear=products.norm_linear,
+    norm_qkv=products.norm_qkv,
+    linear_add=products.linear_add,
+    attention=attention.attention_each,
+    sample=sampling.sample_each,
+)
+
+# Everything at once on any device: what CUDA uses where there is no Triton.
+TORCH = Ops(
+    norm_linear=products.norm_linear,
+    norm_qkv=products.norm_qkv,
+    linear_add=products.linear_add,
+    attention=attention.attention,
+    sample=sampling.sample,
+)
+
+# On CUDA: reads weights and caches once, whatever the number of rows; each row on its own.
+TRITON = Ops(
+    norm_linear=products.norm_linear_triton,
+    norm_qkv=products.norm_qkv_triton,
+    linear_add=products.linear_add_triton,
+    attention=attention.attention_triton,
+    sample=draw.sample_triton,
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What kernels must know of a decoder."""
+
+    dim: int
+    ffn_dim: int
+    head_dim: int
+    outputs: int  # n_q * card
+
+
+def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) -> Ops:
+    """The operations for a decoder of this shape and dtype, for so many rows.
+
+    On CUDA the Triton kernels, if they build here and agree with their twins; otherwise, after a
+    warning, PyTorch's. Float32 is always PyTorch's: it is there for comparisons, not for speed.
+    """
+    if device.type == "cpu":
+        return CPU
+    if dtype == torch.float32:
+        return TORCH
+    try:
+        check(TRITON, TORCH, device, dtype, shape, rows)
+    except Exception as exc:  # whatever a compiler or driver may raise: there is a way without
+        reason = "Triton is not installed" if compiler.triton is None else f"{exc!r}"
+        warnings.warn(f"decoding without Triton kernels, slower: {reason}", stacklevel=2)
+        return TORCH
+    return TRITON
+
+
+def check(
+    ops: Ops, twin: Ops, device: torch.device, dtype: torch.dtype, shape: Shape, rows: int
+) -> None:
+    """Run every operation on random rows beside its twin.
+
+    Raises ValueError for a shape that the kernels' tiles do not divide, and ArithmeticError where
+    the results differ by more than rounding to `dtype` explains.
+    """
+    dim, ffn_dim, head_dim = shape.dim, shape.ffn_dim, shape.head_dim
+    if dim % 64 or ffn_dim % 64 or shape.outputs % 64 or head_dim & (head_dim - 1):
+        raise ValueError(f"no kernels for {shape}")
+    _check_sample(ops, twin, device, dtype, rows)
+    random = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=random, device=device).to(dtype)
+
+    def weight(width: int, depth: int) -> Tensor:
+        return normal(width, depth) / math.sqrt(depth)
+
+    capacity = 300  # not a whole number of splits
+    norm = nn.LayerNorm(dim, device=device).requires_grad_(False)
+    for affine in (norm.weight, norm.bias):
+        affine.add_(normal(dim, dtype=torch.float32), alpha=0.1)
+    x = normal(rows, dim, dtype=torch.float32)
+    qkv, up, down = weight(3 * dim, dim), weight(ffn_dim, dim), weight(dim, ffn_dim)
+    keys, values = normal(2, rows, dim // head_dim, capacity, head_dim).unbind()
+    hidden, query = normal(rows, ffn_dim), normal(rows, dim)
+    positions = (torch.arange(rows, device=device) // 2 * 37 + capacity - 40) % capacity
+
+    def run(ops: Ops) -> dict[str, Tensor]:
+        k, v = keys.clone(), values.clone()
+        q = ops.norm_qkv(x, norm, qkv, k, v, positions)
+        return {
+            "norm_qkv": torch.cat([part.flatten() for part in (q, k, v)]),
+            "norm_linear": ops.norm_linear(x, norm, up),
+            "norm_linear with GELU": ops.norm_linear(x, norm, up, gelu=True),
+            "linear_add": ops.linear_add(hidden, down, x.clone()),
+            "attention": ops.attention(query, keys, values, positions + 1),
+        }
+
+    results = run(ops)
+    for name, expected in run(twin).items():
+        error = (results[name].float() - expected.float()).abs().max().item()
+        if not error <= 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item()):
+            raise ArithmeticError(f"{name} is off by {error:.3g}")
+
+
+def _check_sample(ops: Ops, twin: Ops, device: torch.device, dtype: torch.dtype, rows: int) -> None:
+    random = torch.Generator(device).manual_seed(0)
+    settings = sampling.SamplingRows.empty(rows // 2, device)
+    for clip in range(rows // 2):
+        settings.set(clip, sampling.Sampling(top_k=50), 2048)
+    logits = torch.randn(rows, 4, 2048, generator=random, device=device).to(dtype)
+    noise = torch.empty(rows // 2, 4, 2048, device=device).exponential_(generator=random)
+    ours, theirs = (table.sample(logits, noise, settings) for table in (ops, twin))
+    # A draw may turn on the last bit of a probability: not many do.
+    if (ours != theirs).float().mean().item() > 0.25:
+        raise ArithmeticError("sample draws other codes")

@@ -1,0 +1,155 @@
+"""wav <-> codes by a checkpoint's EnCodec, a clip at a time: none depends on its neighbours."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from musicgen.checkpoints.checkpoint import Checkpoint
+from musicgen.checkpoints.saved import read_saved
+from musicgen.errors import WeightsError
+from musicgen.rendering.encodec import Encodec, EncodecConfig, load_encodec
+
+# What the network takes for granted of audiocraft's configuration, and of transformers'.
+GRANTED_AUDIOCRAFT = {
+    "activation": "ELU",
+    "channels": 1,
+    "disable_norm_outer_blocks": 0,
+    "norm": "weight_norm",
+}
+GRANTED_TRANSFORMERS = {"audio_channels": 1, "norm_type": "weight_norm", "normalize": False}
+# Our name -> transformers' name and what its configuration means if it says nothing.
+TRANSFORMERS = {
+    "sample_rate": ("sampling_rate", 24000),
+    "dimension": ("hidden_size", 128),
+    "n_filters": ("num_filters", 32),
+    "n_residual_layers": ("num_residual_layers", 1),
+    "kernel_size": ("kernel_size", 7),
+    "last_kernel_size": ("last_kernel_size", 7),
+    "residual_kernel_size": ("residual_kernel_size", 3),
+    "dilation_base": ("dilation_growth_rate", 2),
+    "causal": ("use_causal_conv", True),
+    "pad_mode": ("pad_mode", "reflect"),
+    "compress": ("compress", 2),
+    "lstm": ("num_lstm_layers", 2),
+    "trim_right_ratio": ("trim_right_ratio", 1.0),
+    "bins": ("codebook_size", 1024),
+}
+SEANET = (
+    "dimension",
+    "n_filters",
+    "n_residual_layers",
+    "kernel_size",
+    "last_kernel_size",
+    "residual_kernel_size",
+    "dilation_base",
+    "causal",
+    "pad_mode",
+    "compress",
+    "lstm",
+    "true_skip",
+)
+
+
+class Codec:
+    """EnCodec of a checkpoint: K codebooks, card entries each, 50 frames/s at 32 kHz.
+
+    A stereo model has one mono EnCodec for both channels and interleaves their codes, left first:
+    K doubles. Both channels always run as one batch.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.model = open_encodec(checkpoint).to(device)
+        config = self.model.config
+        self.device = device
+        self.channels = 2 if checkpoint.stereo else 1
+        self.sample_rate = config.sample_rate
+        self.frame_rate = config.sample_rate / config.hop
+        codebooks = config.n_q * self.channels
+        if codebooks != checkpoint.lm.n_q:
+            raise WeightsError(
+                f"{checkpoint.folder}: the codec has {codebooks} codebooks, the language model "
+                f"{checkpoint.lm.n_q}; the two files do not belong together."
+            )
+
+    def frames(self, samples: int) -> int:
+        """How many frames `encode` makes of so many samples."""
+        return -(-samples // self.model.config.hop)
+
+    @torch.inference_mode()
+    def encode(self, wav: Tensor) -> Tensor:
+        """wav [C, N] -> codes [K, T], T = frames(N)."""
+        return self.model.encode(wav[:, None].to(self.device)).transpose(0, 1).flatten(0, 1)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
+        """codes [B, K, T] -> wav [B, C, N] float32 on the CPU. `seeds` are for other decoders."""
+        return torch.stack([self.render(self.embed(clip))[:, 0].cpu() for clip in codes])
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """codes [K, T] -> what they stand for in each channel: [C, D, T]."""
+        by_channel = codes.to(self.device).unflatten(0, (-1, self.channels)).transpose(0, 1)
+        return self.model.embed(by_channel)
+
+    def render(self, embeddings: Tensor) -> Tensor:
+        """embeddings [C, D, T] -> wav [C, 1, N]."""
+        return self.model.render(embeddings)
+
+
+def open_encodec(checkpoint: Checkpoint) -> Encodec:
+    """EnCodec from audiocraft's file, or from the transformers folder that it names."""
+    source = checkpoint.codec()
+    if isinstance(source, tuple):
+        config, state = from_audiocraft(checkpoint, source[0]), source[1]
+    else:
+        saved = read_saved(source)
+        config, state = from_transformers(checkpoint, saved.config), saved.state
+    try:
+        return load_encodec(config, state)
+    except RuntimeError as exc:
+        raise WeightsError(
+            f"{checkpoint.folder}: EnCodec's weights do not fit its configuration ({exc})."
+        ) from exc
+
+
+def from_audiocraft(checkpoint: Checkpoint, config: DictConfig) -> EncodecConfig:
+    """The shape that audiocraft's configuration describes."""
+    _check(checkpoint, "seanet", config.seanet, GRANTED_AUDIOCRAFT)
+    _check(checkpoint, "encodec", config.encodec, {"renormalize": False})
+    return EncodecConfig(
+        sample_rate=config.encodec.sample_rate,
+        ratios=tuple(config.seanet.ratios),
+        trim_right_ratio=config.seanet.decoder.trim_right_ratio,
+        n_q=config.rvq.n_q,
+        bins=config.rvq.bins,
+        **{name: config.seanet[name] for name in SEANET},
+    )
+
+
+def from_transformers(checkpoint: Checkpoint, config: Mapping[str, Any]) -> EncodecConfig:
+    """The shape that transformers' configuration describes."""
+    _check(checkpoint, "encodec", config, GRANTED_TRANSFORMERS)
+    found = {name: config.get(key, usual) for name, (key, usual) in TRANSFORMERS.items()}
+    ratios = tuple(config.get("upsampling_ratios", (8, 5, 4, 2)))
+    # transformers counts codebooks by their bits per second.
+    bits = math.ceil(found["sample_rate"] / math.prod(ratios)) * math.log2(found["bins"])
+    return EncodecConfig(
+        ratios=ratios,
+        true_skip=not config.get("use_conv_shortcut", True),
+        n_q=int(1000 * config["target_bandwidths"][-1] // bits),
+        **found,
+    )
+
+
+def _check(
+    checkpoint: Checkpoint, section: str, config: Mapping[str, Any], granted: Mapping[str, object]
+) -> None:
+    for key, expected in granted.items():
+        if config.get(key, expected) != expected:
+            raise WeightsError(
+                f"{checkpoint.folder}: EnCodec with {section}.{key}={config[key]!r} is not "
+                "supported."
+            )

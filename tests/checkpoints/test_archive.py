@@ -1,0 +1,165 @@
+"""Weights as the https address of a tar, which Replicate passes to setup()."""
+
+import io
+import ipaddress
+import ssl
+import tarfile
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from musicgen.checkpoints import checkpoint as weights
+from musicgen.checkpoints import folders
+from musicgen.errors import WeightsError
+from musicgen.pipeline import MusicGen
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A file with a key and a certificate for loopback."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "loopback.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests += 1
+        body = self.server.files.get(self.path.partition("?")[0])
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write((body or b"")[: self.server.cut])
+
+    def log_message(self, *_):
+        """Quiet."""
+
+
+@pytest.fixture
+def web(certificate, tmp_path, monkeypatch):
+    """An https server on loopback, whose certificate this process trusts; `web.files` are its."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.files, server.requests, server.cut = {}, 0, None
+    server.url = f"https://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(folders, "WEIGHTS", tmp_path / "weights")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def tar_of(folder, name=".", mode="w"):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode=mode) as tar:
+        tar.add(folder, name)
+    return data.getvalue()
+
+
+def tar_with(*members):
+    """A tar of (name, type, link target) entries with nothing in them."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name, kind, target in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", [".", "model", "a/b/model"])
+def test_setup_takes_the_address_of_a_tar(web, checkpoints, name):
+    web.files["/weights.tar"] = tar_of(checkpoints["text"], name)
+    assert MusicGen.load(f"{web.url}/weights.tar?signature=x", "cpu").has_melody is False
+    weights.resolve(f"{web.url}/weights.tar?signature=x")
+    assert web.requests == 1  # what was fetched once is kept
+
+
+def test_compressed_tars_will_do(web, checkpoints):
+    web.files["/weights.tgz"] = tar_of(checkpoints["text"], mode="w:gz")
+    assert weights.open_checkpoint(weights.resolve(f"{web.url}/weights.tgz")).chroma is None
+
+
+OUTSIDE = {
+    "parent": [("../evil", tarfile.REGTYPE, "")],
+    "absolute link": [("evil", tarfile.SYMTYPE, "/etc/passwd")],
+    "link and through it": [
+        ("out", tarfile.SYMTYPE, "../.."),
+        ("out/evil", tarfile.REGTYPE, ""),
+    ],
+    "hard link": [("evil", tarfile.LNKTYPE, "../../evil")],
+    "device": [("evil", tarfile.CHRTYPE, "")],
+}
+
+
+@pytest.mark.parametrize("way", OUTSIDE)
+def test_nothing_is_written_outside(web, tmp_path, way):
+    web.files["/evil.tar"] = tar_with(*OUTSIDE[way])
+    with pytest.raises(WeightsError, match=r"evil\.tar could not be fetched and unpacked"):
+        weights.resolve(f"{web.url}/evil.tar")
+    assert not list(tmp_path.rglob("*evil*"))
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_failures_are_told_without_the_signature_and_leave_nothing(web, checkpoints, tmp_path):
+    web.files["/text.tar"] = tar_of(checkpoints["text"])
+    web.files["/none.tar"] = tar_with(("README", tarfile.REGTYPE, ""))
+    web.files["/two.tar"] = tar_with(
+        ("a/manifest.json", tarfile.REGTYPE, ""), ("b/state_dict.bin", tarfile.REGTYPE, "")
+    )
+    web.files["/text.zip"] = b"PK not a tar"
+    cases = {
+        "/absent.tar": "HTTP Error 404",
+        "/text.zip": "could not be fetched",
+        "/none.tar": "holds no checkpoint",
+        "/two.tar": "holds 2 checkpoints",
+    }
+    for path, message in cases.items():
+        with pytest.raises(WeightsError, match=message) as caught:
+            weights.resolve(f"{web.url}{path}?signature=secret")
+        assert "secret" not in str(caught.value)
+    with tarfile.open(fileobj=io.BytesIO(web.files["/text.tar"])) as tar:
+        between_files = tar.getmember("./state_dict.bin").offset
+    for web.cut in (1_000_000, between_files):
+        with pytest.raises(WeightsError, match="could not be fetched"):
+            weights.resolve(f"{web.url}/text.tar")
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_other_schemes_are_refused():
+    for url in ("http://example.com/a.tar", "file:///etc/passwd", "gs://bucket/a.tar"):
+        with pytest.raises(WeightsError, match="over https only"):
+            weights.resolve(url)
+
+
+def test_an_untrusted_certificate_is_refused(web, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(WeightsError, match="certificate verify failed"):
+        weights.resolve(f"{web.url}/weights.tar")

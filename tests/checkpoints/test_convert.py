@@ -1,0 +1,294 @@
+"""Converting: the same music from either format, and nothing but data is ever read."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers_musicgen import PROMPT, greedy_codes, write_transformers
+
+from musicgen.checkpoints import tiny
+from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, LM_FILE, open_checkpoint
+from musicgen.checkpoints.convert import convert
+from musicgen.checkpoints.demucs import open_demucs
+from musicgen.checkpoints.manifest import MANIFEST_FILE
+from musicgen.decoder.clip import Clip
+from musicgen.decoder.sampling import Sampling
+from musicgen.errors import WeightsError
+from musicgen.pipeline import MusicGen
+from musicgen.request import Request
+
+
+@pytest.fixture
+def source(checkpoints, tmp_path):
+    """A copy of one, to be damaged."""
+    return shutil.copytree(checkpoints["stereo-melody"], tmp_path / "source")
+
+
+def change_package(path, change):
+    package = torch.load(path, weights_only=True)
+    change(package)
+    torch.save(package, path)
+
+
+def change_config(path, key, value):
+    def change(package):
+        config = OmegaConf.create(package["xp.cfg"])
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+        package["xp.cfg"] = OmegaConf.to_yaml(config)
+
+    change_package(path, change)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_converted_folders_make_the_same_music(checkpoints, models, tmp_path, kind):
+    convert(checkpoints[kind], tmp_path / kind)
+    audio = None
+    if "melody" in kind:
+        audio = tmp_path / "melody.wav"
+        soundfile.write(audio, torch.sin(torch.arange(32000) * 0.06).numpy(), 32000)
+    request = Request(prompt="a short song", audio=audio, duration=1, seed=3)
+    theirs = models[kind].generate(request)
+    ours = MusicGen.load(tmp_path / kind, "cpu").generate(request)
+    assert torch.equal(ours.wavs[0], theirs.wavs[0])
+    assert ours.model == kind
+
+
+def test_every_file_is_in_the_precision_that_it_runs_in(checkpoints, tmp_path):
+    manifest = convert(checkpoints["stereo-melody"], tmp_path / "out")
+    dtypes = {
+        name: {tensor.dtype for tensor in load_file(tmp_path / "out" / name).values()}
+        for name in manifest.files
+        if name.endswith(".safetensors")
+    }
+    assert dtypes["codec.safetensors"] == {torch.float32}
+    assert dtypes["htdemucs.safetensors"] == {torch.float32}
+    assert dtypes["t5-base/model.safetensors"] == {torch.float32}
+    lm = load_file(tmp_path / "out" / "lm.safetensors")
+    wide = {name for name, tensor in lm.items() if tensor.dtype == torch.float32}
+    assert wide == {name for name in lm if name.startswith("condition_provider.")}
+    assert all(tensor.dtype == torch.float16 for name, tensor in lm.items() if name not in wide)
+
+
+def test_a_codec_keeps_the_precision_that_it_has(source, tmp_path):
+    def narrow(package):
+        state = package["best_state"]
+        package["best_state"] = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+
+    change_package(source / CODEC_FILE, narrow)
+    convert(source, tmp_path / "out")
+    codec = load_file(tmp_path / "out" / "codec.safetensors")
+    assert torch.float32 not in {tensor.dtype for tensor in codec.values()}
+    request = Request(prompt="a short song", duration=1, seed=3)
+    wavs = [
+        MusicGen.load(folder, "cpu").generate(request).wavs[0]
+        for folder in (source, tmp_path / "out")
+    ]
+    assert torch.equal(*wavs)
+
+
+def test_a_model_that_separates_nothing_needs_no_demucs(source, tmp_path):
+    change_config(source / LM_FILE, "conditioners.self_wav.chroma_stem.separator", "none")
+    (source / DEMUCS_FILE).unlink()
+    manifest = convert(source, tmp_path / "out")
+    assert not [name for name in manifest.files if "demucs" in name]
+    audio = tmp_path / "melody.wav"
+    soundfile.write(audio, torch.sin(torch.arange(32000) * 0.06).numpy(), 32000)
+    for folder in (source, tmp_path / "out"):
+        model = MusicGen.load(folder, "cpu")
+        wav = torch.randn(1, 32000)
+        assert torch.equal(model.conditioner.melody.separate(wav), wav)
+        clips = [
+            model.generate(Request(audio=melody, duration=1, temperature=0, seed=1)).wavs[0]
+            for melody in (audio, None)
+        ]
+        assert not torch.equal(*clips)
+
+
+def test_float32_weights_keep_what_is_computed_in_float32(source, tmp_path):
+    def widen(package):
+        package["best_state"] = {k: v.float() * 1.0001 for k, v in package["best_state"].items()}
+
+    change_package(source / LM_FILE, widen)
+    convert(source, tmp_path / "out")
+    before = open_checkpoint(source).state
+    after = open_checkpoint(tmp_path / "out").state
+    for name in ("emb.0.weight", "out_norm.bias", "transformer.layers.1.norm1.weight"):
+        assert torch.equal(after[name], before[name])
+    name = "transformer.layers.1.linear1.weight"
+    assert torch.equal(after[name], before[name].half())
+
+
+def test_weights_too_large_for_float16_are_refused_by_name(source, tmp_path):
+    name = "transformer.layers.0.linear2.weight"
+
+    def enlarge(package):
+        package["best_state"][name] = package["best_state"][name].float() + 70_000
+
+    change_package(source / LM_FILE, enlarge)
+    with pytest.raises(WeightsError, match=rf"{name}.*not finite as torch\.float16"):
+        convert(source, tmp_path / "out")
+    with pytest.raises(WeightsError, match="not a MusicGen checkpoint"):
+        open_checkpoint(tmp_path / "out")  # no manifest: what is there is not mistaken for one
+
+
+def test_the_manifest_says_what_the_model_is(checkpoints, tmp_path):
+    convert(checkpoints["stereo-melody"], tmp_path / "out")
+    document = json.loads((tmp_path / "out" / MANIFEST_FILE).read_text())
+    assert document["name"] == "stereo-melody"
+    assert "CC-BY-NC-4.0" in document["licence"]
+    assert document["lm"]["transformer_lm"]["n_q"] == 8
+    assert document["files"]["lm.safetensors"].keys() == {"bytes", "sha256"}
+    on_disk = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    assert on_disk == {MANIFEST_FILE, *document["files"]}
+
+
+def test_references_in_the_configuration_are_resolved(source, tmp_path):
+    change_config(source / LM_FILE, "sample_rate", 32000)
+    change_config(
+        source / LM_FILE, "conditioners.self_wav.chroma_stem.sample_rate", "${sample_rate}"
+    )
+    change_config(source / CODEC_FILE, "sample_rate", 32000)
+    change_config(source / CODEC_FILE, "encodec.sample_rate", "${sample_rate}")
+    convert(source, tmp_path / "out")
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert checkpoint.chroma["sample_rate"] == 32000
+    assert checkpoint.manifest.codec["encodec"]["sample_rate"] == 32000
+
+
+def test_converting_twice_or_over_a_checkpoint_is_refused(checkpoints, tmp_path):
+    convert(checkpoints["text"], tmp_path / "out")
+    with pytest.raises(WeightsError, match="already; name another folder"):
+        convert(checkpoints["stereo"], tmp_path / "out")
+    # It is mapped while it is read: writing over it would pull the ground away.
+    with pytest.raises(WeightsError, match="already; name another folder"):
+        convert(checkpoints["stereo"], checkpoints["stereo"])
+    with pytest.raises(WeightsError, match="is converted already"):
+        convert(tmp_path / "out", tmp_path / "again")
+
+
+class TouchesAFile:
+    """Runs code when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+MALICIOUS = {
+    LM_FILE: lambda path, bomb: torch.save({"xp.cfg": "", "best_state": bomb}, path),
+    CODEC_FILE: lambda path, bomb: torch.save({"xp.cfg": bomb, "best_state": {}}, path),
+    DEMUCS_FILE: lambda path, bomb: torch.save({"klass": bomb}, path),
+    "t5-base/pytorch_model.bin": lambda path, bomb: torch.save({"shared.weight": bomb}, path),
+    "encodec_32khz/pytorch_model.bin": lambda path, bomb: path.write_bytes(pickle.dumps(bomb)),
+}
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_pickled_code_is_never_executed(source, tmp_path, name):
+    if name.startswith("encodec_32khz"):
+        torch.save({"pretrained": "facebook/encodec_32khz"}, source / CODEC_FILE)
+        (source / "encodec_32khz").mkdir()
+        (source / "encodec_32khz" / "config.json").write_text("{}")
+    (source / "t5-base" / "model.safetensors").unlink(missing_ok="pytorch" in name)
+    if not name.startswith("t5"):
+        write_bin(source / "t5-base")
+    MALICIOUS[name](source / name, TouchesAFile(tmp_path / "executed"))
+    with pytest.raises(WeightsError, match=Path(name).name):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "executed").exists()
+
+
+def write_bin(folder):
+    """T5's weights as the pickle that older repositories have."""
+    torch.save({"shared.weight": torch.zeros(98, 32)}, folder / "pytorch_model.bin")
+
+
+def test_text_encoders_lose_their_decoder(source, tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config.from_pretrained(source / "t5-base")
+    whole = T5ForConditionalGeneration(config).eval()
+    whole.save_pretrained(source / "t5-base")
+    convert(source, tmp_path / "out")
+    state = load_file(tmp_path / "out" / "t5-base" / "model.safetensors")
+    assert not any("decoder" in name for name in state)
+    ours = MusicGen.load(tmp_path / "out", "cpu").conditioner.text.encoder
+    tokens = torch.tensor([[5, 6, 7, 1]])
+    with torch.no_grad():
+        expected = whole.encoder(tokens).last_hidden_state
+        torch.testing.assert_close(ours(tokens[0]), expected[0])
+
+
+WRONG = {
+    "positions": ("transformer_lm.positional_embedding", "rope", "positional_embedding"),
+    "normalization": ("transformer_lm.norm", "rms_norm", "norm"),
+    "layers": ("transformer_lm.num_layers", 3, r"transformer\.layers\.2\..*is missing"),
+    "width": ("transformer_lm.dim", 32, "has another shape"),
+    "conditioner": ("conditioners.self_wav.model", "clap", "self_wav.*not supported"),
+    "kind": ("conditioners", None, "configuration is not a MusicGen model's"),
+    "empty": ("transformer_lm", {}, "configuration is not a MusicGen model's"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_another_architecture_is_refused_by_what_differs(source, tmp_path, wrong):
+    key, value, message = WRONG[wrong]
+    change_config(source / LM_FILE, key, value)
+    with pytest.raises(WeightsError, match=rf"{LM_FILE}.*{message}"):
+        convert(source, tmp_path / "out")
+
+
+def test_demucs_is_only_ever_an_htdemucs(source, tmp_path):
+    convert(source, tmp_path / "out")
+    path = tmp_path / "out" / "htdemucs.safetensors"
+    expected = open_demucs(source / DEMUCS_FILE).load().state_dict()
+    found = open_demucs(path).load().state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    path.write_bytes(path.read_bytes().replace(b"htdemucs.HTDemucs", b"evildemux.Popen__"))
+    with pytest.raises(WeightsError, match=r"htdemucs\.safetensors is a demucs\.evildemux"):
+        open_demucs(path)
+
+
+def test_demucs_loads_in_its_authors_own_loader(source, tmp_path):
+    from demucs.hf import load_safetensors_model
+
+    convert(source, tmp_path / "out")
+    model = load_safetensors_model(tmp_path / "out" / "htdemucs.safetensors")
+    assert model.segment == open_demucs(source / DEMUCS_FILE).load().segment
+
+
+@pytest.mark.parametrize("kind", ["text", "stereo", "melody"])
+def test_transformers_repositories_give_the_same_codes(tmp_path, kind):
+    theirs = write_transformers(tmp_path / "hf", kind)
+    manifest = convert(tmp_path / "hf", tmp_path / "out")
+    assert manifest.codec is None
+    model = MusicGen.load(tmp_path / "out", "cpu")
+    [given] = model.conditioner(PROMPT, None, [0.0])
+    codes = model.engine.generate([Clip(20, 0, Sampling(temperature=0.0), [given], None)])[0]
+    assert torch.equal(codes, greedy_codes(theirs, tmp_path / "hf", codes.shape[-1]))
+
+
+def test_transformers_weights_that_do_not_map_are_named(tmp_path):
+    write_transformers(tmp_path / "hf", "text", bias=True)
+    with pytest.raises(WeightsError, match=r"self_attn\.k_proj\.bias has no place"):
+        convert(tmp_path / "hf", tmp_path / "out")
+
+
+def test_other_transformers_models_are_refused(tmp_path):
+    write_transformers(tmp_path / "hf", "text")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(path.read_text().replace("MusicgenFor", "BarkFor"))
+    with pytest.raises(WeightsError, match=r"config\.json: BarkForConditionalGeneration is not"):
+        convert(tmp_path / "hf", tmp_path / "out")

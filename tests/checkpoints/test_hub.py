@@ -1,0 +1,312 @@
+"""`scripts/weights pull` with the hub's real client, from a hub on loopback."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hub as loopback
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers_musicgen import write_transformers
+
+from musicgen.checkpoints import hub, tiny
+from musicgen.checkpoints.checkpoint import (
+    CODEC_FILE,
+    DEMUCS_FILE,
+    DIFFUSION_FILE,
+    LM_FILE,
+    open_checkpoint,
+)
+from musicgen.checkpoints.demucs import open_demucs
+from musicgen.checkpoints.manifest import MANIFEST_FILE, read_manifest
+from musicgen.checkpoints.tensors import write_tensors
+from musicgen.errors import WeightsError
+from musicgen.pipeline import MusicGen
+from musicgen.request import Request
+
+SONGSTARTER = "nateraw/musicgen-songstarter-v0.2"
+SMALL = "facebook/musicgen-small"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """Tiny checkpoints as the hub lays them out: name -> (folder, licence on its card)."""
+    root = tmp_path_factory.mktemp("hub")
+    found = {}
+
+    def repo(name, licence=None):
+        folder = root / name
+        folder.mkdir(parents=True)
+        found[name] = (folder, licence)
+        return folder
+
+    tiny.write_checkpoint(root / "mono", "text")
+    tiny.write_checkpoint(root / "stereo", "stereo-melody")
+    small = repo(SMALL, "cc-by-nc-4.0")
+    songstarter = repo(SONGSTARTER)
+    for name in (LM_FILE, CODEC_FILE):
+        shutil.copy(root / "mono" / name, small)
+    shutil.copy(root / "stereo" / LM_FILE, songstarter)
+    torch.save({"pretrained": "facebook/encodec_32khz"}, songstarter / CODEC_FILE)
+    shutil.copytree(
+        root / "mono" / "t5-base", repo("google-t5/t5-base", "apache-2.0"), dirs_exist_ok=True
+    )
+    melody = repo("facebook/musicgen-melody-hf", "cc-by-nc-4.0")
+    model = write_transformers(melody, "melody")
+    (melody / DEMUCS_FILE).unlink()
+    (melody / "preprocessor_config.json").write_text('{"num_chroma": 12}')
+    encodec = repo("facebook/encodec_32khz")
+    model.audio_encoder.save_pretrained(encodec)
+    demucs = open_demucs(root / "stereo" / DEMUCS_FILE)
+    folder = repo("adefossez/HTDemucs", "mit")
+    (folder / "htdemucs.yaml").write_text("models: ['955717e8']\n")
+    write_tensors(
+        folder / "955717e8.safetensors", demucs.state, lambda _, t: t.dtype, demucs.metadata
+    )
+    (repo("facebook/multiband-diffusion") / DIFFUSION_FILE).write_bytes(b"four bands")
+    return found
+
+
+@pytest.fixture
+def server(repositories, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with loopback.running(dict(repositories)) as running:
+        set_endpoint(monkeypatch, running.url)
+        yield running
+
+
+def set_endpoint(monkeypatch, url):
+    """What HF_ENDPOINT sets, in a process where the client has read it already."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def replaced(server, tmp_path):
+    """Give the hub another version of a repository, to be changed."""
+
+    def replace(name):
+        folder, licence = server.repositories[name]
+        copy = shutil.copytree(folder, tmp_path / "changed" / name)
+        server.repositories[name] = (copy, licence)
+        return copy
+
+    return replace
+
+
+def test_everything_that_the_model_needs_comes(server, tmp_path, capsys):
+    manifest = hub.pull(SONGSTARTER, tmp_path / "out", diffusion=True)
+    assert manifest == read_manifest(tmp_path / "out")
+    assert manifest.name == "musicgen-songstarter-v0.2"
+    assert {source.name: source.licence for source in manifest.sources} == {
+        SONGSTARTER: "CC-BY-NC-4.0",
+        "facebook/encodec_32khz": "CC-BY-NC-4.0",
+        "google-t5/t5-base": "Apache-2.0",
+        "adefossez/HTDemucs": "MIT",
+        "facebook/multiband-diffusion": "CC-BY-NC-4.0",
+    }
+    assert {source.revision for source in manifest.sources} == {loopback.REVISION}
+    assert (tmp_path / "out" / DIFFUSION_FILE).read_bytes() == b"four bands"
+    assert "licence CC-BY-NC-4.0" in (said := capsys.readouterr().out)
+    assert "not for commercial use" in said
+    model = MusicGen.load(tmp_path / "out", "cpu")
+    assert model.conditioner.melody.separator
+    [wav] = model.generate(Request(prompt="hip hop, 140 bpm", duration=1, seed=1)).wavs
+    assert wav.shape == (2, 32000)
+    assert not (tmp_path / "out" / ".download").exists()
+
+
+def test_a_text_model_brings_no_more_than_it_needs(server, tmp_path):
+    hub.pull(SMALL, tmp_path / "out")
+    asked = {name for name, _ in server.requests}
+    assert asked == {
+        LM_FILE,
+        CODEC_FILE,
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert open_checkpoint(tmp_path / "out").chroma is None
+
+
+def test_a_transformers_repository_will_do(server, tmp_path):
+    hub.pull("facebook/musicgen-melody-hf", tmp_path / "out")
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert checkpoint.chroma["n_chroma"] == 12
+    with safe_open(checkpoint.demucs_file, "pt") as file:
+        assert file.metadata()["klass"] == "demucs.htdemucs.HTDemucs"
+
+
+def test_a_cut_connection_is_continued(server, tmp_path, monkeypatch):
+    # The client passes on whole chunks; what is left of one when the line breaks comes again.
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+    server.cuts = {LM_FILE: [1_000_000, 500_000], CODEC_FILE: [7]}
+    hub.pull(SMALL, tmp_path / "out")
+    starts = [first for name, first in server.requests if name == LM_FILE]
+    assert starts == [0, 1_000_000, 1_500_000]
+
+
+def test_a_killed_pull_continues_where_it_was(server, tmp_path, monkeypatch):
+    get = hub.http_get
+
+    def killed(url, stream, **options):
+        if url.endswith(LM_FILE):
+            stream.write((server.repositories[SMALL][0] / LM_FILE).read_bytes()[:123_456])
+            raise KeyboardInterrupt
+        get(url, stream, **options)
+
+    monkeypatch.setattr(hub, "http_get", killed)
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull(SMALL, tmp_path / "out")
+    monkeypatch.setattr(hub, "http_get", get)
+    hub.pull(SMALL, tmp_path / "out")
+    assert [first for name, first in server.requests if name == LM_FILE] == [123_456]
+
+
+def test_a_pull_that_was_interrupted_late_fetches_nothing_twice(server, tmp_path, monkeypatch):
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "convert", broken)
+        with pytest.raises(KeyboardInterrupt):
+            hub.pull(SMALL, tmp_path / "out")
+    with pytest.raises(WeightsError, match="not a MusicGen checkpoint"):
+        open_checkpoint(tmp_path / "out")
+    server.requests.clear()
+    hub.pull(SMALL, tmp_path / "out")
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("name", [LM_FILE, "tokenizer.json"])
+def test_a_file_that_arrives_damaged_is_refused_and_fetched_again(server, tmp_path, name):
+    server.damaged = {name}
+    with pytest.raises(WeightsError, match=f"{name} arrived damaged"):
+        hub.pull(SMALL, tmp_path / "out")
+    server.damaged = set()
+    hub.pull(SMALL, tmp_path / "out")
+
+
+def test_a_new_version_is_not_glued_to_an_old_one(server, replaced, tmp_path):
+    server.cuts = {LM_FILE: [1000]}
+    server.damaged = {CODEC_FILE}
+    with pytest.raises(WeightsError, match=CODEC_FILE):
+        hub.pull(SMALL, tmp_path / "out")
+    part = next((tmp_path / "out" / ".download").glob(f"{LM_FILE}*"))
+    part.rename(part.with_name(f"{LM_FILE}.0000000000000000.part"))
+    server.damaged = set()
+    server.requests.clear()
+    hub.pull(SMALL, tmp_path / "out")
+    assert (LM_FILE, 0) in server.requests
+
+
+def test_a_missing_repository_is_named(server, tmp_path):
+    with pytest.raises(WeightsError, match="no model 'facebook/musicgen-huge'"):
+        hub.pull("facebook/musicgen-huge", tmp_path / "out")
+    with pytest.raises(WeightsError, match="no model 'not a name'"):
+        hub.pull("not a name", tmp_path / "out")
+
+
+def test_a_missing_file_is_named(replaced, tmp_path):
+    (replaced(SMALL) / CODEC_FILE).unlink()
+    with pytest.raises(WeightsError, match=rf"{SMALL} on the hub has no {CODEC_FILE}"):
+        hub.pull(SMALL, tmp_path / "out")
+
+
+def test_text_weights_that_are_a_pickle_will_do(replaced, tmp_path):
+    folder = replaced("google-t5/t5-base")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    hub.pull(SMALL, tmp_path / "out")
+    assert MusicGen.load(tmp_path / "out", "cpu")
+
+
+def test_a_demucs_of_several_models_is_refused(replaced, tmp_path):
+    (replaced("adefossez/HTDemucs") / "htdemucs.yaml").write_text("models: [a, ../b]")
+    with pytest.raises(WeightsError, match="not one model"):
+        hub.pull(SONGSTARTER, tmp_path / "out")
+
+
+def test_no_network_and_offline_mode_say_what_to_do(server, tmp_path, monkeypatch):
+    set_endpoint(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(WeightsError, match="run the command again to continue"):
+        hub.pull(SMALL, tmp_path / "out")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        hub.pull(SMALL, tmp_path / "out")
+
+
+def test_a_checkpoint_is_never_overwritten(server, tmp_path):
+    (tmp_path / MANIFEST_FILE).write_text("{}")
+    with pytest.raises(WeightsError, match="remove it first"):
+        hub.pull(SMALL, tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_download(server, tmp_path, monkeypatch):
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 5_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(WeightsError, match=r"needs 0\.01 GB and has 0\.01 GB free|Make room"):
+        hub.pull(SMALL, tmp_path / "out")
+    assert server.requests == []
+
+
+def pull_command(server, folder, model=SMALL, limit=None, prefix=()):
+    """`scripts/weights pull` in a process of its own, its files limited to `limit` bytes."""
+    code = "from musicgen.commands.cli import main; main()"
+    if limit:
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1)); {code}"
+    return subprocess.run(
+        [
+            *prefix,
+            *(sys.executable, "-W", "ignore", "-c", code),
+            *("weights", "pull", model, str(folder)),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HF_ENDPOINT": server.url,
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_really_small_disk_is_found_before_the_download(server, tmp_path):
+    """A file system of 2 MB, in a namespace of the command's own."""
+    mount = f"mount -t tmpfs -o size=2m none '{tmp_path}'"
+    namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run([*namespace, mount]).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    prefix = [*namespace, f'{mount} && exec "$0" "$@"']
+    done = pull_command(server, tmp_path / "out", prefix=prefix)
+    assert done.returncode == 1
+    assert re.search(r"needs 0\.01 GB and has 0\.00 GB free.*Make room", done.stderr), done.stderr
+    assert server.requests == []
+
+
+def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path):
+    """The limit on a file's size stands for the disk: the same error, at the same place."""
+    done = pull_command(server, tmp_path / "out", limit=2_000_000)
+    assert done.returncode == 1
+    assert "No room left" in done.stderr
+    assert "Traceback" not in done.stderr
+    [part] = (tmp_path / "out" / ".download").glob("*.part")
+    assert part.stat().st_size == 2_000_000
+    done = pull_command(server, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (LM_FILE, 2_000_000) in server.requests
+    assert "licence CC-BY-NC-4.0" in done.stdout
+    assert "state_dict.bin: 100%" in done.stderr  # the progress bar

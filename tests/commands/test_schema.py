@@ -1,0 +1,98 @@
+"""Both faces hold to the contract, and no Input holds what Cog's static parser would garble."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from musicgen.commands.schema import SchemaError, openapi, write
+
+ROOT = Path(__file__).parents[2]
+FACES = ["predict", "songstarter"]
+
+FACE = """
+class Predictor(BasePredictor):
+    def predict(self, size: int = Input(description="How big.", default=8, ge=1)) -> dict:
+        pass
+"""
+
+
+def without_descriptions(document):
+    """The document less the inputs' descriptions, which the contract leaves to us."""
+    for schema in document["components"]["schemas"]["Input"]["properties"].values():
+        schema.pop("description", None)
+    return document
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_face_equals_the_contract(face):
+    contract = json.loads((ROOT / "tests" / "contract" / f"{face}.openapi.json").read_text())
+    generated = openapi((ROOT / f"{face}.py").read_text())
+    assert without_descriptions(generated) == contract
+    inputs = generated["components"]["schemas"]["Input"]["properties"]
+    expected = contract["components"]["schemas"]["Input"]["properties"]
+    assert list(inputs) == sorted(expected, key=lambda name: expected[name]["x-order"])
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_every_input_has_a_description_of_one_line(face):
+    inputs = openapi((ROOT / f"{face}.py").read_text())["components"]["schemas"]["Input"]
+    for name, schema in inputs["properties"].items():
+        assert schema["description"].endswith("."), name
+        assert "\n" not in schema["description"]
+
+
+def test_faces_share_their_fields_descriptions():
+    both = [openapi((ROOT / f"{face}.py").read_text()) for face in FACES]
+    predict, songstarter = (d["components"]["schemas"]["Input"]["properties"] for d in both)
+    differ = {n for n in songstarter if songstarter[n]["description"] != predict[n]["description"]}
+    assert differ == {"seed"}
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ('"How big."', 'f"How big."'),
+        ('"How big."', '"How " "big."'),
+        ('"How big."', '("How big.")'),
+        ('"How big."', "'How big.'"),
+        ('"How big."', r'"How\nbig."'),
+        ('"How big."', "DESCRIPTION"),
+        ('"How big."', '"""How big."""'),
+        ("default=8", "default=2 * 4"),
+        ("default=8", "default=SIZE"),
+        ("default=8", "default=None"),
+        ("default=8", "default=(8)"),
+        ("default=8", "**defaults"),
+        ("ge=1", "gt=1"),
+        ("ge=1", "min_length=1"),
+        ("int =", "Literal[1, 2] ="),
+        ("-> dict", "-> dict[str, str]"),
+        ("Input(description=", "Input("),
+        ("Input(description", "Field(description"),
+    ],
+)
+def test_what_cog_would_drop_or_garble_is_refused(good, bad):
+    assert openapi(FACE)
+    assert good in FACE
+    with pytest.raises(SchemaError):
+        openapi(FACE.replace(good, bad))
+
+
+def test_field_without_default_is_required_and_optional_is_nullable():
+    required = openapi(FACE.replace(", default=8", ""))["components"]["schemas"]["Input"]
+    assert required["required"] == ["size"]
+    optional = openapi(FACE.replace(", default=8", "").replace("int =", "Optional[int] ="))
+    inputs = optional["components"]["schemas"]["Input"]
+    assert "required" not in inputs
+    assert inputs["properties"]["size"]["nullable"] is True
+
+
+def test_write_makes_the_folder_and_does_not_touch_an_equal_file(tmp_path):
+    face, target = tmp_path / "face.py", tmp_path / ".cog" / "openapi_schema.json"
+    face.write_text(FACE)
+    write(face, target)
+    before = target.stat().st_mtime_ns
+    write(face, target)
+    assert target.stat().st_mtime_ns == before
+    assert json.loads(target.read_text()) == openapi(FACE)

@@ -1,0 +1,151 @@
+"""Triton kernels against their PyTorch twins, and each row against itself in other company."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_lm import clip, oracle_lm, tiny_config
+from torch import nn
+
+from musicgen.decoder import kernels, sampling
+from musicgen.decoder.engine import Engine, State, decode_step
+from musicgen.decoder.kernels import attention, draw, products
+from musicgen.decoder.lm import LM
+from musicgen.decoder.sampling import Sampling, SamplingRows
+
+HALF, CPU = torch.float16, torch.device("cpu")
+DIM, FFN, HEADS = 128, 192, 2
+SHAPE = kernels.Shape(dim=DIM, ffn_dim=FFN, head_dim=DIM // HEADS, outputs=64)
+ROWS = [2, 6, 20]  # 20 rows have tiles of another size
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_kernels_agree_with_their_twins(rows):
+    kernels.check(kernels.TRITON, kernels.TORCH, CPU, HALF, SHAPE, rows)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    random = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random)
+
+    norm = nn.LayerNorm(DIM).requires_grad_(False)
+    norm.weight += 0.1 * normal(DIM)
+    norm.bias += 0.1 * normal(DIM)
+    return norm, *((normal(n, d) / 8).half() for n, d in ((3 * DIM, DIM), (FFN, DIM), (DIM, FFN)))
+
+
+def outputs(weights, x, hidden, keys, values, positions):
+    """Every kernel's result for some rows: a list of [R, ...]."""
+    norm, qkv, up, down = weights
+    keys, values = keys.clone(), values.clone()
+    q = products.norm_qkv_triton(x, norm, qkv, keys, values, positions)
+    attended = attention.attention_triton(q, keys, values, positions + 1)
+    hidden_up = products.norm_linear_triton(x, norm, up, gelu=True)
+    added = products.linear_add_triton(hidden, down, x.clone())
+    return [q, keys, values, attended, hidden_up, added]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_row_is_the_same_in_any_company(weights, rows, monkeypatch):
+    # A GPU's product sums in one order whatever the tile; numpy's, here in its place, does not.
+    def matmul(a, b, dtype):
+        return (a[:, :, None].astype(dtype) * b[None]).sum(axis=1)
+
+    monkeypatch.setattr(np, "matmul", matmul)
+    inputs = (
+        torch.randn(rows, DIM),
+        torch.randn(rows, FFN).half(),
+        torch.randn(rows, HEADS, 300, DIM // HEADS).half(),
+        torch.randn(rows, HEADS, 300, DIM // HEADS).half(),
+        (torch.arange(rows) * 53 + 250) % 300,
+    )
+    together = outputs(weights, *inputs)
+    for first in {0, rows - 2}:
+        alone = outputs(weights, *(given[first : first + 2] for given in inputs))
+        for whole, part in zip(together, alone, strict=True):
+            assert torch.equal(whole[first : first + 2], part)
+
+
+@pytest.mark.parametrize("length", [1, 100, 128, 129, 300])
+def test_attention_does_not_depend_on_the_capacity(length):
+    q, lengths = torch.randn(2, DIM).half(), torch.full((2,), length)
+    capacity = 128 if length <= 128 else 300
+    small = torch.randn(2, 2, HEADS, capacity, DIM // HEADS).half()
+    large = torch.full((2, 2, HEADS, 128 * 17, DIM // HEADS), torch.nan, dtype=HALF)
+    large[..., :capacity, :] = small
+    expected = attention.attention_triton(q, *small, lengths)
+    assert torch.equal(attention.attention_triton(q, *large, lengths), expected)
+
+
+def settings(samplings, card):
+    rows = SamplingRows.empty(len(samplings), CPU)
+    for i, wanted in enumerate(samplings):
+        rows.set(i, wanted, card)
+    return rows
+
+
+@pytest.mark.parametrize("card", [64, 300])
+def test_sampling_draws_what_its_twin_draws(card):
+    samplings = [
+        Sampling(temperature=0.0),
+        Sampling(top_k=1),
+        Sampling(top_k=20, temperature=0.7),
+        Sampling(top_k=0, cfg_coef=1.0),
+        Sampling(top_k=5000, temperature=1.5),
+    ] * 4
+    rows = settings(samplings, card)
+    logits, noise = torch.randn(2 * len(samplings), 4, card), torch.empty(20, 4, card)
+    noise.exponential_()
+    codes = draw.sample_triton(logits, noise, rows)
+    assert torch.equal(codes, sampling.sample(logits, noise, rows))
+    alone = draw.sample_triton(logits[4:6], noise[2:3], rows.clips(slice(2, 3)))
+    assert torch.equal(codes[2:3], alone)
+
+
+def test_sampling_by_top_p_keeps_what_its_twin_keeps():
+    """With the noise put in the order in which the twin, as audiocraft, uses it."""
+    card, samplings = 300, [Sampling(top_p=p, top_k=2) for p in (1e-6, 0.3, 0.9, 0.9, 1.0)]
+    rows = settings(samplings, card)
+    logits, noise = torch.randn(10, 4, card), torch.empty(5, 4, card)
+    noise.exponential_()
+    order = sampling.guide(logits, rows.cfg_coef).softmax(-1).sort(-1, descending=True).indices
+    codes = draw.sample_triton(logits, noise, rows)
+    assert torch.equal(codes, sampling.sample(logits, noise.gather(-1, order), rows))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["cross", "prepend"])
+def decoder(request):
+    config = tiny_config(cross=request.param, dim=64, num_layers=1, card=64)
+    state = oracle_lm(config, half=True).state_dict()
+    return LM.from_audiocraft(config, state, device="cpu", dtype=HALF)
+
+
+def test_a_step_with_kernels_is_a_step_without(decoder):
+    states = []
+    for ops in (kernels.TRITON, kernels.TORCH):
+        state = State.empty(decoder, 2, 8, 4)
+        for slot in range(2):
+            state.sampling.set(slot, Sampling(temperature=0.0), decoder.config.card)
+        state.sequence[:, :, 1:] = -1
+        state.last.fill_(6)
+        for _ in range(2):
+            decode_step(decoder, ops, state)
+        states.append(state)
+    ours, twins = states
+    assert torch.equal(ours.sequence, twins.sequence)
+    assert (ours.cache.keys - twins.cache.keys).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("decoder", [True], ids=["cross"], indirect=True)
+def test_a_clip_decodes_beside_others_as_it_does_alone(decoder):
+    engine = Engine(decoder, max_length=10, stride=6)
+    engine.choose_ops = lambda clips: kernels.TRITON
+    clips = [
+        clip(decoder.config, length=1, seed=1),
+        clip(decoder.config, length=2, seed=2, text="2:3", prompt=1, top_p=0.9),
+    ]
+    together = engine.generate(clips)
+    for asked, codes in zip(clips, together, strict=True):
+        assert torch.equal(engine.generate([asked])[0], codes)

@@ -1,0 +1,65 @@
+"""The tables of operations, and the Triton kernels by way of Triton's interpreter.
+
+Triton interprets only if it is told so before it is imported, so those tests are a run of their
+own: interpreted/.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from musicgen.decoder import kernels
+from musicgen.decoder.kernels import compiler
+
+SHAPE = kernels.Shape(dim=64, ffn_dim=128, head_dim=16, outputs=1024)
+CPU = torch.device("cpu")
+
+
+def test_kernels_agree_with_their_twins_in_tritons_interpreter():
+    pytest.importorskip("triton")
+    tests = Path(__file__).parent / "interpreted"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    run = subprocess.run(
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=tests.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+    assert "skipped" not in run.stdout
+
+
+def test_masked_and_sliced_operations_agree():
+    kernels.check(kernels.CPU, kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
+
+
+def test_a_wrong_operation_is_found():
+    wrong = kernels.Ops(
+        **vars(kernels.TORCH) | {"linear_add": lambda x, weight, residual: residual}
+    )
+    with pytest.raises(ArithmeticError, match="linear_add"):
+        kernels.check(wrong, kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
+
+
+def test_shapes_that_no_tile_divides_have_no_kernels():
+    odd = kernels.Shape(dim=72, ffn_dim=128, head_dim=8, outputs=1024)
+    with pytest.raises(ValueError, match="no kernels"):
+        kernels.check(kernels.TORCH, kernels.TORCH, CPU, torch.float32, odd, rows=2)
+
+
+def test_cpu_has_its_own_operations():
+    assert kernels.choose(CPU, torch.float32, SHAPE, rows=2) is kernels.CPU
+
+
+@pytest.mark.skipif(compiler.triton is not None, reason="Triton is at hand")
+def test_without_triton_a_warning_and_pytorch():
+    with pytest.warns(UserWarning, match="Triton is not installed"):
+        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
+    assert chosen is kernels.TORCH

@@ -1,0 +1,152 @@
+"""The decoder against audiocraft's LMModel: logits, loading, and the two forms of weights."""
+
+import pytest
+import torch
+from tiny_lm import CARD, conditions, engine_lm, oracle_lm, tiny_config
+
+from musicgen.decoder import kernels
+from musicgen.decoder.kernels.products import Packed
+from musicgen.decoder.lm import LM, Cache
+from musicgen.decoder.pattern import interleave
+
+SHAPES = {"cross": (True, 4), "prepend": (False, 4), "stereo": (False, 8)}
+
+
+def forced_logits(lm, sequence, given, prompt):
+    """Logits [2, K, S, card] of our decoder: `prompt` columns prefilled, the others stepped."""
+    length = sequence.shape[1]
+    prefix = 0 if given.prefix is None else given.prefix.shape[1]
+    cache = Cache.empty(lm, 2, prefix + length, 16)
+    filled = lm.prefill(sequence[:, :prompt].T, given.prefix, given.cross, cache)
+    assert filled == prefix + prompt
+    table = lm.positions(prefix + length)
+    logits = []
+    for column in range(prompt, length):
+        positions = torch.full((2,), prefix + column)
+        x = (lm.embed(sequence[:, column]) + table[prefix + column]).repeat(2, 1)
+        logits.append(lm.step(x, positions, cache, kernels.CPU))
+    return torch.stack(logits, dim=2)
+
+
+def audiocraft_logits(oracle, sequence, given):
+    fused = given.cross if given.prefix is None else given.prefix
+    tensors = {"description": (fused, torch.ones(fused.shape[:2]))}
+    with torch.no_grad():
+        return oracle(sequence.expand(2, -1, -1), [], tensors)
+
+
+def compare_logits(shape, prompt, frames):
+    config = tiny_config(*SHAPES[shape])
+    oracle = oracle_lm(config)
+    given = conditions(config, "3:7")
+    sequence = interleave(torch.randint(CARD, (config.n_q, frames)), config.delays, CARD)
+    expected = audiocraft_logits(oracle, sequence, given)[:, :, prompt:]
+    logits = forced_logits(engine_lm(oracle, config), sequence, given, prompt)
+    assert expected.std() > 0.5  # or the comparison would say little
+    assert (logits - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("prompt", [0, 1, 9])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_teacher_forced_logits_are_audiocrafts(shape, prompt):
+    compare_logits(shape, prompt, frames=120)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("shape", SHAPES)
+def test_teacher_forced_logits_are_audiocrafts_over_30_seconds(shape):
+    compare_logits(shape, prompt=0, frames=1500)
+
+
+def test_float16_weights_lose_nothing():
+    """Against plain float32 products of the same weights, to 5e-6 of the logits' spread."""
+    config = tiny_config()
+    oracle = oracle_lm(config, half=True)
+    packed = engine_lm(oracle, config)
+    plain = engine_lm(oracle, config)
+    assert isinstance(packed.heads, Packed)
+    unpack(plain, oracle)
+    given = conditions(config, "3:7")
+    sequence = interleave(torch.randint(CARD, (4, 60)), config.delays, CARD)
+    ours = forced_logits(packed, sequence, given, 5)
+    wide = forced_logits(plain, sequence, given, 5)
+    assert not torch.equal(ours, wide)
+    assert (ours - wide).abs().max() < 5e-6 * wide.std()
+
+
+def unpack(lm, oracle):
+    """Put the float32 matrices back in the place of packed ones."""
+    lm.heads = torch.cat([linear.weight for linear in oracle.linears])
+    for ours, theirs in zip(lm.layers, oracle.transformer.layers, strict=True):
+        ours.qkv, ours.out = theirs.self_attn.in_proj_weight, theirs.self_attn.out_proj.weight
+        ours.up, ours.down = theirs.linear1.weight, theirs.linear2.weight
+        cross = theirs.cross_attention
+        ours.cross_q, ours.cross_kv = cross.in_proj_weight.tensor_split([lm.config.dim])
+        ours.cross_out = cross.out_proj.weight
+
+
+def test_int8_weights_decode_nearly_the_same():
+    config = tiny_config(dim=128)
+    oracle = oracle_lm(config, half=True)
+    given = conditions(config, "3:7")
+    sequence = interleave(torch.randint(CARD, (4, 100)), config.delays, CARD)
+    exact = forced_logits(engine_lm(oracle, config), sequence, given, 5).log_softmax(-1)
+    lm = engine_lm(oracle, config, int8=True)
+    rounded = forced_logits(lm, sequence, given, 5).log_softmax(-1)
+    divergence = (exact.exp() * (exact - rounded)).sum(-1).mean()
+    agreement = (exact.argmax(-1) == rounded.argmax(-1)).float().mean()
+    assert not torch.equal(exact, rounded)
+    assert divergence < 0.05
+    assert agreement > 0.85
+
+
+def test_int8_weights_are_the_cpus():
+    config = tiny_config()
+    state = oracle_lm(config).state_dict()
+    with pytest.raises(ValueError, match="int8"):
+        LM.from_audiocraft(config, state, device="cpu", dtype=torch.float16, int8=True)
+
+
+def test_weights_that_float16_would_round_stay_float32():
+    config = tiny_config()
+    assert isinstance(engine_lm(oracle_lm(config), config).heads, torch.Tensor)
+
+
+def test_float16_checkpoints_are_packed_too():
+    config = tiny_config()
+    state = oracle_lm(config, half=True).half().state_dict()
+    lm = LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)
+    assert isinstance(lm.layers[0].qkv, Packed)
+    assert lm.embeddings.dtype == torch.float32
+
+
+def test_tensors_of_the_wanted_dtype_are_not_copied():
+    config = tiny_config()
+    state = oracle_lm(config).state_dict()
+    lm = LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)
+    ours, theirs = lm.layers[1].up, state["transformer.layers.1.linear1.weight"]
+    assert ours.data_ptr() == theirs.data_ptr()
+
+
+def test_conditioners_in_the_state_are_ignored():
+    config = tiny_config()
+    state = oracle_lm(config).state_dict()
+    assert any(key.startswith("condition_provider.") for key in state)
+    LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)
+
+
+BROKEN = {
+    "missing": ("transformer.layers.2.norm1.bias", lambda state, key: state.pop(key)),
+    "unexpected": ("linears.0.bias", lambda state, key: state.update({key: torch.ones(1)})),
+    "another shape": ("emb.1.weight", lambda state, key: state.update({key: torch.ones(3, 3)})),
+}
+
+
+@pytest.mark.parametrize("problem", BROKEN)
+def test_a_wrong_state_is_refused_by_the_key(problem):
+    config = tiny_config()
+    state = dict(oracle_lm(config).state_dict())
+    key, damage = BROKEN[problem]
+    damage(state, key)
+    with pytest.raises(ValueError, match=f"'{key}' .*{problem}"):
+        LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)

@@ -1,0 +1,130 @@
+"""EnCodec computes what audiocraft's does, from either format, and keeps left and right apart."""
+
+import pytest
+import sounds
+import torch
+import transformers
+from audiocraft.models.builders import get_compression_model
+from audiocraft.models.encodec import InterleaveStereoCompressionModel
+from audiocraft.models.loaders import load_compression_model
+from omegaconf import OmegaConf
+
+from musicgen.checkpoints import tiny
+from musicgen.checkpoints.checkpoint import CODEC_FILE, LM_FILE, open_checkpoint
+from musicgen.errors import WeightsError
+from musicgen.rendering.codec import Codec, from_audiocraft
+from musicgen.rendering.encodec import load_encodec
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["text", "stereo"])
+def pair(request, checkpoints):
+    """(ours, audiocraft's) of a mono and of a stereo checkpoint."""
+    folder = checkpoints[request.param]
+    reference = load_compression_model(folder).eval()
+    if request.param == "stereo":
+        reference = InterleaveStereoCompressionModel(reference)
+    return Codec(open_checkpoint(folder), CPU), reference
+
+
+@pytest.mark.parametrize("seconds", [0.00003, 0.019, 0.02, 0.021, 1.2345, 10.0, 23.4567])
+def test_codes_equal_audiocrafts(pair, seconds):
+    ours, reference = pair
+    wav = torch.from_numpy(sounds.melody(seconds, 32000, ours.channels))
+    if ours.channels == 2:
+        wav[1] = wav[1].flip(0) * 0.5
+    with torch.no_grad():
+        expected, _ = reference.encode(wav[None])
+    codes = ours.encode(wav)
+    assert codes.shape[-1] == -(-wav.shape[-1] // 640)
+    assert torch.equal(codes, expected[0])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 333, 500, 501, 1203])
+def test_sound_equals_audiocrafts(pair, frames):
+    ours, reference = pair
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(tiny.CARD, (2, 4 * ours.channels, frames), generator=generator)
+    with torch.no_grad():
+        expected = reference.decode(codes)
+    wav = ours.decode(codes, [0, 0])
+    assert wav.shape == (2, ours.channels, 640 * frames)
+    assert torch.allclose(wav, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_codec_without_lstm_equals_audiocrafts():
+    config = OmegaConf.create(tiny.codec_config())
+    config.seanet.lstm = 0
+    theirs = get_compression_model(config).eval()
+    ours = load_encodec(from_audiocraft(None, config), theirs.state_dict())
+    wav = torch.randn(1, 1, 700 * ours.config.hop + 5)  # more than a chunk
+    with torch.inference_mode():
+        codes, _ = theirs.encode(wav)
+        assert torch.equal(ours.encode(wav), codes)
+        rendered = ours.render(ours.embed(codes))
+        assert torch.allclose(rendered, theirs.decode(codes), atol=1e-5)
+
+
+def test_a_clip_does_not_depend_on_its_neighbours(pair):
+    ours, _ = pair
+    codes = torch.randint(tiny.CARD, (3, 4 * ours.channels, 20))
+    together = ours.decode(codes, [0, 0, 0])
+    assert torch.equal(together[1:2], ours.decode(codes[1:2], [0]))
+
+
+def test_left_is_left(checkpoints):
+    stereo = Codec(open_checkpoint(checkpoints["stereo"]), CPU)
+    codes = torch.randint(tiny.CARD, (4, 2, 30))
+    changed = codes.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % tiny.CARD
+    wavs = stereo.decode(torch.stack([codes, changed]).flatten(1, 2), [0, 0])
+    assert torch.equal(wavs[0, 0], wavs[1, 0])
+    assert not torch.equal(wavs[0, 1], wavs[1, 1])
+
+
+def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints, tmp_path):
+    """As in upstream's stereo checkpoints, whose codec file only names facebook/encodec_32khz."""
+    sizes = {"hidden_size": 32, "num_filters": 4, "codebook_size": tiny.CARD}
+    config = transformers.EncodecConfig(
+        sampling_rate=32000,
+        upsampling_ratios=[8, 5, 4, 4],
+        target_bandwidths=[2.2],
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+        **sizes,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reference = transformers.EncodecModel(config).eval()
+        for layer in reference.quantizer.layers:
+            layer.codebook.embed.normal_()
+    reference.save_pretrained(tmp_path / "encodec_32khz")
+    (tmp_path / LM_FILE).write_bytes((checkpoints["text"] / LM_FILE).read_bytes())
+    torch.save({"pretrained": "facebook/encodec_32khz"}, tmp_path / CODEC_FILE)
+    ours = Codec(open_checkpoint(tmp_path), CPU)
+    assert (ours.sample_rate, ours.frame_rate) == (32000, 50.0)
+    wav = torch.from_numpy(sounds.melody(1.2345, 32000, 1))
+    with torch.no_grad():
+        codes = reference.encode(wav[None])[0][0]
+        expected = reference.decode(codes[None], [None])[0]
+    assert torch.equal(ours.encode(wav), codes[0])
+    assert torch.allclose(ours.decode(codes, [0]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("made_with", "said", "message"),
+    [
+        ({"rvq": {"n_q": 8}}, {"rvq": {"n_q": 8}}, "has 8 codebooks, the language model 4"),
+        ({}, {"seanet": {"activation": "ReLU"}}, "seanet.activation='ReLU' is not supported"),
+        ({}, {"seanet": {"n_filters": 8}}, "EnCodec's weights do not fit its configuration"),
+    ],
+)
+def test_a_codec_that_does_not_fit_is_an_error(checkpoints, tmp_path, made_with, said, message):
+    base = OmegaConf.create(tiny.codec_config())
+    state = get_compression_model(OmegaConf.merge(base, made_with)).state_dict()
+    config = OmegaConf.to_yaml(OmegaConf.merge(base, said))
+    torch.save({"xp.cfg": config, "best_state": state}, tmp_path / CODEC_FILE)
+    (tmp_path / LM_FILE).write_bytes((checkpoints["text"] / LM_FILE).read_bytes())
+    with pytest.raises(WeightsError, match=message):
+        Codec(open_checkpoint(tmp_path), CPU)
