@@ -44,7 +44,9 @@ LAYERS = {
         "decoder.lm",
         "decoder.pattern",
         "decoder.sampling",
+        "decoder.state",
     },
+    "decoder.state": {"decoder.kernels", "decoder.lm", "decoder.sampling"},
     "decoder.lm": {"decoder.kernels"},
     "decoder.kernels": {"decoder.kernels", "decoder.sampling"},
     # Text and melody to conditions.
@@ -111,6 +113,7 @@ EDGES = {
     "httpx2": {"checkpoints.hub"},
     "huggingface_hub": {"checkpoints.hub"},
     "imageio_ffmpeg": {"output"},
+    "numba": {"decoder.kernels"},
     "omegaconf": {"checkpoints", "rendering"},
     "pydub": {"output"},
     "safetensors": {"checkpoints.tensors"},
@@ -120,9 +123,9 @@ EDGES = {
     "triton": {"decoder.kernels"},
     "xformers": set(),
 }
-# Runs where nothing but torch (and triton) is installed.
+# Runs where nothing but torch, numba and triton is installed.
 TORCH_ALONE = "decoder"
-STANDARD_AND_TORCH = {"torch", "triton"}
+STANDARD_AND_TORCH = {"numba", "numpy", "torch", "triton"}
 
 
 def sources():

@@ -45,7 +45,13 @@ class Contender:
 def ours(work: Work, state: State) -> Contender:
     """This engine, set up as the pipeline does."""
     lm = LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
-    engine = Engine(lm, max_length=work.frames, stride=max(1, work.frames // 2))
+    engine = Engine(
+        lm,
+        max_length=work.frames,
+        stride=max(1, work.frames // 2),
+        slots=work.batch,
+        prefix=max(work.prefix_length, work.cross_length),
+    )
     condition = work.condition().to(work.device)
     both = torch.stack([condition, torch.zeros_like(condition)])
     given = Conditions(cross=both) if work.cross_length else Conditions(prefix=both)

@@ -15,6 +15,11 @@ class Conditions:
     prefix: Tensor | None = None  # [2, P, dim], prepended to the codes
     cross: Tensor | None = None  # [2, L, dim], attended to by cross-attention
 
+    @property
+    def given(self) -> Tensor | None:
+        """Whichever of the two it is."""
+        return self.cross if self.prefix is None else self.prefix
+
 
 @dataclass(frozen=True)
 class Clip:

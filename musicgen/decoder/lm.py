@@ -10,12 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import Ops
 from .kernels.products import Weight, linear, normed, pack_float16, pack_int8
+
+# Positions that are prefilled at a time: a few decode steps' worth of work for the neighbours.
+PREFILL_PIECE = {"cpu": 64, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ class Cache:
 
         def zeros(length: int) -> Tensor:
             shape = (config.num_layers, rows, config.num_heads, length, config.head_dim)
-            return torch.zeros(shape, device=lm.device, dtype=lm.dtype)
+            return _zeros(shape, lm.device, lm.dtype)
 
         config = lm.config
-        cross = cross_capacity if config.cross_attention else 0
         lengths = torch.ones(rows, dtype=torch.int64, device=lm.device)
-        return cls(zeros(capacity), zeros(capacity), zeros(cross), zeros(cross), lengths)
+        cross = (zeros(cross_capacity), zeros(cross_capacity))
+        return cls(zeros(capacity), zeros(capacity), *cross, lengths)
 
     def rows(self, rows: slice) -> "Cache":
         """A view of some of the rows."""
@@ -75,6 +79,13 @@ class Cache:
             self.cross_values[:, rows],
             self.cross_lengths[rows],
         )
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros that, on a CPU, take no memory before they are written: torch's own write them all."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+    return torch.zeros(shape, device=device, dtype=dtype)
 
 
 class Layer(nn.Module):
@@ -161,28 +172,36 @@ class LM(nn.Module):
 
     def prefill(
         self, tokens: Tensor, prefix: Tensor | None, cross: Tensor | None, cache: Cache
-    ) -> int:
-        """Fill the two rows of one clip's cache; returns how many positions are filled.
+    ) -> Iterator[None]:
+        """Fill the two rows of one clip's cache, a piece with each `next`.
 
         tokens [T, K] follow `prefix` [2, P, dim]; `cross` [2, L, dim] is what cross-attention
-        sees. One pass with shapes of this clip's own, so that no neighbour can change it.
+        sees. The cut depends on nothing but the position, and a piece's shapes on nothing but this
+        clip, so that no neighbour can change it.
         """
         if cross is not None:
             self._prefill_cross(cross, cache)
         x = self.embed(tokens).expand(2, -1, -1)
         if prefix is not None:
             x = torch.cat([prefix.to(x), x], dim=1)
-        length = x.shape[1]
-        if length == 0:
-            return 0
-        x = x + self.positions(length)
+        x = x + self.positions(x.shape[1])
+        piece = PREFILL_PIECE[self.device.type]
+        for start in range(0, x.shape[1], piece):
+            self._extend(x[:, start : start + piece], start, cross, cache)
+            yield
+
+    def _extend(self, x: Tensor, start: int, cross: Tensor | None, cache: Cache) -> None:
+        """Embedded positions x [2, T, dim] from `start` on, into the cache behind those before."""
+        stop = start + x.shape[1]
+        seen = torch.ones(x.shape[1], stop, dtype=torch.bool, device=self.device).tril(start)
         for i, layer in enumerate(self.layers):
             q, k, v = self._heads(linear(normed(x, layer.norm1), layer.qkv), 3)
-            cache.keys[i, :, :, :length] = k
-            cache.values[i, :, :, :length] = v
+            keys, values = cache.keys[i, :, :, :stop], cache.values[i, :, :, :stop]
+            keys[:, :, start:] = k
+            values[:, :, start:] = v
             if i == len(self.layers) - 1:
                 break  # what follows would only make logits, and those are the decode step's
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
             x = x + linear(y.transpose(1, 2).flatten(2), layer.out)
             if cross is not None:
                 (q,) = self._heads(linear(normed(x, layer.norm_cross), layer.cross_q), 1)
@@ -192,19 +211,21 @@ class LM(nn.Module):
                 )
                 x = x + linear(y.transpose(1, 2).flatten(2), layer.cross_out)
             x = x + linear(F.gelu(linear(normed(x, layer.norm2), layer.up)), layer.down)
-        return length
 
-    def step(self, x: Tensor, positions: Tensor, cache: Cache, ops: Ops) -> Tensor:
-        """Embedded rows x [R, dim] at positions [R] -> logits [R, K, card]; extends the cache."""
-        lengths = positions + 1
+    def step(self, x: Tensor, rows: Tensor, positions: Tensor, cache: Cache, ops: Ops) -> Tensor:
+        """Embedded rows x [R, dim] at positions [R] -> logits [R, K, card]; extends the cache.
+
+        `rows` [R] int64 says which rows of the cache they are.
+        """
+        lengths, cross_lengths = positions + 1, cache.cross_lengths[rows]
         for i, layer in enumerate(self.layers):
             keys, values = cache.keys[i], cache.values[i]
-            q = ops.norm_qkv(x, layer.norm1, layer.qkv, keys, values, positions)
-            x = ops.linear_add(ops.attention(q, keys, values, lengths), layer.out, x)
+            q = ops.norm_qkv(x, layer.norm1, layer.qkv, keys, values, rows, positions)
+            x = ops.linear_add(ops.attention(q, keys, values, rows, lengths), layer.out, x)
             if self.config.cross_attention:
                 q = ops.norm_linear(x, layer.norm_cross, layer.cross_q)
                 y = ops.attention(
-                    q, cache.cross_keys[i], cache.cross_values[i], cache.cross_lengths
+                    q, cache.cross_keys[i], cache.cross_values[i], rows, cross_lengths
                 )
                 x = ops.linear_add(y, layer.cross_out, x)
             x = ops.linear_add(ops.norm_linear(x, layer.norm2, layer.up, gelu=True), layer.down, x)

@@ -46,8 +46,8 @@ class SamplingRows:
         self.temperature[clip].fill_(sampling.temperature)
         self.cfg_coef[clip].fill_(sampling.cfg_coef)
 
-    def clips(self, clips: slice) -> "SamplingRows":
-        """A view of some of the clips."""
+    def pick(self, clips: Tensor | slice) -> "SamplingRows":
+        """The settings of some of the clips; `clips` is a slice or int64 indices."""
         return SamplingRows(
             self.top_k[clips], self.top_p[clips], self.temperature[clips], self.cfg_coef[clips]
         )

@@ -37,7 +37,7 @@ def test_kernels_agree_with_their_twins_in_tritons_interpreter():
 
 
 def test_masked_and_sliced_operations_agree():
-    kernels.check(kernels.CPU, kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
+    kernels.check(kernels.cpu_ops(), kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
 
 
 def test_a_wrong_operation_is_found():
@@ -55,7 +55,7 @@ def test_shapes_that_no_tile_divides_have_no_kernels():
 
 
 def test_cpu_has_its_own_operations():
-    assert kernels.choose(CPU, torch.float32, SHAPE, rows=2) is kernels.CPU
+    assert kernels.choose(CPU, torch.float32, SHAPE, rows=2) is kernels.cpu_ops()
 
 
 @pytest.mark.skipif(compiler.triton is not None, reason="Triton is at hand")

@@ -17,14 +17,14 @@ def forced_logits(lm, sequence, given, prompt):
     length = sequence.shape[1]
     prefix = 0 if given.prefix is None else given.prefix.shape[1]
     cache = Cache.empty(lm, 2, prefix + length, 16)
-    filled = lm.prefill(sequence[:, :prompt].T, given.prefix, given.cross, cache)
-    assert filled == prefix + prompt
+    for _ in lm.prefill(sequence[:, :prompt].T, given.prefix, given.cross, cache):
+        pass
     table = lm.positions(prefix + length)
     logits = []
     for column in range(prompt, length):
         positions = torch.full((2,), prefix + column)
         x = (lm.embed(sequence[:, column]) + table[prefix + column]).repeat(2, 1)
-        logits.append(lm.step(x, positions, cache, kernels.CPU))
+        logits.append(lm.step(x, torch.arange(2), positions, cache, kernels.cpu_ops()))
     return torch.stack(logits, dim=2)
 
 

@@ -1,5 +1,6 @@
 """The operations of a decode step, one table per backend, all with the same signatures."""
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -24,15 +25,6 @@ class Ops:
     sample: Callable[..., Tensor]
 
 
-# On the CPU: nothing depends on the other rows of the batch, bit for bit.
-CPU = Ops(
-    norm_linear=products.norm_linear,
-    norm_qkv=products.norm_qkv,
-    linear_add=products.linear_add,
-    attention=attention.attention_each,
-    sample=sampling.sample_each,
-)
-
 # Everything at once on any device: what CUDA uses where there is no Triton.
 TORCH = Ops(
     norm_linear=products.norm_linear,
@@ -52,6 +44,20 @@ TRITON = Ops(
 )
 
 
+@functools.cache
+def cpu_ops() -> Ops:
+    """On the CPU: nothing depends on the other rows of the batch, bit for bit."""
+    from . import compiled  # and numba, which a GPU has no use for
+
+    return Ops(
+        norm_linear=products.norm_linear,
+        norm_qkv=products.norm_qkv,
+        linear_add=products.linear_add,
+        attention=compiled.attention_numba,
+        sample=sampling.sample_each,
+    )
+
+
 @dataclass(frozen=True)
 class Shape:
     """What kernels must know of a decoder."""
@@ -69,7 +75,7 @@ def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) ->
     warning, PyTorch's. Float32 is always PyTorch's: it is there for comparisons, not for speed.
     """
     if device.type == "cpu":
-        return CPU
+        return cpu_ops()
     if dtype == torch.float32:
         return TORCH
     try:
@@ -110,16 +116,17 @@ def check(
     keys, values = normal(2, rows, dim // head_dim, capacity, head_dim).unbind()
     hidden, query = normal(rows, ffn_dim), normal(rows, dim)
     positions = (torch.arange(rows, device=device) // 2 * 37 + capacity - 40) % capacity
+    order = torch.arange(rows, device=device).flip(0)  # of the rows in the cache
 
     def run(ops: Ops) -> dict[str, Tensor]:
         k, v = keys.clone(), values.clone()
-        q = ops.norm_qkv(x, norm, qkv, k, v, positions)
+        q = ops.norm_qkv(x, norm, qkv, k, v, order, positions)
         return {
             "norm_qkv": torch.cat([part.flatten() for part in (q, k, v)]),
             "norm_linear": ops.norm_linear(x, norm, up),
             "norm_linear with GELU": ops.norm_linear(x, norm, up, gelu=True),
             "linear_add": ops.linear_add(hidden, down, x.clone()),
-            "attention": ops.attention(query, keys, values, positions + 1),
+            "attention": ops.attention(query, keys, values, order, positions + 1),
         }
 
     results = run(ops)

@@ -21,46 +21,36 @@ SPLIT = 128  # positions that one program reads
 GROUP = 16  # splits that are put together at a time
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-    """Queries [R, H * Dh], caches [R, H, S, Dh], filled up to lengths [R] -> [R, H * Dh].
+def attention(q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
+    """Queries [R, H * Dh] and caches [any, H, S, Dh] -> [R, H * Dh].
 
-    Reads the whole cache and masks the rest of it out.
+    Query i reads the cache's row `rows[i]`, of which `lengths[i]` positions are filled. This form
+    reads all of it, from a copy, and masks the rest out.
     """
-    rows, heads, capacity, head_dim = keys.shape
+    _, heads, capacity, head_dim = keys.shape
     filled = torch.arange(capacity, device=q.device) < lengths[:, None]
     y = F.scaled_dot_product_attention(
-        q.view(rows, heads, 1, head_dim), keys, values, attn_mask=filled[:, None, None]
+        q.view(len(q), heads, 1, head_dim),
+        keys[rows],
+        values[rows],
+        attn_mask=filled[:, None, None],
     )
-    return y.reshape(rows, heads * head_dim)
+    return y.reshape(len(q), heads * head_dim)
 
 
-def attention_each(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
-    """`attention`, clip by clip on its filled slice: for the CPU, where lengths cost no wait.
-
-    Rows 2 i and 2 i + 1 belong to one clip and are of one length. Two products and a softmax read
-    a long cache faster there than the fused attention, whose one query leaves it little to fuse.
-    """
-    rows, heads, _, head_dim = keys.shape
-    scaled = (q * head_dim**-0.5).view(rows * heads, 1, head_dim)
-    parts = []
-    for i, length in zip(range(0, rows, 2), lengths[::2].tolist(), strict=True):
-        clip, pair = slice(i, i + 2), slice(i * heads, (i + 2) * heads)
-        scores = scaled[pair] @ keys[clip, :, :length].flatten(0, 1).mT
-        parts.append(scores.softmax(dim=-1) @ values[clip, :, :length].flatten(0, 1))
-    return torch.cat(parts).reshape(rows, heads * head_dim)
-
-
-def attention_triton(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+def attention_triton(
+    q: Tensor, keys: Tensor, values: Tensor, cache_rows: Tensor, lengths: Tensor
+) -> Tensor:
     """`attention` that reads only what is filled, in float32."""
-    rows, heads, capacity, head_dim = keys.shape
+    rows, (_, heads, capacity, head_dim) = len(q), keys.shape
     splits = triton.cdiv(capacity, SPLIT)
     y = torch.empty_like(q)
     parts = q.new_empty((rows * heads, splits, head_dim), dtype=torch.float32)
     tops, sums = q.new_empty((2, rows * heads, splits), dtype=torch.float32)
     row_stride, head_stride = keys.stride()[:2]
     _split_kernel[(rows * heads, splits)](
-        q, keys, values, lengths, y, parts, tops, sums, heads, splits, row_stride, head_stride,
-        head_dim**-0.5, HEAD_DIM=head_dim, SPLIT=SPLIT, WHOLE=splits == 1, num_warps=4,
+        q, keys, values, cache_rows, lengths, y, parts, tops, sums, heads, splits, row_stride,
+        head_stride, head_dim**-0.5, HEAD_DIM=head_dim, SPLIT=SPLIT, WHOLE=splits == 1, num_warps=4,
     )  # fmt: skip
     if splits == 1:
         return y
@@ -73,8 +63,8 @@ def attention_triton(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -
 
 @jit
 def _split_kernel(
-    q, keys, values, lengths, y, parts, tops, sums, heads, splits, row_stride, head_stride, scale,
-    HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,
+    q, keys, values, cache_rows, lengths, y, parts, tops, sums, heads, splits, row_stride,
+    head_stride, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One split of one head of one row: its softmax's maximum, sum, and weighted values.
 
@@ -87,7 +77,7 @@ def _split_kernel(
         lane = tl.arange(0, HEAD_DIM)
         position = split * SPLIT + tl.arange(0, SPLIT)
         filled = position < length
-        head_start = row.to(tl.int64) * row_stride + head * head_stride
+        head_start = tl.load(cache_rows + row) * row_stride + head * head_stride
         offset = head_start + position[:, None] * HEAD_DIM + lane[None, :]
         # Both loads stand before the arithmetic, so that both are on their way at once.
         k = tl.load(keys + offset, mask=filled[:, None], other=0.0)

@@ -91,18 +91,19 @@ def norm_qkv(
     weight: Weight,
     keys: Tensor,
     values: Tensor,
+    rows: Tensor,
     positions: Tensor,
 ) -> Tensor:
     """LayerNorm and the joint product with weight [3 D, D]; returns the queries [R, D].
 
-    Keys and values are written into the caches [R, H, S, Dh] at each row's `positions` [R].
+    Keys and values are written into the caches [any, H, S, Dh], of row i of x into row `rows[i]`
+    at `positions[i]`.
     """
-    rows, heads, _, head_dim = keys.shape
-    q, k, v = norm_linear(x, norm, weight).view(rows, 3, heads, head_dim).unbind(1)
-    row = torch.arange(rows, device=x.device)
-    keys[row, :, positions] = k
-    values[row, :, positions] = v
-    return q.reshape(rows, heads * head_dim)
+    _, heads, _, head_dim = keys.shape
+    q, k, v = norm_linear(x, norm, weight).view(len(x), 3, heads, head_dim).unbind(1)
+    keys[rows, :, positions] = k
+    values[rows, :, positions] = v
+    return q.reshape(len(x), heads * head_dim)
 
 
 def linear_add(x: Tensor, weight: Weight, residual: Tensor) -> Tensor:
@@ -125,12 +126,14 @@ def norm_qkv_triton(
     weight: Tensor,
     keys: Tensor,
     values: Tensor,
+    rows: Tensor,
     positions: Tensor,
 ) -> Tensor:
     """`norm_qkv`."""
     q = torch.empty_like(x, dtype=weight.dtype)
-    rows = _normed_triton(x, norm, weight.dtype)
-    _product(rows, weight, q, "append", keys, values, positions)
+    _product(
+        _normed_triton(x, norm, weight.dtype), weight, q, "append", keys, values, rows, positions
+    )
     return q
 
 
@@ -157,6 +160,7 @@ def _product(
     then: str,
     keys: Tensor | None = None,
     values: Tensor | None = None,
+    cache_rows: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> None:
     """Product of x [R, D] and weight [N, D]; `then` says what becomes of it: see the kernel."""
@@ -171,7 +175,7 @@ def _product(
     if keys is not None:
         head_dim, (row_stride, head_stride) = keys.shape[3], keys.stride()[:2]
     _product_kernel[(width // tile_columns,)](
-        x, weight, y, keys, values, positions, rows, width, row_stride, head_stride,
+        x, weight, y, keys, values, cache_rows, positions, rows, width, row_stride, head_stride,
         THEN=then, HEAD_DIM=head_dim, D=depth,
         ROWS=tile_rows, COLUMNS=tile_columns, DEPTH=tile_depth,
         num_warps=2 if tile_rows <= 16 else 4, num_stages=_stages(tile_bytes, x.device),
@@ -208,14 +212,14 @@ def _norm_kernel(x, weight, bias, y, dim, eps, BLOCK: tl.constexpr):
 
 @jit
 def _product_kernel(
-    x, weight, y, keys, values, positions, rows, width, row_stride, head_stride,
+    x, weight, y, keys, values, cache_rows, positions, rows, width, row_stride, head_stride,
     THEN: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS columns of x [rows, D] @ weight [width, D].T, for all rows, summed in float32.
 
     THEN: "store" it in y, its "gelu", or "add" it to what is there; "append" stores a first third
-    of the columns in y and the other two in the caches, at each row's position.
+    of the columns in y and the other two in the caches, at each row's row and position there.
     """
     # The weights are the first factor, whose tiles may not be smaller than 16: of rows 8 will do.
     row = tl.arange(0, ROWS)
@@ -246,7 +250,8 @@ def _product_kernel(
             tl.store(q, total.to(y.dtype.element_ty), mask=there)
         else:
             position = tl.load(positions + row, mask=row < rows, other=0)
-            in_cache = row.to(tl.int64) * row_stride + position * HEAD_DIM
+            cache_row = tl.load(cache_rows + row, mask=row < rows, other=0)
+            in_cache = cache_row * row_stride + position * HEAD_DIM
             in_row = (place // HEAD_DIM) * head_stride + place % HEAD_DIM
             offset = in_cache[:, None] + in_row[None, :]
             if part == 1:

@@ -7,10 +7,11 @@ from tiny_lm import clip, oracle_lm, tiny_config
 from torch import nn
 
 from musicgen.decoder import kernels, sampling
-from musicgen.decoder.engine import Engine, State, decode_step
+from musicgen.decoder.engine import Engine
 from musicgen.decoder.kernels import attention, draw, products
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling, SamplingRows
+from musicgen.decoder.state import State, decode_step
 
 HALF, CPU = torch.float16, torch.device("cpu")
 DIM, FFN, HEADS = 128, 192, 2
@@ -37,11 +38,12 @@ def weights():
 
 
 def outputs(weights, x, hidden, keys, values, positions):
-    """Every kernel's result for some rows: a list of [R, ...]."""
+    """Every kernel's result for some rows: a list of [R, ...]. The cache has them backwards."""
     norm, qkv, up, down = weights
-    keys, values = keys.clone(), values.clone()
-    q = products.norm_qkv_triton(x, norm, qkv, keys, values, positions)
-    attended = attention.attention_triton(q, keys, values, positions + 1)
+    keys, values, rows = keys.flip(0), values.flip(0), torch.arange(len(x)).flip(0)
+    q = products.norm_qkv_triton(x, norm, qkv, keys, values, rows, positions)
+    attended = attention.attention_triton(q, keys, values, rows, positions + 1)
+    keys, values = keys.flip(0), values.flip(0)
     hidden_up = products.norm_linear_triton(x, norm, up, gelu=True)
     added = products.linear_add_triton(hidden, down, x.clone())
     return [q, keys, values, attended, hidden_up, added]
@@ -70,13 +72,13 @@ def test_a_row_is_the_same_in_any_company(weights, rows, monkeypatch):
 
 @pytest.mark.parametrize("length", [1, 100, 128, 129, 300])
 def test_attention_does_not_depend_on_the_capacity(length):
-    q, lengths = torch.randn(2, DIM).half(), torch.full((2,), length)
+    q, rows, lengths = torch.randn(2, DIM).half(), torch.arange(2), torch.full((2,), length)
     capacity = 128 if length <= 128 else 300
     small = torch.randn(2, 2, HEADS, capacity, DIM // HEADS).half()
     large = torch.full((2, 2, HEADS, 128 * 17, DIM // HEADS), torch.nan, dtype=HALF)
     large[..., :capacity, :] = small
-    expected = attention.attention_triton(q, *small, lengths)
-    assert torch.equal(attention.attention_triton(q, *large, lengths), expected)
+    expected = attention.attention_triton(q, *small, rows, lengths)
+    assert torch.equal(attention.attention_triton(q, *large, rows, lengths), expected)
 
 
 def settings(samplings, card):
@@ -100,7 +102,7 @@ def test_sampling_draws_what_its_twin_draws(card):
     noise.exponential_()
     codes = draw.sample_triton(logits, noise, rows)
     assert torch.equal(codes, sampling.sample(logits, noise, rows))
-    alone = draw.sample_triton(logits[4:6], noise[2:3], rows.clips(slice(2, 3)))
+    alone = draw.sample_triton(logits[4:6], noise[2:3], rows.pick(slice(2, 3)))
     assert torch.equal(codes[2:3], alone)
 
 
@@ -129,9 +131,8 @@ def test_a_step_with_kernels_is_a_step_without(decoder):
         for slot in range(2):
             state.sampling.set(slot, Sampling(temperature=0.0), decoder.config.card)
         state.sequence[:, :, 1:] = -1
-        state.last.fill_(6)
         for _ in range(2):
-            decode_step(decoder, ops, state)
+            decode_step(decoder, ops, state, torch.tensor([1, 0, 1]))
         states.append(state)
     ours, twins = states
     assert torch.equal(ours.sequence, twins.sequence)
@@ -140,7 +141,7 @@ def test_a_step_with_kernels_is_a_step_without(decoder):
 
 @pytest.mark.parametrize("decoder", [True], ids=["cross"], indirect=True)
 def test_a_clip_decodes_beside_others_as_it_does_alone(decoder):
-    engine = Engine(decoder, max_length=10, stride=6)
+    engine = Engine(decoder, max_length=10, stride=6, slots=3, prefix=8)
     engine.choose_ops = lambda clips: kernels.TRITON
     clips = [
         clip(decoder.config, length=1, seed=1),
