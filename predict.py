@@ -1,14 +1,15 @@
 """The face of stable-audio-prod: an object, mp3 by default, and a bucket. Built by cog.yaml."""
 
-from typing import Optional
+from typing import Any, Dict, Optional
 
-from cog import BasePredictor, Input, Path, Secret
+from cog import BasePredictor, Input, Path, Secret, concurrent
 
 from musicgen.output import Outbox, describe, write_clips
 from musicgen.pipeline import MusicGen
-from musicgen.report import log_to_stderr
-from musicgen.request import Request
-from musicgen.upload import authorize, deliver
+from musicgen.report import Timings, log_to_stderr
+from musicgen.request import DRAWN, Request
+from musicgen.upload import Bucket, authorize, deliver
+from musicgen.workers import Workers
 
 
 class Predictor(BasePredictor):
@@ -19,8 +20,10 @@ class Predictor(BasePredictor):
         log_to_stderr()
         self.model = MusicGen.load(weights)
         self.outbox = Outbox()
+        self.workers = Workers()
 
-    def predict(
+    @concurrent(max=32)
+    async def predict(
         self,
         prompt: Optional[str] = Input(
             description="Description of the music. Without one the model invents freely."
@@ -110,13 +113,20 @@ class Predictor(BasePredictor):
             temperature=temperature,
             cfg_coef=classifier_free_guidance,
             output_format=output_format,
-            seed=seed,
+            seed=DRAWN if seed is None else seed,
         )
         bucket = authorize(song_id, key.get_secret_value() if key else None)
+        return await self.workers.run(self.answer, request, bucket, song_id)
+
+    def answer(
+        self, request: Request, bucket: Optional[Bucket], song_id: Optional[int]
+    ) -> Dict[str, Any]:
+        """A request's way from its first to its last step, in a thread of its own."""
+        timings = Timings()
         with self.outbox.folder() as folder:
-            generation = self.model.generate(request)
-            [file] = write_clips(generation, request, folder)
+            generation = self.model.generate(request, timings)
+            [file] = write_clips(generation, request, folder, timings)
             facts = describe(generation, request)
-            for name, value in generation.metrics.items():
+            for name, value in timings.metrics(generation.audio_seconds).items():
                 self.record_metric(name, value)
             return {**deliver(file, bucket, song_id, facts), **facts}

@@ -2,12 +2,13 @@
 
 from typing import List, Optional
 
-from cog import BasePredictor, Input, Path
+from cog import BasePredictor, Input, Path, concurrent
 
 from musicgen.output import Outbox, write_clips
 from musicgen.pipeline import MusicGen
-from musicgen.report import log_to_stderr
-from musicgen.request import Request
+from musicgen.report import Timings, log_to_stderr
+from musicgen.request import DRAWN, Request
+from musicgen.workers import Workers
 
 CLIPS = 4
 
@@ -20,8 +21,10 @@ class Predictor(BasePredictor):
         log_to_stderr()
         self.model = MusicGen.load(weights)
         self.outbox = Outbox()
+        self.workers = Workers()
 
-    def predict(
+    @concurrent(max=32)
+    async def predict(
         self,
         prompt: Optional[str] = Input(
             description="Description of the music. Without one the model invents freely."
@@ -99,12 +102,17 @@ class Predictor(BasePredictor):
             temperature=temperature,
             cfg_coef=classifier_free_guidance,
             output_format=output_format,
-            seed=seed,
+            seed=DRAWN if seed is None else seed,
             clips=CLIPS,
         )
+        return await self.workers.run(self.answer, request)
+
+    def answer(self, request: Request) -> List[Path]:
+        """A request's way from its first to its last step, in a thread of its own."""
+        timings = Timings()
         with self.outbox.folder() as folder:
-            generation = self.model.generate(request)
-            files = write_clips(generation, request, folder)
-            for name, value in generation.metrics.items():
+            generation = self.model.generate(request, timings)
+            files = write_clips(generation, request, folder, timings)
+            for name, value in timings.metrics(generation.audio_seconds).items():
                 self.record_metric(name, value)
             return [Path(file) for file in files]

@@ -3,6 +3,7 @@
 MusicGenError
 ├── InputError      a field of the request is wrong; nothing has run yet
 ├── WeightsError    a checkpoint is missing, damaged or of an unknown kind
+├── DecodeError     the decode loop failed, or memory ran out; the same request may succeed later
 ├── OutputError     the audio was made but could not be encoded
 └── UploadError     the audio was made and encoded but is not in the bucket
 """
@@ -25,6 +26,10 @@ class InputError(MusicGenError, ValueError):
 
 class WeightsError(MusicGenError):
     """A checkpoint folder or a file in it cannot be used."""
+
+
+class DecodeError(MusicGenError):
+    """Generating failed through no fault of the request's."""
 
 
 class OutputError(MusicGenError):

@@ -9,18 +9,21 @@ import shutil
 import tempfile
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 
 import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import Tensor
 
+from musicgen import cancellation
 from musicgen.errors import OutputError
 from musicgen.pipeline import Generation
-from musicgen.report import timed
+from musicgen.report import Timings
 from musicgen.request import Request
 
 with warnings.catch_warnings():
@@ -40,6 +43,7 @@ LOUDNESS_ROUNDS = 12
 SILENCE = 1e-9  # peak, -180 dBFS: below what any format can hold
 LIMITER_SECONDS = 0.005
 MP3_BITRATE = "320k"
+KEEP_SECONDS = 120.0
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +111,15 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> Path
     return path
 
 
-def write_clips(generation: Generation, request: Request, folder: Path) -> list[Path]:
+def write_clips(
+    generation: Generation, request: Request, folder: Path, timings: Timings
+) -> list[Path]:
     """Normalize the clips and write them into `folder`, in order."""
     rate, extension = generation.sample_rate, request.output_format
     files = []
-    with timed(generation.seconds, "output"):
+    with timings.stage("output"):
         for index, wav in enumerate(generation.wavs):
+            cancellation.current.get().check()
             level = normalize(wav, request.normalization, rate)
             files.append(write(level, folder / f"clip-{index}.{extension}", rate, extension))
     return files
@@ -131,24 +138,34 @@ def describe(generation: Generation, request: Request) -> dict[str, int | float 
 
 
 class Outbox:
-    """Where the files of predictions wait to be sent; holds those of the last one only."""
+    """Where the files of predictions wait to be sent.
+
+    Nobody says when Cog has read a file that a prediction returned. It does so right away, so what
+    is older than KEEP_SECONDS can go; the next prediction to begin removes it.
+    """
 
     def __init__(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="musicgen-"))
+        self._sent: deque[tuple[float, Path]] = deque()  # oldest first
         # With its last contents, when the process ends.
         weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A fresh folder. What earlier predictions left is removed; so is this one if it fails."""
-        for old in self._root.iterdir():
-            shutil.rmtree(old)
+        """A fresh folder for one prediction. If that fails, it is removed at once."""
+        self._sweep()
         folder = Path(tempfile.mkdtemp(dir=self._root))
         try:
             yield folder
         except BaseException:  # a cancellation is no Exception
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        self._sent.append((monotonic(), folder))
+
+    def _sweep(self) -> None:
+        with suppress(IndexError):  # another thread may have taken the last one
+            while self._sent[0][0] < monotonic() - KEEP_SECONDS:
+                shutil.rmtree(self._sent.popleft()[1], ignore_errors=True)
 
 
 def _to_loudness(wav: Tensor, sample_rate: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import weakref
 from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,35 +14,46 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from musicgen import cancellation, memory
 from musicgen.audio import load_slice
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolve
 from musicgen.conditioning.conditioner import Conditioner
 from musicgen.decoder.clip import Clip, windows
-from musicgen.decoder.engine import Engine
+from musicgen.decoder.engine import BATCHES, Engine, slot_columns
+from musicgen.decoder.lm import LM
+from musicgen.decoder.loop import Loop
 from musicgen.decoder.sampling import Sampling
-from musicgen.errors import InputError, MusicGenError
+from musicgen.decoder.state import State
+from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.rendering.codec import Codec
-from musicgen.report import timed
+from musicgen.report import Timings
 from musicgen.request import Request
+from musicgen.turns import Turns
 
 # The share of a full window that is new in each one after the first: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
-# Up to this width a second CPU thread saves a sixth of a decode step at best. It can cost half of
-# one: Cog predicts in changing threads, OpenMP keeps a pool for each, and pools that outnumber the
-# cores wait asleep.
+# Of the memory that is free once the models are loaded, what the slots may take. The rest is for
+# separating, rendering and diffusion, and for what else runs on the machine.
+SLOTS_SHARE = 0.6
+OUT_OF_MEMORY = (
+    "Out of memory. Send a shorter duration, or try again when the server has less to do; its "
+    "operator can lower COG_MAX_CONCURRENCY."
+)
+FAILED = "Generating failed, not by the request's fault. Try again; the log says what happened."
+# Up to this width most of a decode step's operations are over before a second thread has woken up.
 ONE_THREAD_DIM = 256
+PROGRESS_SECONDS = 0.5  # between two looks at how far the decoder is
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of a request: wav [C, N] of each clip, and the seconds that each stage took."""
+    """What came of a request: wav [C, N] float32 of each clip."""
 
     wavs: Sequence[Tensor]
     sample_rate: int
     model: str
-    seconds: dict[str, float]
 
     @property
     def duration(self) -> float:
@@ -48,14 +61,12 @@ class Generation:
         return self.wavs[0].shape[-1] / self.sample_rate
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """Seconds of each stage so far, and seconds of audio made per second of work."""
-        made = self.duration * len(self.wavs)
-        stages = {f"seconds.{stage}": round(value, 4) for stage, value in self.seconds.items()}
-        return {**stages, "real_time_factor": round(made / sum(self.seconds.values()), 3)}
+    def audio_seconds(self) -> float:
+        """Seconds of audio in all clips."""
+        return self.duration * len(self.wavs)
 
 
-class Decoder(Protocol):
+class Renderer(Protocol):
     """Codes -> wav; EnCodec and Multi-Band Diffusion are the two."""
 
     def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -64,7 +75,10 @@ class Decoder(Protocol):
 
 
 class MusicGen:
-    """A checkpoint on a device, ready to serve requests one after the other."""
+    """A checkpoint on a device, ready for requests from many threads at once.
+
+    All of them decode together (`loop`); what else needs the device they do in turns.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.name = checkpoint.name
@@ -73,14 +87,25 @@ class MusicGen:
         self.max_duration = checkpoint.max_duration
         self.has_melody = checkpoint.chroma is not None
         checkpoint.read_ahead()  # the disk works while the other models are built
+        self.turns = Turns()
         self.codec = Codec(checkpoint, device)
-        self.conditioner = Conditioner(checkpoint, device)
-        rate = self.codec.frame_rate
+        for module in self.codec.pieces:
+            self.turns.share(module)
+        self.conditioner = Conditioner(checkpoint, device, self.turns.share)
+        if self.conditioner.melody:
+            self.conditioner.melody.check_rate(self.codec.sample_rate)
+        lm = checkpoint.load_lm(device, compute_dtype(device))
+        rate, prefix = self.codec.frame_rate, self.conditioner.longest
+        max_length = int(self.max_duration * rate)
         self.engine = Engine(
-            checkpoint.load_lm(device, compute_dtype(device)),
-            max_length=int(self.max_duration * rate),
+            lm,
+            max_length=max_length,
             stride=int(STRIDE * self.max_duration * rate),
+            slots=slots_that_fit(lm, max_length, prefix),
+            prefix=prefix,
         )
+        self.loop = Loop(self.engine)
+        weakref.finalize(self, self.loop.close)
 
     @classmethod
     def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
@@ -88,17 +113,18 @@ class MusicGen:
         checkpoint = open_checkpoint(resolve(weights))
         if checkpoint.lm.dim <= ONE_THREAD_DIM:
             torch.set_num_threads(1)
-        model = cls(checkpoint, resolve_device(device))
-        model.engine.warm_up()
-        return model
+        return cls(checkpoint, resolve_device(device))
 
     @cached_property
-    def diffusion(self) -> Decoder:
+    def diffusion(self) -> Renderer:
         """Loaded when a request first asks for it: it is as large as a language model."""
         # audiocraft with it, which takes seconds to import.
         from musicgen.rendering.diffusion import MultiBandDiffusion
 
-        return MultiBandDiffusion(self.checkpoint, self.codec, self.device)
+        diffusion = MultiBandDiffusion(self.checkpoint, self.codec, self.device)
+        for band in diffusion.bands:
+            self.turns.share(band.model)
+        return diffusion
 
     def load_all(self) -> None:
         """Load what is otherwise loaded when first asked for, to see that it loads."""
@@ -107,90 +133,126 @@ class MusicGen:
         if self.checkpoint.has_diffusion:
             _ = self.diffusion
 
-    def generate(self, request: Request) -> Generation:
+    def generate(self, request: Request, timings: Timings | None = None) -> Generation:
         """Generate `request.clips` clips. Clip i is what seed + i gives alone, bit for bit.
 
-        Raises InputError before any model runs if the request does not fit its audio or model.
+        `timings` gets the seconds of each stage. Raises InputError before any model runs if the
+        request does not fit its audio or model, DecodeError if generating fails, and CancelledError
+        if the request was given up meanwhile.
         """
-        seconds: dict[str, float] = {}
-        decoder = self._decoder(request)
-        with timed(seconds, "audio"):
-            melody, prompt = self._read_audio(request)
-        with timed(seconds, "conditioning"):
-            clips = self._prepare(request, melody, prompt)
-        with timed(seconds, "decode"):
-            codes = self._decode(clips)
-        with timed(seconds, "codec"):
-            wavs = decoder.decode(codes, [clip.seed for clip in clips])
-        return Generation(list(wavs), self.codec.sample_rate, self.name, seconds)
+        try:
+            return self._generate(request, timings or Timings())
+        except (MusicGenError, CancelledError):
+            raise
+        except Exception as exc:
+            logger.exception("generating failed")
+            raise DecodeError(OUT_OF_MEMORY if memory.is_exhausted(exc) else FAILED) from exc
 
-    def _decoder(self, request: Request) -> Decoder:
-        """The decoder that the request asks for."""
-        if not request.multi_band_diffusion:
-            return self.codec
-        if not self.checkpoint.has_diffusion:
+    def _generate(self, request: Request, timings: Timings) -> Generation:
+        self._check(request)
+        with timings.stage("audio"):
+            melody, prompt = self.read_melody(request), self.read_prompt(request)
+        with timings.stage("conditioning"), self.turns:
+            clips = self._prepare(request, melody, prompt)
+        codes = self._decode(clips, timings)
+        with timings.stage("codec"), self.turns:
+            renderer = self.diffusion if request.multi_band_diffusion else self.codec
+            wavs = renderer.decode(codes, [clip.seed for clip in clips])
+        return Generation(list(wavs), self.codec.sample_rate, self.name)
+
+    def _check(self, request: Request) -> None:
+        """Raise InputError for what this checkpoint cannot do."""
+        if request.multi_band_diffusion and not self.checkpoint.has_diffusion:
             raise InputError(
                 "multi_band_diffusion",
                 True,
                 f"the checkpoint folder {self.name} has no {DIFFUSION_FILE}",
                 "Fetch it with `scripts/weights pull <model> --diffusion`, or send false",
             )
-        return self.diffusion
-
-    def _read_audio(self, request: Request) -> tuple[Tensor | None, Tensor | None]:
-        """The request's audio as (melody [1, N], continuation prompt [C, N])."""
-        if request.audio is None:
-            return None, None
-        if not request.continuation and not self.has_melody:
+        if request.melody and not self.has_melody:
             raise InputError(
                 "input_audio",
-                request.audio.name,
+                request.melody.name,
                 f"the model {self.name} has no melody conditioning",
                 "Set continuation=true to continue the audio, or leave input_audio out",
             )
-        # More than this cannot be heard: a melody repeats after the longest window or the end.
-        limit = max(self.max_duration, request.duration)
+
+    def read_melody(self, request: Request) -> Tensor | None:
+        """The melody to follow, [1, N] at the melody encoder's rate, as far as it can be heard."""
+        if request.melody is None or self.conditioner.melody is None:
+            return None
+        melody = self.conditioner.melody
+        last = self._windows(request, 0)[-1]
+        with self.turns:
+            reach = last + self.max_duration + melody.context
+        return load_slice(
+            request.melody,
+            request.start,
+            request.end,
+            sample_rate=melody.sample_rate,
+            channels=1,
+            limit=reach,
+        )
+
+    def read_prompt(self, request: Request) -> Tensor | None:
+        """The beginning to continue, [C, N] at the codec's rate."""
+        if request.continued is None:
+            return None
         wav = load_slice(
-            request.audio,
+            request.continued,
             request.start,
             request.end,
             sample_rate=self.codec.sample_rate,
-            channels=self.codec.channels if request.continuation else 1,
-            limit=request.duration if request.continuation else limit,
+            channels=self.codec.channels,
+            limit=request.duration,
         )
-        if not request.continuation:
-            return wav, None
         request.check_prompt_frames(self.codec.frames(wav.shape[-1]), self.codec.frame_rate)
-        return None, wav
+        return wav
+
+    def _windows(self, request: Request, prompt_frames: int) -> list[float]:
+        """Seconds at which the windows of a clip begin, after so many known frames."""
+        rate, engine = self.codec.frame_rate, self.engine
+        spans = windows(prompt_frames, request.frames(rate), engine.max_length, engine.stride)
+        return [span.start / rate for span in spans]
 
     def _prepare(
         self, request: Request, melody: Tensor | None, prompt: Tensor | None
     ) -> list[Clip]:
         """Prompt codes and conditions: all that the engine knows of a request."""
-        assert request.seed is not None
         logger.info("seed: %d", request.seed)
-        rate = self.codec.frame_rate
-        length = int(request.duration * rate)
         prompt_codes = None if prompt is None else self.codec.encode(prompt)
         prompt_frames = 0 if prompt_codes is None else prompt_codes.shape[-1]
-        spans = windows(prompt_frames, length, self.engine.max_length, self.engine.stride)
-        starts = [span.start / rate for span in spans]
+        starts = self._windows(request, prompt_frames)
         conditions = self.conditioner(request.prompt, melody, starts)
         sampling = Sampling(request.top_k, request.top_p, request.temperature, request.cfg_coef)
+        length = request.frames(self.codec.frame_rate)
         return [
             Clip(length, request.clip_seed(index), sampling, conditions, prompt_codes)
             for index in range(request.clips)
         ]
 
-    def _decode(self, clips: list[Clip]) -> Tensor:
-        """Codes [B, K, T] of all clips as one batch, with a progress bar in the log."""
-        with tqdm(desc="decode", unit="step", mininterval=1.0, delay=1e-9) as bar:
+    def _decode(self, clips: list[Clip], timings: Timings) -> Tensor:
+        """Codes [B, K, T] of all clips, decoded beside other requests'; logs progress."""
+        jobs = [self.loop.submit(clip) for clip in clips]
+        total = sum(job.steps for job in jobs)
+        bar = tqdm(desc="decode", unit="step", total=total, mininterval=1.0, delay=1e-9, position=0)
+        with timings.stage("decode"), cancellation.current.get().covers([*jobs]), bar:
+            while True:
+                waiting = wait(jobs, PROGRESS_SECONDS, FIRST_EXCEPTION).not_done
+                bar.update(sum(job.done_steps for job in jobs) - bar.n)
+                if not waiting or any(job.done() and job.exception() for job in jobs):
+                    break
+            codes = [job.result() for job in jobs]
+        waited = min(job.waited for job in jobs)
+        timings.add("waiting", waited)
+        timings.add("decode", -waited)
+        return torch.stack(codes)
 
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
 
-            return torch.stack(self.engine.generate(clips, progress))
+def slots_that_fit(lm: LM, max_length: int, prefix: int) -> int:
+    """How many clips can be decoded at once: as many as a step can be made for, memory allowing."""
+    size = State.slot_bytes(lm, slot_columns(lm, max_length), prefix)
+    return max(1, min(BATCHES[-1], int(SLOTS_SHARE * memory.free_bytes(lm.device) / size)))
 
 
 def resolve_device(device: str | None = None) -> torch.device:

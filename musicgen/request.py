@@ -9,11 +9,17 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from musicgen.decoder.sampling import SEED_RANGE, Sampling
 from musicgen.errors import InputError
 
 NORMALIZATIONS = ("loudness", "clip", "peak", "rms")
 OUTPUT_FORMATS = ("wav", "mp3")
-SEED_RANGE = 2**32
+DRAWN = -1  # a seed that says: draw one
+FILE_END = -1  # an end of the slice that says: the file's
+# Far beyond what makes sense, and far within what float32 can compute with.
+LARGEST = 1e9
+
+DEFAULTS = Sampling()
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +28,8 @@ logger = logging.getLogger(__name__)
 class Request:
     """One prediction. Times are seconds; `audio` is the input audio file, not its path as text.
 
-    `duration` counts the continuation's prompt. `end` None or -1 is the end of the file. `seed`
-    None or -1 draws one; after construction it is always the seed that will be used.
+    `duration` counts the continuation's prompt. `end` None or -1 is the end of the file. `seed` -1
+    draws one; after construction it is always the seed that will be used.
 
     Raises InputError for a field, or a combination of fields, that cannot be served.
     """
@@ -36,12 +42,12 @@ class Request:
     end: float | None = None
     multi_band_diffusion: bool = False
     normalization: str = "loudness"
-    top_k: int = 250
-    top_p: float = 0.0
-    temperature: float = 1.0
-    cfg_coef: float = 3.0
+    top_k: int = DEFAULTS.top_k
+    top_p: float = DEFAULTS.top_p
+    temperature: float = DEFAULTS.temperature
+    cfg_coef: float = DEFAULTS.cfg_coef
     output_format: str = "mp3"
-    seed: int | None = None
+    seed: int = DRAWN
     clips: int = 1
 
     def __post_init__(self) -> None:
@@ -50,17 +56,31 @@ class Request:
         _check_slice(self)
         # A frozen dataclass sets its own derived values this way; nobody else may.
         object.__setattr__(self, "prompt", (self.prompt or "").strip() or None)
-        object.__setattr__(self, "end", None if self.end == -1 else self.end)
-        object.__setattr__(self, "seed", resolve_seed(self.seed))
+        object.__setattr__(self, "end", None if self.end == FILE_END else self.end)
+        if self.seed == DRAWN:
+            object.__setattr__(self, "seed", secrets.randbelow(SEED_RANGE))
+
+    @property
+    def melody(self) -> Path | None:
+        """The audio, if it is to be followed."""
+        return None if self.continuation else self.audio
+
+    @property
+    def continued(self) -> Path | None:
+        """The audio, if it is to be continued."""
+        return self.audio if self.continuation else None
 
     def clip_seed(self, index: int) -> int:
         """Seed of clip `index`: clip i of a request is what `seed + i` gives alone."""
-        assert self.seed is not None
         return (self.seed + index) % SEED_RANGE
+
+    def frames(self, frame_rate: float) -> int:
+        """Codec frames of the result."""
+        return int(self.duration * frame_rate)
 
     def check_prompt_frames(self, frames: int, frame_rate: float) -> None:
         """Raise unless a continuation prompt of so many codec frames leaves a frame to generate."""
-        total = int(self.duration * frame_rate)
+        total = self.frames(frame_rate)
         if frames < total:
             return
         whole = math.floor((total - 1) / frame_rate)
@@ -72,11 +92,6 @@ class Request:
             "generate, since duration includes the prompt",
             f"Send a duration above {frames / frame_rate:.2f}{cut}",
         )
-
-
-def resolve_seed(seed: int | None) -> int:
-    """The seed to use: `seed` itself, 0 included, or a random one for None and -1."""
-    return secrets.randbelow(SEED_RANGE) if seed is None or seed == -1 else seed
 
 
 def resolve_slice(
@@ -102,14 +117,19 @@ def resolve_slice(
 
 def _check_values(request: Request) -> None:
     """Each field on its own, for callers that do not come through the API's schema."""
-    r = request
+    r, sensible = request, f"Send 0 to {LARGEST:,.0f}"
     checks: tuple[tuple[str, object, bool, str], ...] = (
         ("duration", r.duration, 0 < r.duration < math.inf, "Send a number of seconds above 0"),
         ("top_k", r.top_k, r.top_k >= 0, "Send 0 (no limit) or more"),
         ("top_p", r.top_p, 0 <= r.top_p <= 1, "Send a value from 0 to 1"),
-        ("temperature", r.temperature, 0 <= r.temperature < math.inf, "Send 0 (greedy) or more"),
-        ("classifier_free_guidance", r.cfg_coef, 0 <= r.cfg_coef < math.inf, "Send 0 or more"),
-        ("seed", r.seed, -1 <= (r.seed or 0) < SEED_RANGE, f"Send -1 (random) to {SEED_RANGE - 1}"),
+        ("temperature", r.temperature, 0 <= r.temperature <= LARGEST, sensible),
+        (
+            "classifier_free_guidance",
+            r.cfg_coef,
+            0 <= r.cfg_coef <= LARGEST,
+            f"Send 0 to {LARGEST:g}",
+        ),
+        ("seed", r.seed, DRAWN <= r.seed < SEED_RANGE, f"Send -1 (random) to {SEED_RANGE - 1}"),
         (
             "normalization_strategy",
             r.normalization,
@@ -124,7 +144,7 @@ def _check_values(request: Request) -> None:
         ),
     )
     for field, value, good, fix in checks:
-        if not good:  # which a NaN is not either
+        if not good:  # a NaN fails every comparison
             raise InputError(field, value, "out of range", fix)
 
 
@@ -143,7 +163,7 @@ def _check_audio_fields(request: Request) -> None:
         raise InputError("continuation", True, "there is no input_audio to continue", fix)
     if request.start != 0:
         raise InputError("continuation_start", request.start, "no input_audio to cut", fix)
-    if request.end not in (None, -1):
+    if request.end not in (None, FILE_END):
         raise InputError("continuation_end", request.end, "no input_audio to cut", fix)
 
 
@@ -151,7 +171,7 @@ def _check_slice(request: Request) -> None:
     start, end = request.start, request.end
     if not 0 <= start < math.inf:
         raise InputError("continuation_start", start, "out of range", "Send 0 or more seconds")
-    if end is None or end == -1:
+    if end is None or end == FILE_END:
         return
     if not 0 <= end < math.inf:
         raise InputError("continuation_end", end, "out of range", "Send seconds, or -1 for the end")

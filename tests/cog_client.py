@@ -38,12 +38,9 @@ class CogClient:
         assert "Traceback" not in str(answer)
         return answer["error"]
 
-    def files(self):
-        """Names of all files that this project keeps in the server's temporary folder.
-
-        Beside them Cog leaves one of its own when it could not download an input.
-        """
-        return [path.name for path in self.temporary.glob("musicgen-*/*/*")]
+    def results(self):
+        """The folders in which this project keeps results for Cog to send."""
+        return set(self.temporary.glob("musicgen-*/*"))
 
 
 def data_uri(path, kind="audio/wav"):

@@ -17,7 +17,7 @@ ROOMS = {"bench", "checkpoints", "commands", "conditioning", "decoder", "renderi
 # module or room -> what of this package it may import. A room stands for its modules that have no
 # line of their own. `errors` and `request` are for everyone.
 FREE = {"errors", "request"}
-FACE = {"output", "pipeline", "report", "upload"}
+FACE = {"output", "pipeline", "report", "upload", "workers"}
 FOLDER = {"checkpoints.checkpoint", "checkpoints.manifest", "checkpoints.saved"}
 LAYERS = {
     "predict": FACE,
@@ -29,12 +29,21 @@ LAYERS = {
         "conditioning.conditioner",
         "decoder.clip",
         "decoder.engine",
+        "decoder.lm",
+        "decoder.loop",
         "decoder.sampling",
+        "decoder.state",
+        "cancellation",
+        "memory",
         "rendering.codec",
         "rendering.diffusion",
         "report",
+        "turns",
     },
-    "output": {"pipeline", "report"},
+    "output": {"cancellation", "pipeline", "report"},
+    "request": {"decoder.sampling"},
+    "turns": {"cancellation"},
+    "workers": {"cancellation"},
     # Conditions in, codes out.
     "decoder.clip": {"decoder.sampling"},
     "decoder.engine": {
@@ -47,6 +56,7 @@ LAYERS = {
         "decoder.state",
     },
     "decoder.state": {"decoder.kernels", "decoder.lm", "decoder.sampling"},
+    "decoder.loop": {"decoder.clip", "decoder.engine"},
     "decoder.lm": {"decoder.kernels"},
     "decoder.kernels": {"decoder.kernels", "decoder.sampling"},
     # Text and melody to conditions.
@@ -115,6 +125,7 @@ EDGES = {
     "imageio_ffmpeg": {"output"},
     "numba": {"decoder.kernels"},
     "omegaconf": {"checkpoints", "rendering"},
+    "psutil": {"memory"},
     "pydub": {"output"},
     "safetensors": {"checkpoints.tensors"},
     "tokenizers": {"conditioning.conditioner"},

@@ -6,6 +6,7 @@ import pyloudnorm
 import pytest
 import torch
 
+from musicgen import output
 from musicgen.errors import OutputError
 from musicgen.output import STRATEGIES, Outbox, limit, loudness, normalize, write
 
@@ -134,18 +135,20 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
         write(tone(), tmp_path / "missing" / "a.mp3", RATE, "mp3")
 
 
-def test_outbox_keeps_only_the_last_prediction_and_nothing_of_a_failed_one():
+def test_outbox_keeps_what_others_send_and_nothing_of_a_failed_prediction(monkeypatch):
     outbox = Outbox()
     with outbox.folder() as first:
         (first / "a.wav").write_bytes(b"a")
-    assert first.exists()
 
     def fail():
         with outbox.folder() as folder:
             (folder / "b.wav").write_bytes(b"b")
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert not first.exists()
-    assert list(first.parent.iterdir()) == []
+    with outbox.folder() as running:
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+        assert sorted(first.parent.iterdir()) == sorted([first, running])
+        monkeypatch.setattr(output, "KEEP_SECONDS", -1.0)
+        with outbox.folder() as last:
+            assert sorted(first.parent.iterdir()) == sorted([running, last])

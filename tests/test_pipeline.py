@@ -10,6 +10,7 @@ import torch
 
 from musicgen.errors import InputError, MusicGenError
 from musicgen.pipeline import MusicGen, resolve_device
+from musicgen.report import Timings
 from musicgen.request import Request
 
 PROMPT = "lofi chill, warm piano, C minor, 80 bpm"
@@ -187,7 +188,7 @@ def test_stereo_models_give_two_different_channels(models):
 
 def refused(model, monkeypatch, **fields):
     """The error of a request, made sure to come before anything is generated."""
-    monkeypatch.setattr(model.engine, "generate", None)
+    monkeypatch.setattr(model.loop, "submit", None)
     monkeypatch.setattr(model, "conditioner", None)
     with pytest.raises(InputError) as caught:
         generate(model, **fields)
@@ -235,10 +236,14 @@ def test_one_sample_of_melody_or_prompt_is_served(models, tmp_path):
 
 def test_seed_and_stages_are_reported(models, caplog):
     with caplog.at_level(logging.INFO, "musicgen"):
-        generation = generate(models["text"], seed=0)
+        timings = Timings()
+        generation = models["text"].generate(Request(duration=1, seed=0), timings)
     assert "seed: 0" in caplog.text
-    assert set(generation.seconds) == {"audio", "conditioning", "decode", "codec"}
-    assert generation.metrics["real_time_factor"] > 0
+    stages = {"audio", "conditioning", "waiting", "decode", "codec"}
+    assert set(timings.seconds) == stages
+    metrics = timings.metrics(generation.audio_seconds)
+    assert set(metrics) == {*(f"seconds.{stage}" for stage in stages), "real_time_factor"}
+    assert metrics["real_time_factor"] > 0
     assert generation.duration == 1.0
 
 

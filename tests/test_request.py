@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from musicgen.errors import InputError
-from musicgen.request import Request, resolve_seed, resolve_slice
+from musicgen.request import Request, resolve_slice
 
 AUDIO = Path("a.wav")
 
@@ -15,12 +15,11 @@ def test_a_given_seed_is_used_as_it_is(seed):
     assert Request(seed=seed).seed == seed
 
 
-@pytest.mark.parametrize("seed", [None, -1])
-def test_no_seed_draws_one_in_range(seed):
-    drawn = {resolve_seed(seed) for _ in range(50)}
+@pytest.mark.parametrize("given", [{}, {"seed": -1}], ids=str)
+def test_no_seed_draws_one_in_range(given):
+    drawn = {Request(**given).seed for _ in range(50)}
     assert len(drawn) > 40
     assert all(0 <= value < 2**32 for value in drawn)
-    assert Request(seed=seed).seed is not None
 
 
 def test_clips_have_consecutive_seeds_that_wrap():

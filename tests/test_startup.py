@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("audiocraft", "transformers", "demucs", "google.cloud", "librosa", "scipy", "spacy")
+HEAVY = ("audiocraft", "transformers", "demucs", "google.cloud", "librosa", "scipy.signal", "spacy")
 
 
 def imported(code):

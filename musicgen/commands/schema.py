@@ -78,9 +78,23 @@ def write(face: Path, target: Path) -> None:
         target.write_text(text)
 
 
-def _predict_method(source: str) -> ast.FunctionDef:
+def concurrency(source: str) -> int:
+    """How many predictions a face takes at once, by its `@concurrent(max=N)`; 1 without it.
+
+    COG_MAX_CONCURRENCY overrides it where the server runs.
+    """
+    for decorator in _predict_method(source).decorator_list:
+        text = ast.unparse(decorator)
+        limit = re.fullmatch(r"(cog\.)?concurrent\(max=(\d+)\)", text)
+        if limit is None:
+            raise SchemaError(f"@{text}: Cog reads @concurrent(max=N), N a plain number, alone")
+        return int(limit[2])
+    return 1
+
+
+def _predict_method(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name == "predict":
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == "predict":
             return node
     raise SchemaError("no predict() method")
 

@@ -1,7 +1,8 @@
 """Starts the real Cog server without Docker, for the commands and the tests.
 
-Cog's image prepares three things that are prepared here: the schema file, a `python` on PATH
-(the server spawns its worker by that name), and the environment that names the predictor.
+Cog's image prepares what is prepared here: the schema file, a `python` on PATH (the server spawns
+its worker by that name), and the environment that names the predictor and says how many predictions
+it takes at once, which Cog's server, unlike its build, does not read from the source.
 """
 
 import json
@@ -31,13 +32,15 @@ def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str],
     Each face has a folder of its own, as Cog's server reads the schema from where it is started.
     """
     folder = ROOT / ".cog" / face
-    schema.write(ROOT / f"{face}.py", folder / ".cog" / "openapi_schema.json")
+    source = ROOT / f"{face}.py"
+    schema.write(source, folder / ".cog" / "openapi_schema.json")
     environment = {
+        "COG_MAX_CONCURRENCY": str(schema.concurrency(source.read_text())),
         "COG_SETUP_TIMEOUT": str(SETUP_TIMEOUT),
         **os.environ,
         "PATH": _before(Path(sys.executable).parent, "PATH"),
         "PYTHONPATH": _before(ROOT, "PYTHONPATH"),
-        "COG_PREDICT_TYPE_STUB": f"{ROOT / face}.py:Predictor",
+        "COG_PREDICT_TYPE_STUB": f"{source}:Predictor",
         "PORT": str(port),
     }
     return [sys.executable, "-m", "cog.server.http", "--host", host], environment, folder

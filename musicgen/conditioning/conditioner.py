@@ -5,10 +5,10 @@ configures them, for one request at a time: nothing is padded, so nothing depend
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
@@ -21,9 +21,15 @@ from musicgen.conditioning.t5 import T5Encoder
 from musicgen.decoder.clip import Conditions
 from musicgen.errors import WeightsError
 
+if TYPE_CHECKING:
+    from musicgen.conditioning.separation import Separator
+
 TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENS = 512  # T5's training length
+RESAMPLING_SECONDS = 0.1  # more than a resampling filter sees
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
+
+Share = Callable[[nn.Module], object]
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +59,38 @@ class TextEncoder:
 class MelodyEncoder:
     """A melody -> chroma [T, dim]: without drums and bass, one pitch class per frame."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        assert checkpoint.chroma is not None
-        arguments = {key: checkpoint.chroma[key] for key in CHROMA_ARGUMENTS}
+    def __init__(
+        self, checkpoint: Checkpoint, chroma: Mapping[str, Any], device: torch.device, share: Share
+    ) -> None:
+        arguments = {key: chroma[key] for key in CHROMA_ARGUMENTS}
         self.sample_rate: int = arguments["sample_rate"]
         self.extractor = Chroma(**arguments).to(device)
         self.projection = _projection(checkpoint, "self_wav", device)
         self.checkpoint = checkpoint
         self.device = device
+        self.share = share
         self.samples = int(checkpoint.max_duration * self.sample_rate)
         self.frames: int = self.extractor(torch.zeros(1, self.samples, device=device)).shape[1]
 
     @cached_property
-    def separator(self) -> Callable[[Tensor, int], Tensor]:
+    def separator(self) -> "Separator":
         """Loaded when the first melody comes, its library too: most requests have none."""
         from musicgen.conditioning.separation import Separator
 
-        return Separator(self.checkpoint.demucs_file, self.device)
+        separator = Separator(self.checkpoint.demucs_file, self.device)
+        self.share(separator.model)
+        return separator
+
+    @property
+    def context(self) -> float:
+        """Seconds of a melody behind a window that still change what is heard in it.
+
+        Half a spectrum's window; and Demucs works in segments, of which the last one that reaches
+        into the window must be whole.
+        """
+        half: float = self.extractor.n_fft / 2 / self.sample_rate
+        segment = self.separator.segment if self.checkpoint.separates else 0.0
+        return half + segment + RESAMPLING_SECONDS
 
     def separate(self, wav: Tensor) -> Tensor:
         """The melody's stems of wav [1, N], mixed: [1, N']; wav itself without Demucs."""
@@ -92,6 +113,17 @@ class MelodyEncoder:
         embeddings: Tensor = self.projection(chroma.repeat(repeats, 1)[: self.frames])
         return embeddings
 
+    def check_rate(self, sample_rate: int) -> None:
+        """Raise unless melodies have the codec's rate, as audiocraft takes for granted.
+
+        It resamples to that rate before it does to Demucs'; so must we, for the same codes.
+        """
+        if sample_rate != self.sample_rate:
+            raise WeightsError(
+                f"{self.checkpoint.lm_file}: its melodies have {self.sample_rate} Hz, its codec "
+                f"{sample_rate}; the two files do not belong together."
+            )
+
     @cached_property
     def null(self) -> Tensor:
         """Chroma embeddings [frames, dim] of no melody: audiocraft's single zero sample."""
@@ -101,10 +133,19 @@ class MelodyEncoder:
 class Conditioner:
     """Both encoders behind one call."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, share: Share = lambda module: None
+    ) -> None:
+        """`share` is called with a module that long work runs again and again."""
+        chroma = checkpoint.chroma
         self.text = TextEncoder(checkpoint, device)
-        self.melody = MelodyEncoder(checkpoint, device) if checkpoint.chroma else None
+        self.melody = MelodyEncoder(checkpoint, chroma, device, share) if chroma else None
         self.cross = checkpoint.lm.cross_attention
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest condition that a request can have."""
+        return MAX_TOKENS + (self.melody.frames if self.melody else 0)
 
     @torch.inference_mode()
     def __call__(

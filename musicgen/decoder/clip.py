@@ -26,7 +26,7 @@ class Clip:
     """One clip to decode."""
 
     length: int  # frames, the prompt included
-    seed: int  # 0 .. 2**32 - 1
+    seed: int  # 0 .. SEED_RANGE - 1
     sampling: Sampling
     conditions: Sequence[Conditions]  # one per window, in order
     prompt_codes: Tensor | None = None  # [K, T0], T0 < length

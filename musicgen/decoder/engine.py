@@ -20,7 +20,7 @@ from .clip import Clip, Conditions, Window, windows
 from .graph import WARM_UPS, Graphed
 from .kernels import Ops
 from .lm import LM
-from .sampling import Sampling
+from .sampling import SEED_RANGE, Sampling
 from .state import NOISE_STEPS, UNKNOWN, State, decode_step
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # clips a step can be made for
@@ -215,7 +215,7 @@ class Engine:
         problems = {
             f"a prompt of {clip.prompt_length} frames fills all {clip.length}": not spans,
             f"{len(conditions)} conditions for {len(spans)} windows": len(conditions) != len(spans),
-            f"seed {clip.seed} is not within 0 .. 2**32 - 1": not 0 <= clip.seed < 2**32,
+            f"seed {clip.seed} is not in 0 .. {SEED_RANGE - 1}": not 0 <= clip.seed < SEED_RANGE,
             f"prompt of {codebooks} codebooks, not {config.n_q}": codebooks != config.n_q,
             f"conditions for cross-attention must be given: {cross}": any(
                 (c.cross is not None) != cross for c in conditions

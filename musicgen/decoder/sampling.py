@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-9
+SEED_RANGE = 2**32  # seeds are 0 .. SEED_RANGE - 1
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -43,7 +46,9 @@ class SamplingRows:
         """Write one clip's settings; nothing waits for the device."""
         self.top_k[clip].fill_(min(sampling.top_k, card) or card)
         self.top_p[clip].fill_(sampling.top_p)
-        self.temperature[clip].fill_(sampling.temperature)
+        # Logits divided by less would not be finite; the likeliest code is what it comes to.
+        cold = sampling.temperature < LEAST_TEMPERATURE
+        self.temperature[clip].fill_(0.0 if cold else sampling.temperature)
         self.cfg_coef[clip].fill_(sampling.cfg_coef)
 
     def pick(self, clips: Tensor | slice) -> "SamplingRows":

@@ -31,6 +31,12 @@ class State:
     cache: Cache
     positions: Tensor  # [capacity, dim] float32, the position embeddings
 
+    @staticmethod
+    def slot_bytes(lm: LM, columns: int, prefix: int) -> int:
+        """Bytes of one slot, as good as all of it keys and values of its two rows."""
+        config = lm.config
+        return 2 * 2 * config.num_layers * config.dim * (columns + prefix) * lm.dtype.itemsize
+
     @classmethod
     def empty(cls, lm: LM, slots: int, columns: int, prefix: int) -> "State":
         """Slots for sequences of so many columns, after a prefix of at most so many positions, or

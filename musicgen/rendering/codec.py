@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
 from musicgen.checkpoints.saved import read_saved
@@ -74,6 +74,11 @@ class Codec:
                 f"{checkpoint.folder}: the codec has {codebooks} codebooks, the language model "
                 f"{checkpoint.lm.n_q}; the two files do not belong together."
             )
+
+    @property
+    def pieces(self) -> list[nn.Module]:
+        """What runs once for each chunk of a long clip."""
+        return [self.model.encoder[0], self.model.decoder[-1]]
 
     def frames(self, samples: int) -> int:
         """How many frames `encode` makes of so many samples."""

@@ -10,6 +10,7 @@ neither on the other rows nor on how many threads there are.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -43,8 +44,17 @@ def attention_numba(
     return y.view(len(q), heads * head_dim)
 
 
-# A sum may be taken in parts, side by side; NaN and infinity stay what they are.
-@numba.njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    # A sum may be taken in parts, side by side; NaN and infinity stay what they are.
+    options = {"parallel": True, "fastmath": {"contract", "reassoc", "nsz"}}
+    try:
+        compiled: Callable[..., None] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to write to: compiled again at each start
+        compiled = numba.njit(**options)(function)
+    return compiled
+
+
+@_compiled
 def _attend(q, keys, values, rows, lengths, y):
     """A softmax over the filled positions of each head, and the values weighted by it."""
     heads, head_dim = q.shape[1:]

@@ -1,0 +1,31 @@
+"""How much memory is free, and what it means to have run out of it."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")  # a container's limits, which the machine's figures do not know
+# What allocators say; torch has no exception of its own on a CPU.
+EXHAUSTED = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available: int = psutil.virtual_memory().available
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        statistics = dict(map(str.split, (CGROUP / "memory.stat").read_text().splitlines()))
+        # Files that were read, such as weights, count as used, but make room when asked to.
+        return min(available, limit - used + int(statistics["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
+        return available
+
+
+def is_exhausted(exc: BaseException) -> bool:
+    """Whether an exception says that there was no memory left."""
+    if isinstance(exc, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(exc, RuntimeError) and any(text in str(exc).lower() for text in EXHAUSTED)

@@ -1,0 +1,42 @@
+"""The threads in which requests take their straight way, one each, while the server listens."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from musicgen.cancellation import Cancellation, current
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# More than Cog ever lets in; a thread is made when none is idle.
+THREADS = 1024
+
+
+class Workers:
+    """Runs functions in threads for an event loop."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="request")
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `function` returns, in a thread that logs and records metrics for the caller.
+
+        If the caller is cancelled, the function is told, and has cleaned up when this raises.
+        """
+        cancellation = Cancellation()
+        context = contextvars.copy_context()
+        context.run(current.set, cancellation)
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: context.run(function, *args, **kwargs)
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # which nobody else asks for
+            raise
