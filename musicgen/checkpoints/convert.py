@@ -53,6 +53,8 @@ TOKENIZER_FILES = (
 SOURCES_FILE = "sources.json"  # what `pull` says about the files that it fetched
 UNKNOWN_LICENCE = "unknown; Meta's MusicGen weights are CC-BY-NC-4.0 (no commercial use)"
 
+DtypeRule = Callable[[str, Tensor], torch.dtype]  # (name, tensor) -> dtype on the disk
+
 
 @dataclass
 class Target:
@@ -65,12 +67,11 @@ class Target:
         self,
         name: str,
         state: Mapping[str, Tensor],
-        dtype: Callable[[str, Tensor], torch.dtype],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file in the precision that `dtype_rule` gives it."""
         path = self._path(name)
-        digest = write_tensors(path, state, dtype, metadata)
+        digest = write_tensors(path, state, dtype_rule(name), metadata)
         self.files[name] = FileFacts(path.stat().st_size, digest)
 
     def text(self, name: str, text: str) -> None:
@@ -109,7 +110,7 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
     write_text_encoder(upstream.text, checkpoint.text_name, target)
     codec = write_codec(upstream.codec, target)
     target.copy(DIFFUSION_FILE, source / DIFFUSION_FILE)
-    target.tensors(LM_TENSORS, checkpoint.state, lm_dtype)
+    target.tensors(LM_TENSORS, checkpoint.state)
     sources = read_sources(source)
     manifest = Manifest(
         format=FORMAT,
@@ -143,12 +144,21 @@ def as_float32(name: str, tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
+# file -> the dtype of each of its tensors; a file that is not named here is fp32
+DTYPES: dict[str, DtypeRule] = {LM_TENSORS: lm_dtype, CODEC_TENSORS: as_shipped}
+
+
+def dtype_rule(file: str) -> DtypeRule:
+    """The dtype that the tensors of a converted checkpoint's `file` have."""
+    return DTYPES.get(file, as_float32)
+
+
 def write_demucs(path: Path, target: Target) -> None:
     """Demucs in the form of its authors' hub repository."""
     from musicgen.checkpoints.demucs import open_demucs  # demucs takes seconds to import
 
     demucs = open_demucs(path)
-    target.tensors(DEMUCS_TENSORS, demucs.state, as_float32, demucs.metadata)
+    target.tensors(DEMUCS_TENSORS, demucs.state, demucs.metadata)
 
 
 def write_text_encoder(saved: Saved, name: str, target: Target) -> None:
@@ -174,7 +184,7 @@ def write_codec(
         _write_saved(codec, codec.state, ENCODEC_FOLDER, target)
         return None
     config, state = codec
-    target.tensors(CODEC_TENSORS, state, as_shipped)
+    target.tensors(CODEC_TENSORS, state)
     quantizer = str(config.encodec.quantizer)
     return sections(config, (*CODEC_SECTIONS, quantizer))
 
@@ -213,4 +223,4 @@ def _write_saved(saved: Saved, state: Mapping[str, Tensor], name: str, target: T
     # transformers would load in the dtype that the configuration names, whatever the file's.
     config = {key: value for key, value in saved.config.items() if key != "torch_dtype"}
     target.text(f"{name}/{CONFIG_FILE}", json.dumps({**config, "dtype": "float32"}, indent=2))
-    target.tensors(f"{name}/model.safetensors", state, as_float32)
+    target.tensors(f"{name}/model.safetensors", state)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from musicgen.checkpoints.checkpoint import LM_TENSORS, Checkpoint, open_checkpoint
-from musicgen.checkpoints.convert import as_float32, lm_dtype
+from musicgen.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from musicgen.checkpoints.convert import dtype_rule
 from musicgen.checkpoints.manifest import read_manifest
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
@@ -39,7 +39,7 @@ def check_dtypes(folder: Path) -> int:
         if not name.endswith(".safetensors"):
             continue
         file = TensorFile(folder / name)
-        expected = lm_dtype if name == LM_TENSORS else as_float32
+        expected = dtype_rule(name)
         for key, tensor in file.items():
             if tensor.dtype != expected(key, tensor):
                 raise WeightsError(

@@ -114,6 +114,13 @@ def test_tiny_checkpoints_are_the_same_every_time(checkpoints, tmp_path, kind):
     assert (Path("htdemucs.th") in made) == ("melody" in kind)
 
 
+def test_verify_passes_on_the_demo_that_it_checks_by_default():
+    done = run("", "weights", "verify")
+    assert done.returncode == 0, done.stderr
+    checks = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert checks == ["hashes", "dtypes", "shapes", "generation"]
+
+
 def test_setup_is_silent_when_nothing_changed():
     for _ in range(2):
         done = run("", "setup")
