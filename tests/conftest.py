@@ -6,7 +6,7 @@ import pytest
 import torch
 from cog_client import CogClient
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny, tiny_config
 from musicgen.commands import server
 from musicgen.pipeline import MusicGen
 
@@ -18,9 +18,9 @@ torch.set_num_threads(1)
 def checkpoints(tmp_path_factory):
     """kind -> folder of a small random checkpoint in the upstream format."""
     root = tmp_path_factory.mktemp("weights")
-    for kind in tiny.KINDS:
+    for kind in tiny_config.KINDS:
         tiny.write_checkpoint(root / kind, kind)
-    return {kind: root / kind for kind in tiny.KINDS}
+    return {kind: root / kind for kind in tiny_config.KINDS}
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from audiocraft.models.loaders import load_compression_model, load_lm_model
 from audiocraft.models.musicgen import MusicGen
 from audiocraft.modules.conditioners import T5Conditioner
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny_config
 from musicgen.checkpoints.checkpoint import open_checkpoint
 from musicgen.checkpoints.demucs import open_demucs
 
@@ -27,7 +27,7 @@ def load(folder):
         mock.patch(
             "audiocraft.modules.conditioners.T5EncoderModel", _Local(folder, "T5EncoderModel")
         ),
-        mock.patch.dict(T5Conditioner.MODELS_DIMS, {tiny.T5_NAME: tiny.T5_WIDTH}),
+        mock.patch.dict(T5Conditioner.MODELS_DIMS, {tiny_config.T5_NAME: tiny_config.T5_WIDTH}),
     ):
         warnings.simplefilter("ignore")
         lm = load_lm_model(folder)

@@ -18,7 +18,13 @@ ROOMS = {"bench", "checkpoints", "commands", "conditioning", "decoder", "renderi
 # line of their own. `errors` and `request` are for everyone.
 FREE = {"errors", "request"}
 FACE = {"output", "pipeline", "report", "upload", "workers"}
-FOLDER = {"checkpoints.checkpoint", "checkpoints.manifest", "checkpoints.saved"}
+FOLDER = {
+    "checkpoints.checkpoint",
+    "checkpoints.encodec",
+    "checkpoints.files",
+    "checkpoints.manifest",
+    "checkpoints.saved",
+}
 LAYERS = {
     "predict": FACE,
     "songstarter": FACE,
@@ -49,15 +55,19 @@ LAYERS = {
     "decoder.engine": {
         "decoder.clip",
         "decoder.graph",
+        "decoder.job",
         "decoder.kernels",
         "decoder.lm",
         "decoder.pattern",
         "decoder.sampling",
         "decoder.state",
+        "decoder.weights",
     },
+    "decoder.job": {"decoder.clip", "decoder.lm", "decoder.state"},
     "decoder.state": {"decoder.kernels", "decoder.lm", "decoder.sampling"},
-    "decoder.loop": {"decoder.clip", "decoder.engine"},
-    "decoder.lm": {"decoder.kernels"},
+    "decoder.loop": {"decoder.clip", "decoder.engine", "decoder.job"},
+    "decoder.lm": {"decoder.kernels", "decoder.weights"},
+    "decoder.weights": {"decoder.kernels"},
     "decoder.kernels": {"decoder.kernels", "decoder.sampling"},
     # Text and melody to conditions.
     "conditioning.conditioner": {
@@ -76,13 +86,17 @@ LAYERS = {
     "checkpoints.folders": {"ROOT"},
     "checkpoints.checkpoint": {
         "checkpoints.archive",
+        "checkpoints.encodec",
+        "checkpoints.files",
         "checkpoints.folders",
         "checkpoints.manifest",
         "checkpoints.tensors",
         "decoder.lm",
+        "decoder.weights",
     },
-    "checkpoints.saved": {"checkpoints.checkpoint", "checkpoints.tensors"},
-    "checkpoints.demucs": {"checkpoints.checkpoint", "checkpoints.tensors"},
+    "checkpoints.encodec": {"checkpoints.saved"},
+    "checkpoints.saved": {"checkpoints.files", "checkpoints.tensors"},
+    "checkpoints.demucs": {"checkpoints.files", "checkpoints.tensors"},
     "checkpoints.upstream": FOLDER,
     "checkpoints.convert": {
         *FOLDER,
@@ -91,7 +105,7 @@ LAYERS = {
         "checkpoints.upstream",
     },
     "checkpoints.hub": {*FOLDER, "checkpoints.convert", "checkpoints.upstream"},
-    "checkpoints.tiny": {"audiocraft", "checkpoints.checkpoint"},
+    "checkpoints.tiny": {"audiocraft", "checkpoints.checkpoint", "checkpoints.tiny_config"},
     # What scripts/ run.
     "commands.cli": {"checkpoints.folders", "commands.server", "commands.weights"},
     "commands.server": {"ROOT", "commands.schema"},
@@ -102,16 +116,21 @@ LAYERS = {
         "checkpoints.hub",
         "checkpoints.manifest",
         "checkpoints.tiny",
+        "checkpoints.tiny_config",
         "commands.verify",
     },
     "bench": {
         "ROOT",
         "audiocraft",
         "bench",
+        "checkpoints.folders",
+        "checkpoints.upstream",
+        "commands.server",
         "decoder.clip",
         "decoder.engine",
         "decoder.lm",
         "decoder.sampling",
+        "decoder.weights",
     },
 }
 # library -> the only modules or rooms that may import it

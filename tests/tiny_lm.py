@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from musicgen.decoder.clip import Clip, Conditions, windows
-from musicgen.decoder.lm import LM, LMConfig
+from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
+from musicgen.decoder.weights import LMConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny, tiny_config
 from musicgen.checkpoints.checkpoint import DEMUCS_FILE
 
 PROMPT = "two words"
@@ -33,7 +33,7 @@ CLASSES = {
 
 def write_transformers(folder, kind, bias=False):
     """Write a repository of `kind` (one of tiny's); the model that is in it."""
-    stereo, melody = tiny.KINDS[kind]
+    stereo, melody = tiny_config.KINDS[kind]
     model_class, config_class, decoder_class = CLASSES[melody]
     decoder = decoder_class(
         hidden_size=64,

@@ -6,10 +6,11 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from . import machine, report
+from . import callers, machine, report
 from .contenders import CONTENDERS, Absent, State
 from .machine import Bandwidth, PeakMemory
 from .measure import Plan, make_plan, measure
@@ -22,6 +23,9 @@ def main() -> None:
     options = parse(sys.argv[1:])
     if options.table:
         print(report.markdown())
+        return
+    if options.callers:
+        callers.main(options.callers, options.weights, options.requests, options.seed)
         return
     warnings.simplefilter("ignore")  # of the contenders' libraries; nobody here can act on them
     document = run(options)
@@ -42,6 +46,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps to a repeat at each of three contexts")
     parser.add_argument("--full", action="store_true", help="time every step of the clip instead")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--callers", type=int, nargs="+", help="of a real server, and nothing else")
+    parser.add_argument("--weights", type=Path, help="with --callers: what it serves")
+    parser.add_argument("--requests", type=int, default=32, help="with --callers")
+    parser.add_argument("--seed", type=int, default=0, help="with --callers: of the requests")
     parser.add_argument("--save", action="store_true", help="keep the JSON in benchmarks/")
     parser.add_argument("--table", action="store_true", help="print benchmarks/ as Markdown, only")
     options = parser.parse_args(arguments)

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from musicgen.checkpoints.upstream import decoder_names
 from musicgen.decoder.clip import Clip, Conditions
 from musicgen.decoder.engine import Engine
-from musicgen.decoder.lm import LM, LMConfig
+from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
+from musicgen.decoder.weights import LMConfig
 
 from .work import Storage, Work
 
@@ -250,42 +252,14 @@ def _decoder(config: LMConfig) -> dict[str, Any]:
     }
 
 
-# audiocraft's name of a part of a layer -> transformers'
-LAYER_NAMES = {
-    "self_attn.out_proj": "self_attn.out_proj",
-    "cross_attention.out_proj": "encoder_attn.out_proj",
-    "linear1": "fc1",
-    "linear2": "fc2",
-    "norm1": "self_attn_layer_norm",
-    "norm_cross": "encoder_attn_layer_norm",
-    "norm2": "final_layer_norm",
-}
-# attention whose query, key and value are one matrix there and three here
-JOINT_NAMES = {
-    "self_attn.in_proj_weight": "self_attn",
-    "cross_attention.in_proj_weight": "encoder_attn",
-}
-
-
 def _renamed(config: LMConfig, state: State) -> dict[str, Tensor]:
     """An audiocraft decoder's state as transformers' ForCausalLM names it."""
-    base = "model.decoder."
-    renamed = {f"{base}layer_norm.{kind}": state[f"out_norm.{kind}"] for kind in ("weight", "bias")}
-    for k in range(config.n_q):
-        renamed[f"{base}embed_tokens.{k}.weight"] = state[f"emb.{k}.weight"]
-        renamed[f"lm_heads.{k}.weight"] = state[f"linears.{k}.weight"]
-    for name, tensor in state.items():
-        if not name.startswith("transformer."):
-            continue
-        layer, part = name.removeprefix("transformer.layers.").split(".", 1)
-        if part in JOINT_NAMES:
-            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                key = f"{base}layers.{layer}.{JOINT_NAMES[part]}.{letter}_proj.weight"
-                renamed[key] = third
-        else:
-            stem, kind = part.rsplit(".", 1)
-            renamed[f"{base}layers.{layer}.{LAYER_NAMES[stem]}.{kind}"] = tensor
-    return renamed
+    names = decoder_names(config.num_layers, config.n_q)
+    return {
+        name.removeprefix("decoder."): part
+        for ours, tensor in state.items()
+        for name, part in zip(names[ours], tensor.chunk(len(names[ours])), strict=True)
+    }
 
 
 def _ticking(work: Work, tick: Tick) -> list[Callable[..., Tensor]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from musicgen.decoder.lm import LMConfig, decoder_shapes
+from musicgen.decoder.weights import LMConfig, decoder_shapes
 
 FRAME_RATE = 50
 MAX_SECONDS = 30.0  # one window

@@ -20,8 +20,6 @@ A folder in audiocraft's upstream format:
     encodec_32khz/               if `pretrained` names it: EnCodec as transformers saves it
 """
 
-import logging
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,9 +32,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from musicgen.checkpoints import archive, folders
+from musicgen.checkpoints.encodec import AUDIOCRAFT, EncodecFiles, transformers_files
+from musicgen.checkpoints.files import find, local_name, read_package
 from musicgen.checkpoints.manifest import MANIFEST_FILE, Manifest, read_manifest
 from musicgen.checkpoints.tensors import TensorFile, read_ahead
-from musicgen.decoder.lm import LM, LMConfig
+from musicgen.decoder.lm import LM
+from musicgen.decoder.weights import LMConfig
 from musicgen.errors import WeightsError
 
 LM_FILE = "state_dict.bin"
@@ -67,11 +68,6 @@ CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}
 NO_SEPARATOR = "none"
 PROVIDER_PREFIX = "condition_provider.conditioners."
 
-# EnCodec: its configuration and state, or the folder that transformers saved it to.
-CodecSource = tuple[DictConfig, Mapping[str, Tensor]] | Path
-
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -84,7 +80,7 @@ class Checkpoint:
     lm_file: Path
     config: DictConfig
     state: Mapping[str, Tensor]
-    codec: Callable[[], CodecSource]
+    codec: Callable[[], EncodecFiles]
     manifest: Manifest | None = None
 
     @property
@@ -194,25 +190,6 @@ class Checkpoint:
         return find(self.folder, name)
 
 
-def find(folder: Path, name: str) -> Path:
-    """A file of `folder`; raises WeightsError, with what to do, if it is not there."""
-    path = folder / name
-    if not path.exists():
-        raise WeightsError(
-            f"{path} is missing. Fetch a whole checkpoint, or point MUSICGEN_WEIGHTS at one "
-            "that has this file (weights/README.md lists what a folder holds)."
-        )
-    return path
-
-
-def local_name(name: str) -> str:
-    """Folder of a model that a configuration names: `facebook/encodec_32khz` -> its last part.
-
-    Only that last part is used, so a configuration cannot point outside of the checkpoint.
-    """
-    return Path(name).name
-
-
 def resolve(weights: str | Path | None = None) -> Path:
     """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
 
@@ -250,10 +227,11 @@ def _open_converted(folder: Path) -> Checkpoint:
     manifest = read_manifest(folder)
     manifest.check_sizes(folder)
 
-    def codec() -> CodecSource:
+    def codec() -> EncodecFiles:
         if manifest.codec is None:
-            return find(folder, local_name(str(manifest.codec_folder)))
-        return OmegaConf.create(manifest.codec), TensorFile(find(folder, CODEC_TENSORS))
+            return transformers_files(find(folder, local_name(str(manifest.codec_folder))))
+        tensors = TensorFile(find(folder, CODEC_TENSORS))
+        return EncodecFiles(AUDIOCRAFT, folder, OmegaConf.create(manifest.codec), tensors)
 
     path = find(folder, LM_TENSORS)
     config = OmegaConf.create(manifest.lm)
@@ -261,12 +239,13 @@ def _open_converted(folder: Path) -> Checkpoint:
 
 
 def _open_upstream(folder: Path) -> Checkpoint:
-    def codec() -> CodecSource:
+    def codec() -> EncodecFiles:
         path = find(folder, CODEC_FILE)
         package = read_package(path)
         if "pretrained" in package:
-            return find(folder, local_name(str(package["pretrained"])))
-        return _configuration(path, package), _state(path, package)
+            return transformers_files(find(folder, local_name(str(package["pretrained"]))))
+        config, state = _configuration(path, package), _state(path, package)
+        return EncodecFiles(AUDIOCRAFT, folder, config, state)
 
     path = folder / LM_FILE
     package = read_package(path)
@@ -289,25 +268,6 @@ def _check_conditioners(checkpoint: Checkpoint) -> None:
             f"{checkpoint.lm_file}: conditioner {wrong[0]} ({specs[wrong[0]].model}) is not "
             "supported."
         )
-
-
-def read_package(path: Path, allowed: tuple[Any, ...] = ()) -> dict[Any, Any]:
-    """A dictionary saved by torch.save, memory-mapped, without executing pickled code.
-
-    `allowed` are the classes and functions that may stand in it besides tensors and plain data.
-    """
-    try:
-        with torch.serialization.safe_globals(list(allowed)):
-            package = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise WeightsError(
-            f"{path} cannot be loaded as tensors and plain data ({reason}). It is damaged, or it "
-            "holds code, which is never executed; fetch it again."
-        ) from exc
-    if not isinstance(package, dict):
-        raise WeightsError(f"{path} holds a {type(package).__name__}, not a checkpoint.")
-    return package
 
 
 def _configuration(path: Path, package: Mapping[Any, Any]) -> DictConfig:

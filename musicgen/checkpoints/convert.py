@@ -25,8 +25,9 @@ from musicgen.checkpoints.checkpoint import (
     LM_TENSORS,
     OPENERS,
     PROVIDER_PREFIX,
-    local_name,
 )
+from musicgen.checkpoints.encodec import TRANSFORMERS, EncodecFiles
+from musicgen.checkpoints.files import local_name
 from musicgen.checkpoints.manifest import FORMAT, FileFacts, Manifest, Source, describe_file
 from musicgen.checkpoints.saved import CONFIG_FILE, Saved
 from musicgen.checkpoints.tensors import write_tensors
@@ -171,22 +172,19 @@ def write_text_encoder(saved: Saved, name: str, target: Target) -> None:
     }
     if not state:
         raise WeightsError(f"{saved.folder} holds no text encoder.")
-    _write_saved(saved, state, local_name(name), target)
+    _write_saved(saved.config, state, local_name(name), target)
     for file in TOKENIZER_FILES:
         target.copy(f"{local_name(name)}/{file}", saved.folder / file)
 
 
-def write_codec(
-    codec: tuple[DictConfig, Mapping[str, Tensor]] | Saved, target: Target
-) -> dict[str, Any] | None:
+def write_codec(codec: EncodecFiles, target: Target) -> dict[str, Any] | None:
     """EnCodec; returns the facts of audiocraft's, None for a folder of transformers'."""
-    if isinstance(codec, Saved):
-        _write_saved(codec, codec.state, ENCODEC_FOLDER, target)
+    if codec.library == TRANSFORMERS:
+        _write_saved(codec.config, codec.state, ENCODEC_FOLDER, target)
         return None
-    config, state = codec
-    target.tensors(CODEC_TENSORS, state)
-    quantizer = str(config.encodec.quantizer)
-    return sections(config, (*CODEC_SECTIONS, quantizer))
+    target.tensors(CODEC_TENSORS, codec.state)
+    quantizer = str(codec.config["encodec"]["quantizer"])
+    return sections(codec.config, (*CODEC_SECTIONS, quantizer))
 
 
 def lm_facts(config: DictConfig) -> dict[str, Any]:
@@ -196,7 +194,7 @@ def lm_facts(config: DictConfig) -> dict[str, Any]:
     return facts
 
 
-def sections(config: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:
+def sections(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Sections of a configuration, those that there are, with references resolved."""
     try:
         # A section of its own would not find what it refers to elsewhere.
@@ -219,8 +217,10 @@ def read_sources(folder: Path) -> list[Source]:
     return [Source(**source) for source in json.loads(path.read_text())]
 
 
-def _write_saved(saved: Saved, state: Mapping[str, Tensor], name: str, target: Target) -> None:
+def _write_saved(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, target: Target
+) -> None:
     # transformers would load in the dtype that the configuration names, whatever the file's.
-    config = {key: value for key, value in saved.config.items() if key != "torch_dtype"}
+    config = {key: value for key, value in config.items() if key != "torch_dtype"}
     target.text(f"{name}/{CONFIG_FILE}", json.dumps({**config, "dtype": "float32"}, indent=2))
     target.tensors(f"{name}/model.safetensors", state)

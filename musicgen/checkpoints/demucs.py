@@ -15,7 +15,7 @@ import torch
 from demucs.htdemucs import HTDemucs
 from torch import Tensor
 
-from musicgen.checkpoints.checkpoint import read_package
+from musicgen.checkpoints.files import read_package
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
 

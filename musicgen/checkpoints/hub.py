@@ -33,11 +33,10 @@ from musicgen.checkpoints.checkpoint import (
     DEMUCS_TENSORS,
     DIFFUSION_FILE,
     LM_FILE,
-    local_name,
     open_checkpoint,
-    read_package,
 )
 from musicgen.checkpoints.convert import SOURCES_FILE, TOKENIZER_FILES, convert
+from musicgen.checkpoints.files import local_name, read_package
 from musicgen.checkpoints.manifest import MANIFEST_FILE, Manifest, Source
 from musicgen.checkpoints.saved import CONFIG_FILE
 from musicgen.checkpoints.upstream import MELODY_SETTINGS, follows_melodies

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from musicgen.checkpoints.checkpoint import find, read_package
+from musicgen.checkpoints.files import find, read_package
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
 

@@ -19,14 +19,14 @@ from musicgen.checkpoints.checkpoint import (
     LM_FILE,
     PROVIDER_PREFIX,
     Checkpoint,
-    CodecSource,
     open_checkpoint,
 )
+from musicgen.checkpoints.encodec import EncodecFiles, from_saved
 from musicgen.checkpoints.saved import CONFIG_FILE, Saved, read_config, read_saved
 from musicgen.errors import WeightsError
 
 MELODY_SETTINGS = "preprocessor_config.json"
-DECODER = "decoder.model.decoder."
+DECODER, HEADS = "decoder.model.decoder.", "decoder.lm_heads."
 SECONDS = 30  # what every MusicGen was trained on; transformers' configuration does not say it
 
 # transformers' classes -> whether the model follows melodies
@@ -65,7 +65,7 @@ class Upstream:
 
     checkpoint: Checkpoint
     text: Saved
-    codec: tuple[Any, Mapping[str, Tensor]] | Saved
+    codec: EncodecFiles
 
 
 class Stacked(Mapping[str, Tensor]):
@@ -92,12 +92,7 @@ def open_upstream(folder: Path) -> Upstream:
     checkpoint = open_checkpoint(folder)
     if checkpoint.manifest is not None:
         raise WeightsError(f"{folder} is converted already.")
-    codec = checkpoint.codec()
-    return Upstream(
-        checkpoint,
-        read_saved(checkpoint.text_folder),
-        read_saved(codec) if isinstance(codec, Path) else codec,
-    )
+    return Upstream(checkpoint, read_saved(checkpoint.text_folder), checkpoint.codec())
 
 
 def follows_melodies(folder: Path) -> bool:
@@ -114,14 +109,15 @@ def _open_transformers(folder: Path) -> Upstream:
     names = _names(saved.state, saved.config["decoder"], melody)
     _check_mapped(folder, saved.state, names)
 
-    def codec() -> CodecSource:
+    def codec() -> EncodecFiles:
         raise WeightsError(f"{folder} cannot be served as it is: scripts/weights convert it first.")
 
     config = OmegaConf.create(_configuration(folder, saved.config, melody))
     checkpoint = Checkpoint(
         folder, folder / CONFIG_FILE, config, Stacked(saved.state, names), codec
     )
-    return Upstream(checkpoint, _part(saved, "text_encoder"), _part(saved, "audio_encoder"))
+    codec_files = from_saved(_part(saved, "audio_encoder"))
+    return Upstream(checkpoint, _part(saved, "text_encoder"), codec_files)
 
 
 def _part(saved: Saved, prefix: str) -> Saved:
@@ -131,20 +127,23 @@ def _part(saved: Saved, prefix: str) -> Saved:
     return Saved(saved.folder, saved.config[prefix], Stacked(saved.state, names))
 
 
-def _names(
-    state: Mapping[str, Tensor], decoder: Mapping[str, Any], melody: bool
-) -> dict[str, list[str]]:
-    """audiocraft's names of the language model -> transformers', as far as they are in `state`."""
-    names: dict[str, list[str]] = {}
-    books = range(decoder["num_codebooks"])
-    names |= {f"emb.{k}.weight": [f"{DECODER}embed_tokens.{k}.weight"] for k in books}
-    for i in range(decoder["num_hidden_layers"]):
+def decoder_names(layers: int, codebooks: int) -> dict[str, list[str]]:
+    """audiocraft's names of a decoder -> transformers', of which several are stacked into one."""
+    names = {f"emb.{k}.weight": [f"{DECODER}embed_tokens.{k}.weight"] for k in range(codebooks)}
+    for i in range(layers):
         for ours, parts in LAYER.items():
             full = [f"{DECODER}layers.{i}.{name}" for name in parts]
             names[f"transformer.layers.{i}.{ours}"] = full
     for kind in ("weight", "bias"):
         names[f"out_norm.{kind}"] = [f"{DECODER}layer_norm.{kind}"]
-    names |= {f"linears.{k}.weight": [f"decoder.lm_heads.{k}.weight"] for k in books}
+    return names | {f"linears.{k}.weight": [f"{HEADS}{k}.weight"] for k in range(codebooks)}
+
+
+def _names(
+    state: Mapping[str, Tensor], decoder: Mapping[str, Any], melody: bool
+) -> dict[str, list[str]]:
+    """The same and the projections', as far as they are in `state`."""
+    names = decoder_names(decoder["num_hidden_layers"], decoder["num_codebooks"])
     for ours, theirs in PROJECTIONS.items():
         for kind in ("weight", "bias"):
             names[f"{PROVIDER_PREFIX}{ours}.output_proj.{kind}"] = [f"{theirs}.{kind}"]

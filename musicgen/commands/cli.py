@@ -5,6 +5,7 @@ import base64
 import json
 import mimetypes
 import os
+import re
 import sys
 import threading
 import urllib.error
@@ -20,6 +21,8 @@ from musicgen.errors import MusicGenError
 
 EXTENSIONS = {"audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav"}
 PROGRESS_BAR = "%|"
+# What Cog puts before an exception's text, some of it twice: the command says "Error" itself.
+PREFIXES = re.compile(r"^((Prediction failed|\w*Error): )+")
 
 
 def main() -> None:
@@ -112,7 +115,7 @@ def post(url: str, inputs: dict[str, Any]) -> Any:
             detail = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in detail)
         raise MusicGenError(str(detail)) from exc
     if answer["status"] != "succeeded":
-        raise MusicGenError(str(answer.get("error", answer["status"])))
+        raise MusicGenError(PREFIXES.sub("", str(answer.get("error", answer["status"]))))
     return answer["output"]
 
 

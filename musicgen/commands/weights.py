@@ -5,8 +5,7 @@ from pathlib import Path
 
 from musicgen.checkpoints import folders
 from musicgen.checkpoints.manifest import Manifest
-
-KINDS = ("text", "melody", "stereo", "stereo-melody")
+from musicgen.checkpoints.tiny_config import KINDS
 
 
 def main(arguments: list[str]) -> None:

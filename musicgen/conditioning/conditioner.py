@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from musicgen.checkpoints.checkpoint import Checkpoint, find
+from musicgen.checkpoints.checkpoint import Checkpoint
+from musicgen.checkpoints.files import find
 from musicgen.checkpoints.saved import read_saved
 from musicgen.conditioning.chroma import Chroma
 from musicgen.conditioning.t5 import T5Encoder

@@ -7,9 +7,7 @@ the loop never waits for a code. Knows nothing of text, audio or requests.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import torch
@@ -18,85 +16,16 @@ from torch import Tensor
 from . import kernels, pattern
 from .clip import Clip, Conditions, Window, windows
 from .graph import WARM_UPS, Graphed
+from .job import Job, Slot
 from .kernels import Ops
 from .lm import LM
 from .sampling import SEED_RANGE, Sampling
-from .state import NOISE_STEPS, UNKNOWN, State, decode_step
+from .state import NOISE_STEPS, State, decode_step
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # clips a step can be made for
 BLOCKS_AHEAD = 2  # of NOISE_STEPS steps that the host may be ahead of the GPU
 
 Progress = Callable[[int, int], None]
-
-
-class Job(Future[Tensor]):
-    """A clip on its way; in the end its codes, [K, length] int64 on the decoder's device.
-
-    `cancel()` works from any thread for as long as there is no result; the slot is then free
-    before the next step. `done_steps` of `steps` decode steps are done.
-    """
-
-    def __init__(self, clip: Clip, spans: list[Window], lm: LM) -> None:
-        super().__init__()
-        self.clip = clip
-        self.windows = spans
-        filled = [clip.prompt_length, *(span.stop for span in spans[:-1])]
-        delay = max(lm.config.delays)
-        self.window_steps = [s.stop - f + delay for s, f in zip(spans, filled, strict=True)]
-        self.steps = sum(self.window_steps)
-        self.done_steps = 0
-        self.submitted = perf_counter()
-        self.admitted: float | None = None  # when it got a slot
-        self.event = torch.cuda.Event() if lm.device.type == "cuda" else None
-        self.mark()
-
-    @property
-    def waited(self) -> float:
-        """Seconds without a slot."""
-        return (self.admitted or perf_counter()) - self.submitted
-
-    def mark(self) -> None:
-        """Note the point on this thread's CUDA stream at which the tensors will be there."""
-        if self.event:
-            self.event.record()
-
-    def result(self, timeout: float | None = None) -> Tensor:
-        """The codes, also for this thread's CUDA stream."""
-        codes = super().result(timeout)
-        if self.event:
-            self.event.synchronize()
-        return codes
-
-
-@dataclass
-class Slot:
-    """What the host knows of the clip in a slot."""
-
-    job: Job
-    index: int
-    codes: Tensor  # [K, length], what there is of them
-    generator: torch.Generator
-    window: int = 0
-    left: int = 0  # steps of this window
-    prefill: Iterator[None] | None = None  # what is left of it
-
-    @classmethod
-    def of(cls, job: Job, index: int, lm: LM) -> "Slot":
-        clip, config, device = job.clip, lm.config, lm.device
-        given = [c.given for c in clip.conditions] + [clip.prompt_codes]
-        if job.event:  # made on another thread's stream, whose memory they are
-            torch.cuda.current_stream().wait_event(job.event)
-            for tensor in (tensor for tensor in given if tensor is not None and tensor.is_cuda):
-                tensor.record_stream(torch.cuda.current_stream())
-        shape = (config.n_q, clip.length)
-        codes = torch.full(shape, UNKNOWN, dtype=torch.int64, device=device)
-        if clip.prompt_codes is not None:
-            codes[:, : clip.prompt_length] = clip.prompt_codes.to(device)
-        return cls(job, index, codes, torch.Generator(device).manual_seed(clip.seed))
-
-    @property
-    def span(self) -> Window:
-        return self.job.windows[self.window]
 
 
 class Engine:

@@ -5,7 +5,7 @@ modules/transformer.py): pre-norm, no biases, sin positions, GELU, with cross-at
 conditions prepended. Rows 2 i and 2 i + 1 are one clip, conditioned and not.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
@@ -16,32 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import Ops
-from .kernels.products import Weight, linear, normed, pack_float16, pack_int8
+from .kernels.products import linear, normed, pack_float16, pack_int8
+from .weights import (
+    DecoderState,
+    LMConfig,
+    Placement,
+    below,
+    check_state,
+    decoder_shapes,
+    packs_losslessly,
+)
 
 # Positions that are prefilled at a time: a few decode steps' worth of work for the neighbours.
 PREFILL_PIECE = {"cpu": 64, "cuda": 256}
-
-
-@dataclass(frozen=True)
-class LMConfig:
-    """The shape of a decoder."""
-
-    dim: int
-    num_heads: int
-    num_layers: int
-    ffn_dim: int
-    n_q: int
-    card: int
-    delays: tuple[int, ...]
-    cross_attention: bool
-
-    @property
-    def special_token_id(self) -> int:
-        return self.card
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
 
 
 @dataclass(frozen=True)
@@ -91,7 +78,7 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 class Layer(nn.Module):
     """The weights of one transformer layer."""
 
-    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: "Place") -> None:
+    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: Placement) -> None:
         super().__init__()
         self.norm1 = place.norm(state, "norm1")
         self.qkv = place.product(state["self_attn.in_proj_weight"])
@@ -110,7 +97,7 @@ class Layer(nn.Module):
 class LM(nn.Module):
     """The decoder of one checkpoint, on one device."""
 
-    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: "Place") -> None:
+    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: Placement) -> None:
         """Use `from_audiocraft`, which checks the state first."""
         super().__init__()
         self.config = config
@@ -120,7 +107,7 @@ class LM(nn.Module):
         self.embeddings = place.wide(torch.cat([state[f"emb.{k}.weight"] for k in books]))
 
         def layer(i: int) -> Layer:
-            return Layer(config, _below(state, f"transformer.layers.{i}."), place)
+            return Layer(config, below(state, f"transformer.layers.{i}."), place)
 
         # fbgemm packs a matrix on one thread: layers side by side keep the others busy.
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -149,14 +136,14 @@ class LM(nn.Module):
         and changes the result. Raises ValueError naming the first key that is missing, unexpected
         or of another shape, or if int8 is asked for elsewhere.
         """
-        decoder = _Decoder(state)
-        _check(decoder, decoder_shapes(config))
+        decoder = DecoderState(state)
+        check_state(decoder, decoder_shapes(config))
         device = torch.device(device)
         if int8 and (device.type, dtype) != ("cpu", torch.float32):
             raise ValueError(f"int8 weights are for the CPU in float32, not {device}, {dtype}")
-        exact = _packs_losslessly(decoder, device, dtype)
+        exact = packs_losslessly(decoder, device, dtype)
         pack = pack_int8 if int8 else pack_float16 if exact else None
-        return cls(config, decoder, Place(device, dtype, pack))
+        return cls(config, decoder, Placement(device, dtype, pack))
 
     def positions(self, length: int) -> Tensor:
         """The first `length` sin position embeddings [length, dim] (`create_sin_embedding`)."""
@@ -244,112 +231,3 @@ class LM(nn.Module):
         """[2, T, parts * dim] -> that many [2, H, T, Dh]."""
         split = x.view(2, x.shape[1], parts, self.config.num_heads, self.config.head_dim)
         return split.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where weights go, and as what."""
-
-    device: torch.device
-    dtype: torch.dtype
-    pack: Callable[[Tensor], Weight] | None
-
-    def product(self, weight: Tensor) -> Weight:
-        """A matrix that rows are multiplied with."""
-        if self.pack:
-            return self.pack(weight)
-        return nn.Parameter(weight.to(self.device, self.dtype), requires_grad=False)
-
-    def wide(self, weight: Tensor) -> nn.Parameter:
-        """A weight that is float32 in every backend."""
-        return nn.Parameter(weight.to(self.device, torch.float32), requires_grad=False)
-
-    def norm(self, state: Mapping[str, Tensor], name: str) -> nn.LayerNorm:
-        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-        norm = nn.LayerNorm(len(weight), device="meta")
-        norm.weight, norm.bias = self.wide(weight), self.wide(bias)
-        return norm
-
-
-def _packs_losslessly(
-    state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> bool:
-    """Whether every product's weights are float16 numbers and this CPU multiplies those."""
-    if device.type != "cpu" or dtype != torch.float32:
-        return False
-    matrices = (v for k, v in state.items() if v.dim() == 2 and not k.startswith("emb."))
-    if not all(w.dtype == torch.float16 or torch.equal(w.half().to(w), w) for w in matrices):
-        return False
-    try:
-        linear(torch.ones(2, 8), pack_float16(torch.ones(8, 8)))
-    except RuntimeError:  # no fbgemm on this processor
-        return False
-    return True
-
-
-def decoder_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
-    """Every decoder key of an audiocraft LMModel of this shape, with its tensor's shape."""
-    d = config.dim
-    layer: dict[str, tuple[int, ...]] = {
-        "self_attn.in_proj_weight": (3 * d, d),
-        "self_attn.out_proj.weight": (d, d),
-        "linear1.weight": (config.ffn_dim, d),
-        "linear2.weight": (d, config.ffn_dim),
-        **_norm_shapes("norm1", d),
-        **_norm_shapes("norm2", d),
-    }
-    if config.cross_attention:
-        layer |= {
-            "cross_attention.in_proj_weight": (3 * d, d),
-            "cross_attention.out_proj.weight": (d, d),
-            **_norm_shapes("norm_cross", d),
-        }
-    books, layers = range(config.n_q), range(config.num_layers)
-    return {
-        **{f"emb.{k}.weight": (config.card + 1, d) for k in books},
-        **{f"transformer.layers.{i}.{key}": shape for i in layers for key, shape in layer.items()},
-        **_norm_shapes("out_norm", d),
-        **{f"linears.{k}.weight": (config.card, d) for k in books},
-    }
-
-
-def _norm_shapes(name: str, dim: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
-
-
-def _check(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    problems: tuple[tuple[str, Callable[[str], bool]], ...] = (
-        ("is missing", lambda key: key not in state),
-        ("is unexpected", lambda key: key not in shapes),
-        ("has another shape", lambda key: tuple(state[key].shape) != shapes[key]),
-    )
-    for problem, found in problems:
-        keys = [key for key in dict.fromkeys([*shapes, *state]) if found(key)]
-        if keys:
-            shape = f" (expected {shapes[keys[0]]})" if keys[0] in shapes else ""
-            raise ValueError(f"decoder weight {keys[0]!r} {problem}{shape}; {len(keys)} in all")
-
-
-class _Decoder(Mapping[str, Tensor]):
-    """A state without its conditioners. It looks tensors up one by one, when they are used, which
-    lets a mapped file let go of those that are done with."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = state
-        self._keys = dict.fromkeys(k for k in state if not k.startswith("condition_provider."))
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._state[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-
-def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}

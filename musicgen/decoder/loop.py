@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import torch
 
 from .clip import Clip
-from .engine import Engine, Job
+from .engine import Engine
+from .job import Job
 
 
 class Loop:

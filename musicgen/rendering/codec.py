@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
-from musicgen.checkpoints.saved import read_saved
+from musicgen.checkpoints.encodec import AUDIOCRAFT, TRANSFORMERS
 from musicgen.errors import WeightsError
 from musicgen.rendering.encodec import Encodec, EncodecConfig, load_encodec
 
@@ -22,7 +21,7 @@ GRANTED_AUDIOCRAFT = {
 }
 GRANTED_TRANSFORMERS = {"audio_channels": 1, "norm_type": "weight_norm", "normalize": False}
 # Our name -> transformers' name and what its configuration means if it says nothing.
-TRANSFORMERS = {
+USUAL_TRANSFORMERS = {
     "sample_rate": ("sampling_rate", 24000),
     "dimension": ("hidden_size", 128),
     "n_filters": ("num_filters", 32),
@@ -105,22 +104,18 @@ class Codec:
 
 
 def open_encodec(checkpoint: Checkpoint) -> Encodec:
-    """EnCodec from audiocraft's file, or from the transformers folder that it names."""
-    source = checkpoint.codec()
-    if isinstance(source, tuple):
-        config, state = from_audiocraft(checkpoint, source[0]), source[1]
-    else:
-        saved = read_saved(source)
-        config, state = from_transformers(checkpoint, saved.config), saved.state
+    """EnCodec from the checkpoint's files, whichever library saved them."""
+    files = checkpoint.codec()
+    config = CONFIGURATIONS[files.library](checkpoint, files.config)
     try:
-        return load_encodec(config, state)
+        return load_encodec(config, files.state)
     except RuntimeError as exc:
         raise WeightsError(
             f"{checkpoint.folder}: EnCodec's weights do not fit its configuration ({exc})."
         ) from exc
 
 
-def from_audiocraft(checkpoint: Checkpoint, config: DictConfig) -> EncodecConfig:
+def from_audiocraft(checkpoint: Checkpoint, config: Any) -> EncodecConfig:
     """The shape that audiocraft's configuration describes."""
     _check(checkpoint, "seanet", config.seanet, GRANTED_AUDIOCRAFT)
     _check(checkpoint, "encodec", config.encodec, {"renormalize": False})
@@ -137,7 +132,7 @@ def from_audiocraft(checkpoint: Checkpoint, config: DictConfig) -> EncodecConfig
 def from_transformers(checkpoint: Checkpoint, config: Mapping[str, Any]) -> EncodecConfig:
     """The shape that transformers' configuration describes."""
     _check(checkpoint, "encodec", config, GRANTED_TRANSFORMERS)
-    found = {name: config.get(key, usual) for name, (key, usual) in TRANSFORMERS.items()}
+    found = {name: config.get(key, usual) for name, (key, usual) in USUAL_TRANSFORMERS.items()}
     ratios = tuple(config.get("upsampling_ratios", (8, 5, 4, 2)))
     # transformers counts codebooks by their bits per second.
     bits = math.ceil(found["sample_rate"] / math.prod(ratios)) * math.log2(found["bins"])
@@ -147,6 +142,9 @@ def from_transformers(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Enco
         n_q=int(1000 * config["target_bandwidths"][-1] // bits),
         **found,
     )
+
+
+CONFIGURATIONS = {AUDIOCRAFT: from_audiocraft, TRANSFORMERS: from_transformers}
 
 
 def _check(

@@ -30,7 +30,8 @@ from musicgen.audiocraft import (
     get_diffusion_model,
     get_processor,
 )
-from musicgen.checkpoints.checkpoint import Checkpoint, read_package
+from musicgen.checkpoints.checkpoint import Checkpoint
+from musicgen.checkpoints.files import read_package
 from musicgen.errors import WeightsError
 from musicgen.rendering.codec import Codec
 

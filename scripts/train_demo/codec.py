@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.optim import AdamW
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny_config
 from train_demo import song, synth
 from train_demo.run import Run
 
@@ -32,7 +32,7 @@ HELD_OUT = 10_000_000  # seeds from here on are never trained on
 
 def config() -> dict[str, Any]:
     """audiocraft's configuration of the codec."""
-    values = tiny.codec_config()
+    values = tiny_config.codec_config()
     values["seanet"] |= {"n_filters": 16, "dimension": 64, "lstm": 0}
     values["rvq"] |= {"bins": CARD, "kmeans_init": True, "kmeans_iters": 20}
     return values

@@ -11,7 +11,7 @@ import torch
 from audiocraft.models.encodec import EncodecModel
 from torch import Tensor
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny_config
 from musicgen.conditioning.chroma import Chroma
 from train_demo import captions, codec, song, synth, text
 
@@ -84,7 +84,9 @@ class Clips:
 
     def __init__(self, encodec: EncodecModel, device: str) -> None:
         self.encodec, self.device = encodec, device
-        self.extractor = Chroma(synth.SAMPLE_RATE, tiny.N_CHROMA, CHROMA_EXPONENT, argmax=True)
+        self.extractor = Chroma(
+            synth.SAMPLE_RATE, tiny_config.N_CHROMA, CHROMA_EXPONENT, argmax=True
+        )
         self.tokenizer = text.tokenizer()
         # What the server embeds when no melody comes.
         self.no_melody = self.chroma(torch.zeros(1, 1)).repeat(MELODY_FRAMES)[:MELODY_FRAMES]

@@ -16,7 +16,7 @@ from torch import nn
 from musicgen.checkpoints.checkpoint import CODEC_FILE, LM_FILE, PROVIDER_PREFIX
 from musicgen.checkpoints.convert import SOURCES_FILE, convert
 from musicgen.checkpoints.manifest import MANIFEST_FILE, read_manifest
-from musicgen.checkpoints.tiny import N_CHROMA
+from musicgen.checkpoints.tiny_config import N_CHROMA
 from train_demo import codec, lm, text
 from train_demo.dataset import CHROMA_WINDOW
 

@@ -19,7 +19,7 @@ from audiocraft.modules.transformer import set_efficient_attention_backend
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny_config
 from train_demo import codec, song, synth, text
 from train_demo.dataset import (
     BEGINNING,
@@ -52,7 +52,7 @@ MARK, CONSTANT, ATTENTION = 0.7, 28, 11.0  # size of words' mark, constant waves
 
 def config() -> dict[str, Any]:
     """audiocraft's configuration of the language model."""
-    values = tiny.lm_config("stereo-melody")
+    values = tiny_config.lm_config("stereo-melody")
     values["dataset"]["segment_duration"] = SECONDS
     values["transformer_lm"] |= {"dim": 256, "num_heads": 4, "num_layers": 4, "card": codec.CARD}
     # Nothing is separated: the training melodies are clean, and Demucs has no place in so small
@@ -75,7 +75,7 @@ class Demo(nn.Module):
         dim = arguments["dim"]
         self.text = text.build()
         conditioners = {
-            "self_wav": BaseConditioner(tiny.N_CHROMA, dim),
+            "self_wav": BaseConditioner(tiny_config.N_CHROMA, dim),
             "description": BaseConditioner(text.WIDTH, dim),
         }
         fuse = ("sum", "prepend", "cross", "input_interpolate")
@@ -106,7 +106,9 @@ class Demo(nn.Module):
         project = self.lm.condition_provider.conditioners
         words = self.text(input_ids=batch.tokens).last_hidden_state
         described = project["description"].output_proj(words) * batch.has_text[:, None, None]
-        melody = project["self_wav"].output_proj(F.one_hot(batch.chroma, tiny.N_CHROMA).float())
+        melody = project["self_wav"].output_proj(
+            F.one_hot(batch.chroma, tiny_config.N_CHROMA).float()
+        )
         # The order in which audiocraft's provider gives them: the melody comes to stand first.
         conditions = {"description": (described, None), "self_wav": (melody, None)}
         pattern = self.lm.pattern_provider.get_pattern(batch.codes.shape[-1])

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers_musicgen import PROMPT, greedy_codes, write_transformers
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny_config
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, LM_FILE, open_checkpoint
 from musicgen.checkpoints.convert import convert
 from musicgen.checkpoints.demucs import open_demucs
@@ -46,7 +46,7 @@ def change_config(path, key, value):
     change_package(path, change)
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny_config.KINDS)
 def test_converted_folders_make_the_same_music(checkpoints, models, tmp_path, kind):
     convert(checkpoints[kind], tmp_path / kind)
     audio = None

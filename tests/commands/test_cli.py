@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import sounds
 
-from musicgen.checkpoints import folders, tiny
+from musicgen.checkpoints import folders, tiny_config
 from musicgen.commands import cli, server
 from musicgen.errors import MusicGenError
 
@@ -104,7 +104,7 @@ def test_serve_runs_until_it_is_told_to_stop(checkpoints):
         process.stderr.close()
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny_config.KINDS)
 def test_tiny_checkpoints_are_the_same_every_time(checkpoints, tmp_path, kind):
     done = run("", "weights", "tiny", str(tmp_path / "w"), "--kind", kind)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from musicgen.commands.schema import SchemaError, openapi, write
+from musicgen.commands.schema import SchemaError, concurrency, openapi, write
 
 ROOT = Path(__file__).parents[2]
 FACES = ["predict", "songstarter"]
@@ -96,3 +96,28 @@ def test_write_makes_the_folder_and_does_not_touch_an_equal_file(tmp_path):
     write(face, target)
     assert target.stat().st_mtime_ns == before
     assert json.loads(target.read_text()) == openapi(FACE)
+
+
+DECORATED = """
+class Predictor:
+    {decorator}
+    {kind} predict(self, prompt: str = Input(description="a")) -> dict:
+        pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_faces_may_be_asynchronous(kind):
+    document = openapi(DECORATED.format(kind=kind, decorator="@concurrent(max=8)"))
+    assert "prompt" in document["components"]["schemas"]["Input"]["properties"]
+
+
+@pytest.mark.parametrize(("decorator", "limit"), [("", 1), ("@concurrent(max=8)", 8)])
+def test_the_concurrency_is_the_decorators(decorator, limit):
+    assert concurrency(DECORATED.format(kind="async def", decorator=decorator)) == limit
+
+
+@pytest.mark.parametrize("decorator", ["@concurrent(max=2*4)", "@concurrent", "@other"])
+def test_a_decorator_that_cog_would_not_read_is_refused(decorator):
+    with pytest.raises(SchemaError, match="max=N"):
+        concurrency(DECORATED.format(kind="async def", decorator=decorator))

@@ -12,7 +12,7 @@ from audiocraft.models.multibanddiffusion import DiffusionProcess
 from audiocraft.modules.diffusion_schedule import NoiseSchedule
 from omegaconf import OmegaConf
 
-from musicgen.checkpoints import tiny
+from musicgen.checkpoints import tiny, tiny_config
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DIFFUSION_FILE, open_checkpoint
 from musicgen.errors import InputError, WeightsError
 from musicgen.pipeline import MusicGen
@@ -63,7 +63,7 @@ def stereo(folders):
 
 
 def draw(*shape):
-    return torch.randint(tiny.CARD, shape, generator=torch.Generator().manual_seed(5))
+    return torch.randint(tiny_config.CARD, shape, generator=torch.Generator().manual_seed(5))
 
 
 def interleave(left, right):

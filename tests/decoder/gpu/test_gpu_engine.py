@@ -9,9 +9,10 @@ import torch
 from musicgen.decoder import kernels
 from musicgen.decoder.clip import Clip, Conditions, windows
 from musicgen.decoder.engine import Engine
-from musicgen.decoder.lm import LM, Cache, LMConfig, decoder_shapes
+from musicgen.decoder.lm import LM, Cache
 from musicgen.decoder.pattern import interleave
 from musicgen.decoder.sampling import Sampling
+from musicgen.decoder.weights import LMConfig, decoder_shapes
 
 pytestmark = [
     pytest.mark.gpu,

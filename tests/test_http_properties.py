@@ -1,0 +1,116 @@
+"""Whatever the schema lets through is served, or refused by the name of a field."""
+
+import math
+import re
+
+import httpx
+import pytest
+import sounds
+from cog_client import data_uri
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+SECRETS = {"song_id", "key"}  # of the bucket, which tests/test_http_delivery.py has
+UNBOUNDED = 2**70
+AUDIO = ["", "/etc/passwd", "file:///etc/passwd", "data:audio/wav;base64,UklGRg==", "data:,"]
+
+
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    return data_uri(sounds.write(folder / "a.wav", sounds.melody(1.5, 32000), 32000))
+
+
+def numbers(schema):
+    """Integers and floats within the bounds, the bounds and the absurd among them."""
+    low = schema.get("minimum", -UNBOUNDED)
+    if schema["type"] == "integer":
+        high = schema.get("maximum", UNBOUNDED)
+        return st.one_of(st.integers(low, high), st.integers(low, min(high, low + 300)))
+    high = schema.get("maximum", 1.7976931348623157e308)
+    return st.one_of(
+        st.floats(low, high, allow_nan=False, allow_infinity=False),
+        st.floats(low, min(high, 3), allow_nan=False),
+        st.sampled_from([low, math.nextafter(low, math.inf), high]),
+    )
+
+
+def values(name, schema, enums, tune):
+    """What the schema lets through for one field."""
+    if name == "duration":
+        return st.sampled_from([1, 1, 1, 2, 3])
+    if "allOf" in schema:
+        return st.sampled_from(enums[name]["enum"])
+    if schema.get("format") == "uri":
+        return st.sampled_from([tune, tune, tune, *AUDIO])
+    kinds = {"boolean": st.booleans(), "string": st.text(max_size=200)}
+    return kinds.get(schema["type"]) or numbers(schema)
+
+
+def requests(document, tune):
+    schemas = document["components"]["schemas"]
+    fields = {
+        name: values(name, schema, schemas, tune)
+        for name, schema in schemas["Input"]["properties"].items()
+        if name not in SECRETS
+    }
+    duration = fields.pop("duration")
+    return st.fixed_dictionaries({"duration": duration}, optional=fields)
+
+
+def check(server, tune, examples):
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    names = set(document["components"]["schemas"]["Input"]["properties"])
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(inputs=requests(document, tune))
+    def served_or_refused_by_name(inputs):
+        response = server.post(**inputs)
+        answer = response.json()
+        if response.status_code == 422:  # an integer that JSON readers take for something else
+            assert answer["detail"][0]["loc"][-1] in names, answer
+            return
+        assert response.status_code == 200, answer
+        if answer["status"] != "succeeded":
+            refused = re.search(r"InputError: (\w+)=", answer["error"])
+            assert refused, (inputs, answer)
+            assert refused[1] in names
+
+    served_or_refused_by_name()
+    assert server.predict(duration=1)
+
+
+@pytest.mark.parametrize("face", ["predict", "songstarter"])
+def test_every_request_is_served_or_refused_by_name(request, face, tune):
+    check(request.getfixturevalue(f"{face}_server"), tune, 40)
+
+
+@pytest.mark.full
+def test_thousands_of_requests_are_served_or_refused_by_name(predict_server, tune):
+    check(predict_server, tune, 3000)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"temperature": 1e308}, "temperature=1e+308: out of range. Send 0 to 1,000,000,000"),
+        ({"classifier_free_guidance": 10**12}, "classifier_free_guidance=1000000000000: out of"),
+    ],
+)
+def test_numbers_that_nothing_can_compute_with_are_refused(predict_server, inputs, message):
+    assert message in predict_server.error(duration=1, **inputs)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-9, 1e9])
+def test_the_coldest_and_the_hottest_are_served(predict_server, temperature):
+    output = predict_server.predict(duration=1, seed=1, temperature=temperature)["output"]
+    if temperature < 1e-9:
+        greedy = predict_server.predict(duration=1, seed=1, temperature=0)["output"]
+        assert output == greedy
