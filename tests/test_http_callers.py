@@ -168,7 +168,7 @@ def test_cancelling_ends_one_prediction_and_its_files_alone(predict_server):
     for caller in callers:
         caller.join()
     assert answers["cancelled"]["status"] == "canceled"
-    assert answers["neighbour"]["status"] == "succeeded"
+    assert answers["neighbour"]["status"] == "succeeded", answers["neighbour"]
     [kept] = predict_server.results() - before
     assert [path.name for path in kept.iterdir()] == ["clip-0.mp3"]
     assert answers["neighbour"]["output"] == predict_server.predict(duration=20, seed=3)["output"]

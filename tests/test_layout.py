@@ -84,7 +84,9 @@ LAYERS = {
     "rendering.diffusion": {*FOLDER, "audiocraft", "rendering.codec"},
     # Weights on the disk.
     "checkpoints.folders": {"ROOT"},
+    "checkpoints.architecture": set(),
     "checkpoints.checkpoint": {
+        "checkpoints.architecture",
         "checkpoints.archive",
         "checkpoints.encodec",
         "checkpoints.files",
@@ -103,6 +105,7 @@ LAYERS = {
         "checkpoints.demucs",
         "checkpoints.tensors",
         "checkpoints.upstream",
+        "decoder.weights",
     },
     "checkpoints.hub": {*FOLDER, "checkpoints.convert", "checkpoints.upstream"},
     "checkpoints.tiny": {"audiocraft", "checkpoints.checkpoint", "checkpoints.tiny_config"},

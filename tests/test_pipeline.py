@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import oracle
 import pytest
+import soundfile
 import sounds
 import torch
 
@@ -81,11 +82,24 @@ def test_melody_equals_audiocraft(models, references, kind, tune):
     assert_same_sound(models[kind].generate(request).wavs[0], reference)
 
 
+@pytest.mark.parametrize("seconds", [32.0, 41.7])
+def test_a_melody_longer_than_the_window_equals_audiocraft(models, references, tmp_path, seconds):
+    """audiocraft separates all of it; what lies behind the window can still change its end."""
+    wav = sounds.melody(seconds, 32000)
+    path = sounds.write(tmp_path / "a.flac", wav, 32000)
+    [melody] = [torch.from_numpy(soundfile.read(path, dtype=np.float32)[0].T)]
+    request = Request(prompt=PROMPT, duration=1, seed=7, audio=path)
+    reference = reference_wav(
+        references["melody"],
+        request,
+        lambda r: r.generate_with_chroma([PROMPT], [melody], 32000),
+    )
+    assert_same_sound(models["melody"].generate(request).wavs[0], reference)
+
+
 @pytest.mark.parametrize("kind", ["text", "stereo", "stereo-melody"])
 def test_continuation_equals_audiocraft(models, references, kind, tmp_path):
     wav = torch.from_numpy(sounds.melody(2.0, 32000))
-    import soundfile
-
     soundfile.write(tmp_path / "a.wav", wav.numpy().T, 32000, subtype="FLOAT")
     request = Request(
         prompt=PROMPT, duration=2, seed=7, audio=tmp_path / "a.wav", continuation=True, end=1
@@ -104,10 +118,11 @@ def test_windows_beyond_30_s_equal_audiocraft(models, references):
     assert_same_sound(models["text"].generate(request).wavs[0], reference)
 
 
-def test_windows_tile_the_melody_as_audiocraft(models, references, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds", [7.0, 45.0])
+def test_windows_tile_the_melody_as_audiocraft(models, references, tmp_path, monkeypatch, seconds):
     """Separation aside: audiocraft separates every window's tiled melody, ours tiles one stem."""
-    wav = sounds.melody(7.0, 32000)
-    wav[:, 100000:] = 0
+    wav = sounds.melody(seconds, 32000)
+    wav[:, 100000:150000] = 0
     path = sounds.write(tmp_path / "a.flac", wav, 32000)
     chroma = references["melody"].lm.condition_provider.conditioners["self_wav"]
     monkeypatch.setattr(chroma, "_get_stemmed_wav", lambda wav, _: wav)

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from musicgen.checkpoints import archive, folders
+from musicgen.checkpoints.architecture import check_architecture
 from musicgen.checkpoints.encodec import AUDIOCRAFT, EncodecFiles, transformers_files
 from musicgen.checkpoints.files import find, local_name, read_package
 from musicgen.checkpoints.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -48,22 +49,6 @@ LM_TENSORS = "lm.safetensors"
 CODEC_TENSORS = "codec.safetensors"
 DEMUCS_TENSORS = "htdemucs.safetensors"
 
-# What every MusicGen checkpoint has in common; anything else needs another decoder.
-ARCHITECTURE = {
-    "activation": "gelu",
-    "bias_attn": False,
-    "bias_ff": False,
-    "bias_proj": False,
-    "causal": True,
-    "kv_repeat": 1,
-    "layer_scale": None,
-    "norm": "layer_norm",
-    "norm_first": True,
-    "past_context": None,
-    "positional_embedding": "sin",
-    "qk_layer_norm": False,
-    "qk_layer_norm_cross": False,
-}
 CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}
 NO_SEPARATOR = "none"
 PROVIDER_PREFIX = "condition_provider.conditioners."
@@ -98,13 +83,8 @@ class Checkpoint:
             ) from exc
 
     def _lm_config(self) -> LMConfig:
+        check_architecture(self.lm_file, self.config)
         arguments = self.config.transformer_lm
-        for key, expected in ARCHITECTURE.items():
-            if arguments.get(key, expected) != expected:
-                raise WeightsError(
-                    f"{self.lm_file}: transformer_lm.{key}={arguments[key]!r} is not "
-                    f"MusicGen's ({expected!r}); this server cannot decode it."
-                )
         delays = self.config.codebooks_pattern.get("delay", {}).get("delays")
         return LMConfig(
             dim=arguments.dim,
@@ -266,7 +246,7 @@ def _check_conditioners(checkpoint: Checkpoint) -> None:
     if wrong:
         raise WeightsError(
             f"{checkpoint.lm_file}: conditioner {wrong[0]} ({specs[wrong[0]].model}) is not "
-            "supported."
+            "supported (it is that of musicgen-style); weights/README.md lists the models that are."
         )
 
 

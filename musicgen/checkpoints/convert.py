@@ -1,7 +1,8 @@
 """A checkpoint in upstream's format -> safetensors and a manifest, which load as fast as the disk.
 
-The language model's matrices become fp16, what audiocraft multiplies with on a GPU. What every
-backend computes in fp32 (EnCodec, embeddings and norms) keeps the precision that upstream ships.
+The language model's matrices become fp16 where every number of theirs is one, as upstream ships
+them; others stay as they are, and are rounded on a GPU only, as in audiocraft. What every backend
+computes in fp32 (EnCodec, embeddings and norms) keeps the precision that upstream ships.
 Demucs, the text encoder and the projections of text and melody become fp32, as audiocraft runs
 them: exact, wherever upstream ships fp16. Multi-Band Diffusion is copied as it is.
 """
@@ -32,6 +33,7 @@ from musicgen.checkpoints.manifest import FORMAT, FileFacts, Manifest, Source, d
 from musicgen.checkpoints.saved import CONFIG_FILE, Saved
 from musicgen.checkpoints.tensors import write_tensors
 from musicgen.checkpoints.upstream import open_upstream
+from musicgen.decoder.weights import is_float16
 from musicgen.errors import WeightsError
 
 # What inference reads of the training configurations.
@@ -128,11 +130,15 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
 
 
 def lm_dtype(name: str, tensor: Tensor) -> torch.dtype:
-    """fp16 for what is multiplied, fp32 for projections; the rest stays as it is."""
+    """fp16 for what is multiplied if it loses nothing, fp32 for projections; the rest as it is."""
     if name.startswith(PROVIDER_PREFIX):
         return torch.float32
-    matrix = tensor.dim() == 2 and not name.startswith("emb.")
-    return torch.float16 if matrix else tensor.dtype
+    if tensor.dim() != 2 or name.startswith("emb."):
+        return tensor.dtype
+    # What no GPU could hold as fp16 becomes it, too: writing it is then refused by name.
+    return (
+        torch.float16 if is_float16(tensor) or not tensor.half().isfinite().all() else tensor.dtype
+    )
 
 
 def as_shipped(name: str, tensor: Tensor) -> torch.dtype:

@@ -56,12 +56,17 @@ class Placement:
         return norm
 
 
+def is_float16(weight: Tensor) -> bool:
+    """Whether every number of a weight is a float16 one."""
+    return weight.dtype == torch.float16 or torch.equal(weight.half().to(weight.dtype), weight)
+
+
 def packs_losslessly(state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> bool:
     """Whether every product's weights are float16 numbers and this CPU multiplies those."""
     if device.type != "cpu" or dtype != torch.float32:
         return False
     matrices = (v for k, v in state.items() if v.dim() == 2 and not k.startswith("emb."))
-    if not all(w.dtype == torch.float16 or torch.equal(w.half().to(w), w) for w in matrices):
+    if not all(is_float16(matrix) for matrix in matrices):
         return False
     try:
         linear(torch.ones(2, 8), pack_float16(torch.ones(8, 8)))

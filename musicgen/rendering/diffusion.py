@@ -6,7 +6,6 @@ The networks, schedules and processors are audiocraft's; the sampling loop is it
 at a time and with a generator of the clip's own.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,8 +38,14 @@ from musicgen.rendering.codec import Codec
 STEPS = [*range(1000)[::-50], 0]
 EQUALIZER_BANDS = 32
 
+
+def _plain_dict(*_: object) -> dict[Any, Any]:
+    return {}
+
+
 # Upstream's file holds one OmegaConf configuration per band. These are all the names that its
-# pickle mentions: containers, their leaves, and the types that their metadata records.
+# pickle mentions: containers, their leaves, and the types that their metadata records. The cache
+# of resolved values, in which hydra leaves the date, is a defaultdict, which torch would not fill.
 CONFIGURATION = (
     DictConfig,
     ListConfig,
@@ -48,7 +53,7 @@ CONFIGURATION = (
     Metadata,
     AnyNode,
     Any,
-    defaultdict,
+    (_plain_dict, "collections.defaultdict"),
     dict,
     list,
     int,

@@ -7,6 +7,7 @@ than all else that a server needs to start.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -193,13 +194,17 @@ RENAMED = (
 )
 
 
+# A codebook's number; where a state is spread over files, they come in any order.
+BOOK = re.compile(r"quantizer\..*\b(\d+)\._?codebook\.embed")
+
+
 def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    books: list[Tensor] = []
+    books: dict[int, Tensor] = {}
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.startswith("quantizer."):
-            if name.endswith("codebook.embed"):
-                books.append(value.float())
+            if book := BOOK.fullmatch(name):
+                books[int(book[1])] = value.float()
             continue
         for old, new in RENAMED:
             name = name.replace(old, new)
@@ -207,7 +212,7 @@ def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in [name for name in renamed if name.endswith(".weight_g")]:
         stem = name.removesuffix("_g")
         renamed[stem] = torch._weight_norm(renamed.pop(f"{stem}_v"), renamed.pop(name), 0)
-    return {**renamed, "codebooks": torch.stack(books)}
+    return {**renamed, "codebooks": torch.stack([books[number] for number in sorted(books)])}
 
 
 def _residuals(config: EncodecConfig, width: int) -> list[nn.Module]:

@@ -18,6 +18,7 @@ from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, LM_FILE, op
 from musicgen.checkpoints.convert import convert
 from musicgen.checkpoints.demucs import open_demucs
 from musicgen.checkpoints.manifest import MANIFEST_FILE
+from musicgen.commands.verify import verify
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.sampling import Sampling
 from musicgen.errors import WeightsError
@@ -236,9 +237,21 @@ WRONG = {
     "normalization": ("transformer_lm.norm", "rms_norm", "norm"),
     "layers": ("transformer_lm.num_layers", 3, r"transformer\.layers\.2\..*is missing"),
     "width": ("transformer_lm.dim", 32, "has another shape"),
-    "conditioner": ("conditioners.self_wav.model", "clap", "self_wav.*not supported"),
+    "conditioner": ("conditioners.self_wav.model", "style", "self_wav.*not supported"),
+    "pattern": ("codebooks_pattern.modeling", "parallel", "modeling='parallel'"),
+    "flattened": ("codebooks_pattern.delay.flatten_first", 2, "flatten_first=2"),
+    "empty": ("codebooks_pattern.delay.empty_initial", 1, "empty_initial=1"),
+    "late": ("codebooks_pattern.delay.delays", [1, 1, 2, 2, 3, 3, 4, 4], "do not begin at 0"),
+    "stereo": ("interleave_stereo_codebooks.per_timestep", True, "per_timestep=True"),
+    "cross positions": ("fuser.cross_attention_pos_emb", True, "cross_attention_pos_emb=True"),
+    "sum": ("fuser.sum", ["description"], r"fuser.sum=\['description'\]"),
+    "interpolated": ("fuser.input_interpolate", ["self_wav"], "input_interpolate"),
+    "both": ("fuser.cross", ["description"], "both in use"),
+    "words": ("conditioners.description.t5.normalize_text", True, "normalize_text=True"),
+    "magnet": ("lm_model", "transformer_lm_magnet", "lm_model='transformer_lm_magnet'"),
+    "codebooks": ("compression_model_n_q", 2, "compression_model_n_q=2"),
     "kind": ("conditioners", None, "configuration is not a MusicGen model's"),
-    "empty": ("transformer_lm", {}, "configuration is not a MusicGen model's"),
+    "no shape": ("transformer_lm", {}, "configuration is not a MusicGen model's"),
 }
 
 
@@ -292,3 +305,25 @@ def test_other_transformers_models_are_refused(tmp_path):
     path.write_text(path.read_text().replace("MusicgenFor", "BarkFor"))
     with pytest.raises(WeightsError, match=r"config\.json: BarkForConditionalGeneration is not"):
         convert(tmp_path / "hf", tmp_path / "out")
+
+
+def test_settings_that_change_nothing_are_accepted(source, tmp_path):
+    change_config(source / LM_FILE, "compression_model_n_q", 4)
+    assert convert(source, tmp_path / "out")
+
+
+def test_matrices_that_float16_would_round_stay_as_they_are(source, tmp_path):
+    def widen(package):
+        state = {name: value.float() for name, value in package["best_state"].items()}
+        state["transformer.layers.0.linear1.weight"] += 1e-7
+        package["best_state"] = state
+
+    change_package(source / LM_FILE, widen)
+    convert(source, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "lm.safetensors")
+    assert found["transformer.layers.0.linear1.weight"].dtype == torch.float32
+    assert found["transformer.layers.1.linear1.weight"].dtype == torch.float16
+    request = Request(prompt="x", duration=1, seed=3, temperature=0)
+    ours, theirs = (MusicGen.load(f, "cpu").generate(request) for f in (tmp_path / "out", source))
+    assert torch.equal(ours.wavs[0], theirs.wavs[0])
+    assert list(verify(tmp_path / "out"))

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from musicgen.checkpoints import tiny_config
 from musicgen.checkpoints.checkpoint import CODEC_FILE, LM_FILE, open_checkpoint
 from musicgen.errors import WeightsError
+from musicgen.rendering import encodec
 from musicgen.rendering.codec import Codec, from_audiocraft
 from musicgen.rendering.encodec import load_encodec
 
@@ -83,7 +84,8 @@ def test_left_is_left(checkpoints):
     assert not torch.equal(wavs[0, 1], wavs[1, 1])
 
 
-def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints, tmp_path):
+@pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["one file", "shards"])
+def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints, tmp_path, shard):
     """As in upstream's stereo checkpoints, whose codec file only names facebook/encodec_32khz."""
     sizes = {"hidden_size": 32, "num_filters": 4, "codebook_size": tiny_config.CARD}
     config = transformers.EncodecConfig(
@@ -99,7 +101,8 @@ def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints,
         reference = transformers.EncodecModel(config).eval()
         for layer in reference.quantizer.layers:
             layer.codebook.embed.normal_()
-    reference.save_pretrained(tmp_path / "encodec_32khz")
+    reference.save_pretrained(tmp_path / "encodec_32khz", max_shard_size=shard)
+    assert (len(list((tmp_path / "encodec_32khz").glob("*.safetensors"))) > 8) == (shard == "20KB")
     (tmp_path / LM_FILE).write_bytes((checkpoints["text"] / LM_FILE).read_bytes())
     torch.save({"pretrained": "facebook/encodec_32khz"}, tmp_path / CODEC_FILE)
     ours = Codec(open_checkpoint(tmp_path), CPU)
@@ -128,3 +131,10 @@ def test_a_codec_that_does_not_fit_is_an_error(checkpoints, tmp_path, made_with,
     (tmp_path / LM_FILE).write_bytes((checkpoints["text"] / LM_FILE).read_bytes())
     with pytest.raises(WeightsError, match=message):
         Codec(open_checkpoint(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("name", ["vq.layers.{}._codebook", "layers.{}.codebook"])
+def test_codebooks_are_in_the_order_of_their_numbers(name):
+    books = {f"quantizer.{name.format(i)}.embed": torch.full((2, 3), float(i)) for i in range(12)}
+    translated = encodec._translate(dict(sorted(books.items(), reverse=True)))["codebooks"]
+    assert translated[:, 0, 0].tolist() == list(range(12))

@@ -10,7 +10,8 @@ from audiocraft.models import MultiBandDiffusion as Oracle
 from audiocraft.models.builders import get_compression_model, get_diffusion_model, get_processor
 from audiocraft.models.multibanddiffusion import DiffusionProcess
 from audiocraft.modules.diffusion_schedule import NoiseSchedule
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
 
 from musicgen.checkpoints import tiny, tiny_config
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DIFFUSION_FILE, open_checkpoint
@@ -336,3 +337,22 @@ def test_half_precision_sounds_like_full(folders):
             wavs.append(decoder._equalize(clip.wav, clip.reference).cpu())
     error = (wavs[1] - wavs[0]).std() / wavs[0].std()
     assert float(error) < 0.01
+
+
+def test_configurations_that_hydra_composed_are_read(folders, mono, tmp_path):
+    """Upstream's are, and hydra leaves the resolved date of its folder in the root's cache."""
+    package = read(folders["text"] / DIFFUSION_FILE)
+    for index in range(package["n_bands"]):
+        name = f"band-{index}"
+        OmegaConf.save(package[index]["cfg"], tmp_path / f"{name}.yaml")
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            config = compose(name, return_hydra_config=True)
+        assert "outputs" in config.hydra.run.dir
+        with open_dict(config):
+            del config["hydra"]
+        assert config._metadata.resolver_cache["now"]
+        package[index]["cfg"] = config
+    folder = shutil.copytree(folders["text"], tmp_path / "composed")
+    torch.save(package, folder / DIFFUSION_FILE)
+    codes = draw(1, 4, FRAMES)
+    assert torch.equal(load(folder).decode(codes, [3]), mono.decode(codes, [3]))
