@@ -8,10 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 import sounds
 from cog_client import data_uri, samples
 
+from musicgen import output
 from musicgen.commands import server as cog
 
 SHORT = {"duration": 1, "output_format": "wav"}
@@ -206,3 +208,45 @@ def test_a_server_that_is_told_to_end_finishes_what_runs(checkpoints, tmp_path):
             process.send_signal(signal.SIGTERM)
             assert [answer.result().json()["status"] for answer in asked] == ["succeeded"] * 4
         assert process.wait() == 0
+
+
+@pytest.mark.full
+def test_nothing_grows_over_two_thousand_requests(start_server, tune):
+    """Memory, threads, descriptors and files after the first hundreds are what they are after all.
+
+    What Cog leaves in folders of its own for each prediction is Cog's.
+    """
+    server = start_server("predict")
+    [worker] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "_run_worker" in str(process.info["cmdline"])
+        and process.environ().get("TMPDIR") == str(server.temporary)
+    ]
+    chance = random.Random(0)
+
+    def work(count):
+        requests = [{**drawn_request(chance, tune), "duration": 2} for _ in range(count)]
+
+        def ask(job):
+            if job[0] % 20 == 19:
+                disturb(server, job[0], job[1])
+            return server.predict(**job[1])["status"]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(ask, enumerate(requests))) == {"succeeded"}
+        return {
+            "memory": worker.memory_info().rss,
+            "threads": worker.num_threads(),
+            "descriptors": worker.num_fds(),
+        }
+
+    before, after = work(300), work(1700)
+    print(before, after)
+    assert after["memory"] < 1.1 * before["memory"]
+    assert after["threads"] <= before["threads"] + 2
+    assert after["descriptors"] <= before["descriptors"] + 2
+    kept = server.results()
+    time.sleep(output.KEEP_SECONDS + 1)
+    server.predict(**SHORT)
+    assert len(server.results()) == 1 < len(kept)

@@ -1,6 +1,8 @@
 """Requests become the audio that audiocraft would make of them, and only their own."""
 
+import gc
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import oracle
@@ -9,7 +11,7 @@ import soundfile
 import sounds
 import torch
 
-from musicgen.errors import InputError, MusicGenError
+from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.pipeline import MusicGen, resolve_device
 from musicgen.report import Timings
 from musicgen.request import Request
@@ -277,6 +279,50 @@ def test_an_interrupted_request_leaves_the_next_one_alone(models, monkeypatch):
         with pytest.raises(Cancelled):
             generate(model)
     assert torch.equal(generate(model).wavs[0], expected)
+
+
+@pytest.mark.parametrize("part", ["prefill", "step"])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Out of memory.*shorter"),
+        (ZeroDivisionError(), "not by the request's fault"),
+    ],
+    ids=["memory", "other"],
+)
+def test_an_error_of_the_decode_loop_is_one_message_and_the_next_request_works(
+    models, monkeypatch, part, error, message
+):
+    model = models["stereo-melody"]
+    expected = generate(model).wavs[0]
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine.lm, part, fail)
+        with pytest.raises(DecodeError, match=message):
+            generate(model)
+    assert torch.equal(generate(model).wavs[0], expected)
+
+
+def test_requests_from_many_threads_get_what_they_get_alone(models, tune):
+    model = models["stereo-melody"]
+    variants = [{"seed": seed, "audio": audio} for seed in range(4) for audio in (None, tune)]
+    alone = [generate(model, **fields).wavs[0] for fields in variants]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda fields: generate(model, **fields).wavs[0], variants))
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+
+
+def test_a_model_that_nobody_holds_ends_its_thread(checkpoints):
+    model = MusicGen.load(checkpoints["text"], "cpu")
+    thread = model.loop._thread
+    assert thread.is_alive()
+    del model
+    gc.collect()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 def test_device(monkeypatch):
