@@ -56,7 +56,7 @@ def normalize(wav: Tensor, strategy: str, sample_rate: int) -> Tensor:
     wav = wav.float()
     broken = int((~torch.isfinite(wav)).sum())
     if broken:
-        logger.warning("the decoder gave %d samples that are not finite; silenced", broken)
+        logger.warning("%d rendered samples are not finite; silenced", broken)
         wav = torch.where(torch.isfinite(wav), wav, 0.0)
     if float(wav.abs().max()) < SILENCE:
         return torch.zeros_like(wav)
@@ -77,8 +77,10 @@ def loudness(wav: Tensor, sample_rate: int) -> float:
 def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
     """wav [C, N] with no sample above `ceiling`, by a gain that changes smoothly over 5 ms.
 
-    The gain at a sample averages, over a window around it, the least gain that each of those
-    samples' own windows needs; as every one of them holds this sample, none exceeds what it needs.
+    A look-ahead limiter in three steps: the peak in a window around each sample (a sliding
+    maximum), the gain that brings that peak to the ceiling, and the average of those gains over the
+    same window. Every gain in the average was made for a window that holds this sample, so none of
+    them, nor their average, lets it pass the ceiling.
     """
     peaks = wav.abs().amax(0)[None, None]
     if float(peaks.max()) <= ceiling:

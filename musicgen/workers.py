@@ -24,7 +24,8 @@ class Workers:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `function` returns, in a thread that logs and records metrics for the caller.
 
-        If the caller is cancelled, the function is told, and has cleaned up when this raises.
+        If the caller is cancelled, so is the request's `Cancellation`; the function has cleaned up
+        when this raises.
         """
         cancellation = Cancellation()
         context = contextvars.copy_context()

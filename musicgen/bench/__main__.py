@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="of audio in a clip")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="clips at once")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--repeats", type=int, default=5, help="the median of so many is told")
+    parser.add_argument("--repeats", type=int, default=5, help="of which the median is reported")
     parser.add_argument("--steps", type=int, help="steps to a repeat at each of three contexts")
     parser.add_argument("--full", action="store_true", help="time every step of the clip instead")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))

@@ -83,7 +83,7 @@ class PeakMemory:
             self.before = _status("VmRSS")
 
     def bytes(self) -> int | None:
-        """None where it cannot be told."""
+        """None where it is not known."""
         if self.before is None:
             return None
         if self.device.type == "cuda":

@@ -147,7 +147,7 @@ def _fields(url: str) -> dict[str, Any]:
 
 
 def _with_face(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Parse with the options that both serving commands have; the server is told the weights."""
+    """Parse with the options of both serving commands; the environment names the weights."""
     parser.add_argument("--face", choices=server.FACES, default="predict")
     parser.add_argument("--weights", type=Path, metavar="DIR")
     options = parser.parse_args(arguments)

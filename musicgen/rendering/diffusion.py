@@ -127,7 +127,7 @@ class _Decoding:
 
 
 class MultiBandDiffusion:
-    """A decoder for the codes of `codec`, which gives the condition and the spectrum to match.
+    """Renders the codes of `codec`, which gives the condition and the spectrum to match.
 
     Upstream takes EnCodec from facebook/musicgen-small for this. Every MusicGen checkpoint holds
     that same mono EnCodec, the stereo ones once for both channels, so the checkpoint's own serves.

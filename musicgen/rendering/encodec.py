@@ -88,7 +88,7 @@ class Upsample(nn.ConvTranspose1d):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a way past them."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, config: EncodecConfig, width: int, dilation: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Residual(nn.Module):
 
 
 class Memory(nn.Module):
-    """An LSTM over time, beside a way past it."""
+    """An LSTM over time with a skip connection."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
