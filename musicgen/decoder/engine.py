@@ -86,6 +86,7 @@ class Engine:
         """
         for slot in filter(None, self._slots):
             if slot.job.cancelled():
+                slot.job.acknowledge()
                 self._slots[slot.index] = None
         self._admit()
         self._prefill_one()
@@ -161,7 +162,7 @@ class Engine:
         for index in range(len(self._slots)):
             while self._slots[index] is None and self._waiting:
                 job = self._waiting.popleft()
-                if job.cancelled():
+                if not job.acknowledge():
                     continue
                 job.admitted = perf_counter()
                 try:
@@ -220,7 +221,10 @@ class Engine:
             slot.job.done_steps += 1
             slot.left -= 1
             if slot.left == 0:
-                self._close_window(slot)
+                try:
+                    self._close_window(slot)
+                except Exception as exc:
+                    self._fail(slot.index, slot.job, exc)
 
     def _step(self, indices: list[int]) -> None:
         """One step of the clips in these slots; captured ones in the smallest batch for them."""
@@ -271,13 +275,16 @@ class Engine:
             return
         self._slots[slot.index] = None
         slot.job.mark()
-        if slot.job.set_running_or_notify_cancel():
-            slot.job.set_result(slot.codes)
+        slot.job.finish(slot.codes)
+
+    def abort(self, exc: Exception) -> None:
+        """Make `exc` the result of all that is decoding."""
+        for slot in filter(None, self._slots):
+            self._fail(slot.index, slot.job, exc)
 
     def _fail(self, index: int, job: Job, exc: Exception) -> None:
         self._slots[index] = None
-        if job.set_running_or_notify_cancel():
-            job.set_exception(exc)
+        job.finish(exc)
 
 
 def slot_columns(lm: LM, max_length: int) -> int:

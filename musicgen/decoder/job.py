@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -33,6 +34,22 @@ class Job(Future[Tensor]):
         self.admitted: float | None = None  # when it got a slot
         self.event = torch.cuda.Event() if lm.device.type == "cuda" else None
         self.mark()
+
+    def acknowledge(self) -> bool:
+        """Wake those who wait for a job that was cancelled; whether it is still wanted."""
+        with suppress(RuntimeError):  # once is enough
+            if self.cancelled():
+                self.set_running_or_notify_cancel()
+        return not self.cancelled()
+
+    def finish(self, result: Tensor | Exception) -> None:
+        """Set the codes, or what went wrong, unless there is a result or nobody wants one."""
+        if self.done() or not self.set_running_or_notify_cancel():
+            return
+        if isinstance(result, Exception):
+            self.set_exception(result)
+        else:
+            self.set_result(result)
 
     @property
     def waited(self) -> float:

@@ -51,7 +51,10 @@ class Loop:
             finally:
                 warm.set()
             while self._wait():
-                self.engine.step()
+                try:
+                    self.engine.step()
+                except Exception as exc:  # of the loop itself, which must not end with it
+                    self.engine.abort(exc)
 
     def _wait(self) -> bool:
         """Until there is something to do; False when there never will be."""

@@ -1,6 +1,8 @@
 """Clips that come, go and fail while others decode: each gets what it gets alone."""
 
 import random
+import threading
+from concurrent.futures import wait
 from dataclasses import replace
 
 import pytest
@@ -113,6 +115,37 @@ def test_an_error_in_a_step_is_the_result_of_those_in_it(made, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             job.result()
     assert torch.equal(later.result(), alone[0])
+
+
+def test_an_error_between_two_windows_is_that_clips_alone(made, monkeypatch):
+    engine, clips, alone = made
+    jobs = [engine.submit(clips[0]), engine.submit(clips[2])]
+    opened = engine._open_window
+
+    def fail(slot):
+        if slot.window:
+            raise MemoryError
+        opened(slot)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "_open_window", fail)
+        finish(engine)
+    assert torch.equal(jobs[0].result(), alone[0])
+    with pytest.raises(MemoryError):
+        jobs[1].result()
+
+
+def test_who_waits_for_a_cancelled_clip_is_woken(made):
+    engine, clips, _ = made
+    job = engine.submit(clips[2])
+    engine.step()
+    woken = threading.Event()
+    waiter = threading.Thread(target=lambda: (wait([job]), woken.set()))
+    waiter.start()
+    job.cancel()
+    engine.step()
+    waiter.join(timeout=60)
+    assert woken.is_set()
 
 
 def test_a_clip_that_cannot_be_prefilled_fails_alone(made, monkeypatch):
