@@ -44,7 +44,7 @@ def values(name, schema, enums, tune):
     if schema.get("format") == "uri":
         return st.sampled_from([tune, tune, tune, *AUDIO])
     kinds = {"boolean": st.booleans(), "string": st.text(max_size=200)}
-    return kinds.get(schema["type"]) or numbers(schema)
+    return kinds[schema["type"]] if schema["type"] in kinds else numbers(schema)
 
 
 def requests(document, tune):

@@ -115,7 +115,7 @@ def test_a_model_that_separates_nothing_needs_no_demucs(source, tmp_path):
         assert not torch.equal(*clips)
 
 
-def test_float32_weights_keep_what_is_computed_in_float32(source, tmp_path):
+def test_float32_weights_lose_nothing(source, tmp_path):
     def widen(package):
         package["best_state"] = {k: v.float() * 1.0001 for k, v in package["best_state"].items()}
 
@@ -123,10 +123,8 @@ def test_float32_weights_keep_what_is_computed_in_float32(source, tmp_path):
     convert(source, tmp_path / "out")
     before = open_checkpoint(source).state
     after = open_checkpoint(tmp_path / "out").state
-    for name in ("emb.0.weight", "out_norm.bias", "transformer.layers.1.norm1.weight"):
-        assert torch.equal(after[name], before[name])
-    name = "transformer.layers.1.linear1.weight"
-    assert torch.equal(after[name], before[name].half())
+    assert after["transformer.layers.1.linear1.weight"].dtype == torch.float32
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_weights_too_large_for_float16_are_refused_by_name(source, tmp_path):
