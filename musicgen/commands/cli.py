@@ -22,7 +22,7 @@ from musicgen.errors import MusicGenError
 EXTENSIONS = {"audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav"}
 PROGRESS_BAR = "%|"
 # What Cog puts before an exception's text, some of it twice: the command says "Error" itself.
-PREFIXES = re.compile(r"^((Prediction failed|\w*Error): )+")
+PREFIXES = re.compile(r"^(([\w ]*prediction failed|\w*Error): )+", re.IGNORECASE)
 
 
 def main() -> None:

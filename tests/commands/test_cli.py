@@ -76,8 +76,8 @@ def test_a_failed_prediction_is_one_line_and_a_status(checkpoints, tmp_path):
     done = run(checkpoints["text"], "predict", "-i", "continuation=true", "-o", str(tmp_path / "o"))
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("Error: ")
-    assert "continuation=True: there is no input_audio" in done.stderr
+    assert done.stderr.startswith("Error: continuation=True: there is no input_audio")
+    assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "o").exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from musicgen.decoder import kernels
-from musicgen.decoder.kernels import compiler
+from musicgen.decoder.kernels import attention, compiled, compiler
 
 SHAPE = kernels.Shape(dim=64, ffn_dim=128, head_dim=16, outputs=1024)
 CPU = torch.device("cpu")
@@ -63,3 +63,18 @@ def test_without_triton_a_warning_and_pytorch():
     with pytest.warns(UserWarning, match="Triton is not installed"):
         chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
     assert chosen is kernels.TORCH
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_compiled_attention_agrees_with_its_twin_on_any_number_of_threads(parallel, monkeypatch):
+    monkeypatch.setattr(compiled, "_attend", compiled.compiled(compiled.attend, parallel))
+    monkeypatch.setattr(compiled, "PARALLEL", parallel)
+    monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    q, keys, values = torch.randn(4, 64), torch.randn(6, 4, 50, 16), torch.randn(6, 4, 50, 16)
+    rows, lengths = torch.tensor([5, 4, 0, 1]), torch.tensor([50, 50, 3, 3])
+    found = compiled.attention_numba(q, keys, values, rows, lengths)
+    expected = attention.attention(q, keys, values, rows, lengths)
+    assert (found - expected).abs().max() < 1e-6
+    alone = compiled.attention_numba(q[2:], keys, values, rows[2:], lengths[2:])
+    assert torch.equal(alone, found[2:])

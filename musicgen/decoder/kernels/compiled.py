@@ -32,7 +32,8 @@ def attention_numba(
     work = 2 * heads * head_dim * int(lengths.numpy().sum())
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     with _pool:
-        numba.set_num_threads(max(1, min(threads, work // WORTH_A_THREAD)))
+        if PARALLEL:
+            numba.set_num_threads(max(1, min(threads, work // WORTH_A_THREAD)))
         _attend(
             q.view(len(q), heads, head_dim).numpy(),
             keys.numpy(),
@@ -44,18 +45,7 @@ def attention_numba(
     return y.view(len(q), heads * head_dim)
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    # A sum may be taken in parts, side by side; NaN and infinity stay what they are.
-    options = {"parallel": True, "fastmath": {"contract", "reassoc", "nsz"}}
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to write to: compiled again at each start
-        compiled = numba.njit(**options)(function)
-    return compiled
-
-
-@_compiled
-def _attend(q, keys, values, rows, lengths, y):
+def attend(q, keys, values, rows, lengths, y):
     """A softmax over the filled positions of each head, and the values weighted by it."""
     heads, head_dim = q.shape[1:]
     for task in numba.prange(len(q) * heads):
@@ -80,3 +70,19 @@ def _attend(q, keys, values, rows, lengths, y):
                 value[i] += weights[position] * values[cache_row, head, position, i]
         for i in range(head_dim):
             y[row, head, i] = value[i] / total
+
+
+def compiled(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
+    """The function as machine code, from a file of an earlier start if there is one."""
+    # A sum may be taken in parts, side by side; NaN and infinity stay what they are.
+    options = {"parallel": parallel, "nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
+    try:
+        made: Callable[..., None] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to write to: compiled again at each start
+        made = numba.njit(**options)(function)
+    return made
+
+
+# Where one thread does all, there must be no pool: its idle threads would spin in the way of it.
+PARALLEL = torch.get_num_threads() > 1
+_attend = compiled(attend, PARALLEL)
