@@ -75,10 +75,12 @@ LAYERS = {
         "conditioning.chroma",
         "conditioning.separation",
         "conditioning.t5",
+        "conditioning.tokens",
         "decoder.clip",
     },
     "conditioning.separation": {"audio", "checkpoints.demucs"},
     "conditioning.t5": {"checkpoints.saved"},
+    "conditioning.tokens": {"checkpoints.files"},
     # Codes to sound.
     "rendering.codec": {*FOLDER, "rendering.encodec"},
     "rendering.diffusion": {*FOLDER, "audiocraft", "rendering.codec"},
@@ -150,7 +152,8 @@ EDGES = {
     "psutil": {"memory"},
     "pydub": {"output"},
     "safetensors": {"checkpoints.tensors"},
-    "tokenizers": {"conditioning.conditioner"},
+    "sentencepiece": {"conditioning.tokens"},
+    "tokenizers": {"conditioning.tokens"},
     "train_demo": set(),  # the package does not know what made its demo
     "transformers": {"bench", "checkpoints.tiny"},
     "triton": {"decoder.kernels"},

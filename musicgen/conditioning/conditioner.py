@@ -7,25 +7,22 @@ configures them, for one request at a time: nothing is padded, so nothing depend
 import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
-from musicgen.checkpoints.files import find
 from musicgen.checkpoints.saved import read_saved
 from musicgen.conditioning.chroma import Chroma
 from musicgen.conditioning.t5 import T5Encoder
+from musicgen.conditioning.tokens import open_tokenizer
 from musicgen.decoder.clip import Conditions
 from musicgen.errors import WeightsError
 
 if TYPE_CHECKING:
     from musicgen.conditioning.separation import Separator
 
-TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENS = 512  # T5's training length
 RESAMPLING_SECONDS = 0.1  # more than a resampling filter sees
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
@@ -40,14 +37,14 @@ class TextEncoder:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         folder = checkpoint.text_folder
-        self.tokenizer = _open_tokenizer(find(folder, TOKENIZER_FILE))
+        self.tokenize = open_tokenizer(folder)
         self.encoder = T5Encoder(read_saved(folder), device)
         self.projection = _projection(checkpoint, "description", device)
         self.device = device
 
     def __call__(self, prompt: str | None) -> Tensor:
         """Embeddings [L, dim] of `prompt`; without one zeros, as many as "" has tokens."""
-        tokens = self.tokenizer.encode(prompt or "").ids
+        tokens = self.tokenize(prompt or "")
         if prompt is None:
             return torch.zeros(len(tokens), self.projection.out_features, device=self.device)
         if len(tokens) > MAX_TOKENS:
@@ -171,13 +168,6 @@ class Conditioner:
         chromas = [self.melody.window(stem, start) for start in windows]
         pairs = [torch.stack([chroma, null]) for chroma in chromas]
         return [Conditions(prefix=torch.cat([pair, text_pair], dim=1)) for pair in pairs]
-
-
-def _open_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as exc:  # the library raises nothing more exact
-        raise WeightsError(f"{path} is no tokenizer ({exc}); fetch it again.") from exc
 
 
 def _projection(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Linear:

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from musicgen.checkpoints.checkpoint import open_checkpoint
@@ -44,25 +45,22 @@ def test_embeddings_are_transformers(pair, length):
 def test_tokens_are_transformers(checkpoints, prompt):
     checkpoint = open_checkpoint(checkpoints["text"])
     reference = T5Tokenizer.from_pretrained(checkpoint.text_folder)
-    ours = TextEncoder(checkpoint, CPU).tokenizer
-    assert ours.encode(prompt).ids == reference(prompt).input_ids
+    ours = TextEncoder(checkpoint, CPU).tokenize
+    assert ours(prompt) == reference(prompt).input_ids
 
 
-def test_the_null_is_as_long_as_a_padded_prompt(checkpoints):
+def test_the_null_is_as_long_as_a_padded_prompt(checkpoints, tmp_path):
     """A model that was trained on padded prompts finds the music at the same position without."""
     encoder = TextEncoder(open_checkpoint(checkpoints["text"]), CPU)
     assert encoder(None).shape == encoder("").shape == (1, encoder.projection.out_features)
-    encoder.tokenizer.enable_padding(length=24)
-    assert encoder(None).shape == encoder("").shape == encoder("lofi").shape
-    assert not encoder(None).any()
-
-
-def test_a_damaged_tokenizer_is_named(checkpoints, tmp_path):
-    shutil.copytree(checkpoints["text"], tmp_path / "copy")
-    path = tmp_path / "copy" / "t5-base" / "tokenizer.json"
-    path.write_text(path.read_text()[:100])
-    with pytest.raises(WeightsError, match=r"tokenizer\.json is no tokenizer"):
-        TextEncoder(open_checkpoint(tmp_path / "copy"), CPU)
+    shutil.copytree(checkpoints["text"], tmp_path / "padded")
+    path = str(tmp_path / "padded" / "t5-base" / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.enable_padding(length=24)
+    tokenizer.save(path)
+    padded = TextEncoder(open_checkpoint(tmp_path / "padded"), CPU)
+    assert padded(None).shape == padded("").shape == padded("lofi").shape
+    assert not padded(None).any()
 
 
 def test_another_t5_is_refused_and_a_missing_weight_is_named(pair, checkpoints, tmp_path):

@@ -1,0 +1,153 @@
+"""Tokens of a prompt, by sentencepiece's file as transformers read it, or by the hub's."""
+
+import io
+import random
+import shutil
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer
+from transformers import T5Tokenizer
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+from musicgen.conditioning.tokens import SENTENCEPIECE_FILE, TOKENIZERS_FILE, open_tokenizer
+from musicgen.errors import WeightsError
+
+MUSIC = "lofi chill warm piano slow 808 drums, bpm guitar in c minor bass hip-hop jazz pad"
+ALPHABETS = {
+    "ascii": (0x20, 0x7E),
+    "latin": (0xA0, 0x24F),
+    "greek": (0x370, 0x3FF),
+    "cyrillic": (0x400, 0x4FF),
+    "hebrew": (0x590, 0x5FF),
+    "thai": (0xE00, 0xE7F),
+    "han": (0x4E00, 0x4FFF),
+    "hangul": (0xAC00, 0xADFF),
+    "letterlike": (0x2100, 0x218F),
+    "mathematical": (0x1D400, 0x1D4FF),
+    "emoji": (0x1F300, 0x1F5FF),
+}
+# What tokenizers normalizes by grapheme where sentencepiece does it by character, or splits at.
+DISPUTED = {
+    "arabic": (0x600, 0x6FF),
+    "devanagari": (0x900, 0x97F),
+    "jamo": (0x1100, 0x11FF),
+    "kana": (0x3040, 0x30FF),
+    "halfwidth": (0xFF00, 0xFFEF),
+    "punctuation": (0x2000, 0x20CF),
+    "control": (0x00, 0x9F),
+}
+
+
+def lines(first, last, count, seed=0):
+    """Lines of five words, each of 1 to 8 characters of an alphabet."""
+    rng = random.Random(seed)
+    return [
+        " ".join(
+            "".join(chr(rng.randint(first, last)) for _ in range(rng.randint(1, 8)))
+            for _ in range(5)
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A T5 tokenizer trained as T5's was (unigram, nmt_nfkc, the same special tokens)."""
+    folder = tmp_path_factory.mktemp("spiece")
+    rng = random.Random(0)
+    corpus = [" ".join(rng.choices(MUSIC.split(), k=8)) for _ in range(1000)]
+    for first, last in (ALPHABETS | DISPUTED).values():
+        corpus += [line.replace("\n", " ").replace("\0", "") for line in lines(first, last, 60, 1)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=4500,
+        hard_vocab_limit=False,
+        character_coverage=0.995,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / SENTENCEPIECE_FILE).write_bytes(model.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return open_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def slow(folder):
+    """transformers' tokenizer on sentencepiece, which audiocraft had when MusicGen was trained."""
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    backend = SentencePieceBackend(vocab_file=str(folder / SENTENCEPIECE_FILE), **special)
+
+    def tokenize(text):
+        return [*backend.convert_tokens_to_ids(backend.tokenize(text)), backend.eos_token_id]
+
+    return tokenize
+
+
+@pytest.fixture(scope="module")
+def hub(folder, tmp_path_factory):
+    """`tokenizer.json` alone, as transformers makes it of the same file."""
+    target = tmp_path_factory.mktemp("hub")
+    T5Tokenizer.from_pretrained(folder).save_pretrained(target)
+    assert not (target / SENTENCEPIECE_FILE).exists()
+    return open_tokenizer(target)
+
+
+@pytest.mark.parametrize("alphabet", sorted(ALPHABETS | DISPUTED))
+def test_sentencepieces_file_gives_what_the_slow_tokenizer_gave(ours, slow, alphabet):
+    for line in lines(*(ALPHABETS | DISPUTED)[alphabet], 300):
+        assert ours(line) == slow(line), repr(line)
+
+
+@pytest.mark.parametrize("alphabet", sorted(ALPHABETS))
+def test_the_hubs_file_gives_the_same(ours, hub, alphabet):
+    for line in lines(*ALPHABETS[alphabet], 300):
+        assert hub(line) == ours(line), repr(line)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "  two   spaces ", "tab\tand\nline", "１２ｋＨｚ ﬁne", "a\0b"]
+)
+def test_odd_spaces_and_forms_are_read_alike(ours, slow, hub, text):
+    assert ours(text) == slow(text) == hub(text)
+
+
+def test_sentencepiece_is_what_counts_where_they_differ(folder, ours, hub, tmp_path):
+    """So a folder that has both files gives the tokens that the model was trained with."""
+    disputed = [line for block in DISPUTED.values() for line in lines(*block, 300)]
+    different = [line for line in disputed if hub(line) != ours(line)]
+    assert 0 < len(different) < len(disputed) / 5
+    shutil.copytree(folder, tmp_path / "both")
+    T5Tokenizer.from_pretrained(folder).save_pretrained(tmp_path / "both")
+    assert (tmp_path / "both" / TOKENIZERS_FILE).exists()
+    both = open_tokenizer(tmp_path / "both")
+    assert [both(line) for line in different] == [ours(line) for line in different]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:5000], lambda data: b"", lambda data: b"xx"])
+def test_a_damaged_file_is_named(folder, tmp_path, damage):
+    data = (folder / SENTENCEPIECE_FILE).read_bytes()
+    (tmp_path / SENTENCEPIECE_FILE).write_bytes(damage(data))
+    with pytest.raises(WeightsError, match=r"spiece\.model is no sentencepiece model"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_damaged_hub_file_is_named(tmp_path):
+    (tmp_path / TOKENIZERS_FILE).write_text(Tokenizer.__name__)
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is no tokenizer"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path):
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is missing\. Fetch a whole"):
+        open_tokenizer(tmp_path)
