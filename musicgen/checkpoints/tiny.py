@@ -111,6 +111,8 @@ def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 def diffusion_band(index: int) -> dict[str, Any]:
     """One band's configuration, model and processor in the form that upstream releases."""
     config = OmegaConf.create(diffusion_config(index))
+    # Upstream's are composed by hydra, which leaves the date of its folder in this cache.
+    config._metadata.resolver_cache["now"]["%Y-%m-%d"] = "2023-06-08"
     processor = get_processor(config.processor, SAMPLE_RATE)
     # What a processor learns from its first clips: here, of noise whose treble is weak.
     processor.project_sample(torch.randn(8, 1, SAMPLE_RATE // 10).cumsum(-1) / 100)
