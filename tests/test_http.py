@@ -113,7 +113,7 @@ def test_clip_i_of_one_face_is_seed_plus_i_of_the_other(predict_server, songstar
 
 
 @pytest.mark.parametrize("seed", [None, -1])
-def test_a_drawn_seed_is_told_and_reproduces(predict_server, seed):
+def test_a_drawn_seed_is_returned_and_reproduces(predict_server, seed):
     inputs = {"duration": 1, "output_format": "wav"}
     first = predict_server.predict(**inputs, **({} if seed is None else {"seed": seed}))
     assert f"seed: {first['output']['seed']}" in first["logs"]

@@ -190,7 +190,7 @@ def test_the_maximum_is_the_operators(start_server):
     assert sorted(answer.status_code for answer in answers) == [200, 200, 409]
 
 
-def test_a_server_that_is_told_to_end_finishes_what_runs(checkpoints, tmp_path):
+def test_a_server_that_gets_sigterm_finishes_what_runs(checkpoints, tmp_path):
     port = cog.free_port()
     command, environment, folder = cog.prepare("predict", "127.0.0.1", port)
     environment |= {"MUSICGEN_WEIGHTS": str(checkpoints["text"]), "OMP_NUM_THREADS": "1"}

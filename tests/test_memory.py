@@ -1,4 +1,4 @@
-"""Memory decides how many clips decode at once, and running out of it is told from other errors."""
+"""Memory decides how many clips decode at once, and running out of it is recognized."""
 
 import psutil
 import pytest

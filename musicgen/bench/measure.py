@@ -44,7 +44,7 @@ class Plan:
     discarded: int
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What was measured, in a sentence."""
         if self.full:
             return f"all steps of the clip, {self.repeats} times"
@@ -122,7 +122,7 @@ class Done(Exception):  # noqa: N818 - not an error
 
 
 class Stopwatch:
-    """Told of every step, waits for the device and reads the clock after those in `marks`."""
+    """Ticked at every step: waits for the device and reads the clock after those in `marks`."""
 
     def __init__(self, marks: Sequence[int], device: torch.device) -> None:
         self.device = device

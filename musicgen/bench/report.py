@@ -101,7 +101,7 @@ def document(
         "bandwidth_gb_per_s": roof.bytes_per_second / 1e9,
         "bandwidth_measured_by": roof.how,
         "method": {
-            "told": plan.told,
+            "summary": plan.summary,
             "whole_clip": plan.full,
             "contexts": sorted({window.prompt for window in plan.windows}),
             "repeats": plan.repeats,
@@ -159,7 +159,7 @@ def table(document: Record) -> str:
             f"{document['device']}, random weights, guidance on",
             f"memory: {document['bandwidth_gb_per_s']:.1f} GB/s "
             f"({document['bandwidth_measured_by']})",
-            f"measured: {document['method']['told']}",
+            f"measured: {document['method']['summary']}",
             f"load before the run: {document['load_before_per_processor']:.0%} of the processors",
             "",
             *(

@@ -1,6 +1,6 @@
 """What a checkpoint in upstream's format consists of, whichever of two formats that is.
 
-audiocraft's: weights.py describes the folder. transformers': `MusicgenForConditionalGeneration` or
+audiocraft's: checkpoint.py describes the folder. transformers': `MusicgenForConditionalGeneration` or
 `MusicgenMelodyForConditionalGeneration`, one state with everything in it, under other names; a
 melody model needs Demucs (htdemucs.th or htdemucs.safetensors) put beside it.
 """

@@ -15,7 +15,7 @@ STATE, LOSSES = "state.pt", "losses.csv"
 
 
 class Run:
-    """A training of `model` over `steps` steps; what is in `folder` is gone on from.
+    """A training of `model` over `steps` steps; it continues from what is in `folder`.
 
     The rates of `optimizers` are the highest that `schedule` gives.
     """

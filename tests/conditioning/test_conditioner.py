@@ -79,7 +79,7 @@ def test_a_melody_is_separated_once_for_all_windows(models, monkeypatch):
 
 
 def test_the_same_melody_gives_the_same_bits(models):
-    """Demucs shifts its input by Python's global random numbers unless it is told not to."""
+    """Demucs shifts its input by Python's global random numbers unless that is turned off."""
     wav = torch.from_numpy(sounds.melody(2.0, 32000, 1))
     first, second = (models["melody"].conditioner(None, wav, [0.0])[0].prefix for _ in range(2))
     assert torch.equal(first, second)
