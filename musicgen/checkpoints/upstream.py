@@ -1,7 +1,7 @@
 """What a checkpoint in upstream's format consists of, whichever of two formats that is.
 
-audiocraft's: checkpoint.py describes the folder. transformers': `MusicgenForConditionalGeneration` or
-`MusicgenMelodyForConditionalGeneration`, one state with everything in it, under other names; a
+audiocraft's: checkpoint.py describes the folder. transformers': `MusicgenForConditionalGeneration`
+or `MusicgenMelodyForConditionalGeneration`, one state with everything in it, under other names; a
 melody model needs Demucs (htdemucs.th or htdemucs.safetensors) put beside it.
 """
 
