@@ -83,7 +83,7 @@ LAYERS = {
     "conditioning.tokens": {"checkpoints.files"},
     # Codes to sound.
     "rendering.codec": {*FOLDER, "rendering.encodec"},
-    "rendering.diffusion": {*FOLDER, "audiocraft", "rendering.codec"},
+    "rendering.diffusion": {*FOLDER, "audiocraft", "rendering.codec", "rendering.windows"},
     # Weights on the disk.
     "checkpoints.folders": {"ROOT"},
     "checkpoints.architecture": set(),

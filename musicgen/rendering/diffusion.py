@@ -33,10 +33,17 @@ from musicgen.checkpoints.checkpoint import Checkpoint
 from musicgen.checkpoints.files import read_package
 from musicgen.errors import WeightsError
 from musicgen.rendering.codec import Codec
+from musicgen.rendering.windows import crossfaded, padded
 
 # Of the 1000 steps that the models were trained on, those that are visited: 999, 949, ... 49, 0.
 STEPS = [*range(1000)[::-50], 0]
 EQUALIZER_BANDS = 32
+PIECE = 2**20  # samples that the equalizer splits at a time: 33 s
+# Frames that a network sees at once: 30 s. Longer clips are denoised in windows that overlap by 2 s
+# and are put together at every step ("MultiDiffusion", Bar-Tal et al. 2023), as the network's
+# activations take 60 MB a second of stereo. Its sight is short; only the statistics of its
+# normalization reach over all that it is given.
+WINDOW, OVERLAP = 1500, 100
 
 
 def _plain_dict(*_: object) -> dict[Any, Any]:
@@ -103,10 +110,9 @@ class Band:
 
         current = noise().expand(channels, -1, -1)
         for step in self.steps:
-            with half_precision(device):
-                estimate = self.model(current, step.number, condition=condition).sample
+            estimate = self.estimate(current, step.number, condition)
             # The chain itself stays in fp32: its last steps are far smaller than fp16 resolves.
-            current = (current - step.shrink * self.noise_scale * estimate.float()) / step.scale
+            current = (current - step.shrink * self.noise_scale * estimate) / step.scale
             if step.sigma > 0:
                 current = current + step.sigma * noise()
             if self.clip:
@@ -114,6 +120,20 @@ class Band:
             progress()
         wav: Tensor = self.processor.return_sample(current)
         return wav
+
+    def estimate(self, current: Tensor, number: int, condition: Tensor) -> Tensor:
+        """The noise in `current` [C, 1, T * hop] at a step, in float32; condition [C, D, T]."""
+        hop = current.shape[-1] // condition.shape[-1]
+
+        def window(start: int, stop: int) -> Tensor:
+            part = current[..., start * hop : stop * hop]
+            with half_precision(current.device):
+                noise: Tensor = self.model(
+                    part, number, condition=condition[..., start:stop]
+                ).sample
+            return noise.float()
+
+        return crossfaded(window, current, hop, WINDOW, OVERLAP)
 
 
 @dataclass
@@ -171,20 +191,32 @@ class MultiBandDiffusion:
         )
 
     def _equalize(self, wav: Tensor, reference: Tensor) -> Tensor:
-        """wav [C, 1, N] with the level of `reference` in each of 32 mel bands, by channel.
-
-        A channel at a time, because 32 copies of five minutes are more than a gigabyte.
-        """
+        """wav [C, 1, N] with the level of `reference` in each of 32 mel bands, by channel."""
         return torch.stack([self._match(*pair) for pair in zip(wav, reference, strict=True)])
 
     def _match(self, wav: Tensor, reference: Tensor) -> Tensor:
         """The same for one channel, [1, N]."""
-        target = self.split(reference).std(dim=(1, 2))
-        bands = self.split(wav)
         # A band without sound stays without; audiocraft would divide by its zero.
-        own = bands.std(dim=(1, 2)).clamp_min(1e-12)
-        equalized: Tensor = torch.tensordot(target / own, bands, dims=1)
-        return equalized
+        gains = self._levels(reference) / self._levels(wav).clamp_min(1e-12)
+        parts = [torch.tensordot(gains, bands, dims=1) for bands in self._split(wav)]
+        return torch.cat(parts, dim=-1)
+
+    def _levels(self, wav: Tensor) -> Tensor:
+        """Standard deviation of wav [1, N] in each band [32]."""
+        count = wav.shape[-1]
+        total, squares = torch.zeros(2, EQUALIZER_BANDS, dtype=torch.float64, device=wav.device)
+        for bands in self._split(wav):
+            total += bands.sum(dim=(1, 2), dtype=torch.float64)
+            squares += bands.square().sum(dim=(1, 2), dtype=torch.float64)
+        variance = (squares - total.square() / count) / (count - 1)
+        levels: Tensor = variance.clamp_min(0).sqrt().float()
+        return levels
+
+    def _split(self, wav: Tensor) -> Iterator[Tensor]:
+        """Bands [32, 1, n] of wav [1, N], piece by piece: all of them would be 32 copies."""
+        margin = self.split.lowpass.half_size
+        for read, keep in padded(wav.shape[-1], PIECE, margin):
+            yield self.split(wav[:, read])[..., keep]
 
 
 def load_bands(path: Path, codec: Codec, device: torch.device) -> list[Band]:

@@ -321,6 +321,28 @@ def test_tiny_diffusion_is_always_the_same_and_leaves_the_generator(folders, tmp
     assert written == (folders["text"] / DIFFUSION_FILE).read_bytes()
 
 
+def test_a_clip_in_windows_sounds_like_one_at_once(mono, monkeypatch):
+    """Only the normalization's statistics reach further than the overlap: 35 dB below the sound.
+
+    With longer windows it is less: 38 dB with 2 s, 43 with 4 s.
+    """
+    codes = draw(1, 4, 100)
+    whole = mono.decode(codes, [1])
+    monkeypatch.setattr(diffusion, "WINDOW", 60)
+    monkeypatch.setattr(diffusion, "OVERLAP", 20)
+    cut = mono.decode(codes, [1])
+    assert cut.shape == whole.shape
+    assert not torch.equal(cut, whole)
+    assert float((cut - whole).std() / whole.std()) < 10 ** (-30 / 20)
+
+
+def test_the_equalizer_in_pieces_does_the_same(mono, monkeypatch):
+    wav, reference = torch.randn(2, 2, 1, 50_000).cumsum(-1) / 100
+    whole = mono._equalize(wav, reference)
+    monkeypatch.setattr(diffusion, "PIECE", 12_345)
+    torch.testing.assert_close(mono._equalize(wav, reference), whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_half_precision_sounds_like_full(folders):
