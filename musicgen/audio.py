@@ -1,7 +1,9 @@
 """Any audio file -> wav [C, N] float32. Decodes by PyAV, which carries its own ffmpeg."""
 
 import logging
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -14,6 +16,18 @@ from musicgen.errors import InputError
 from musicgen.request import resolve_slice
 
 FIX = "Send an audio file (wav, mp3, flac, m4a or ogg) that plays elsewhere"
+# ffmpeg's names of what is opened, whatever a file calls itself. Others are no sound, or lists that
+# would make it open further files.
+FORMATS = (
+    "aac ac3 aiff amr ape asf au avi caf dsf dts eac3 flac flv matroska mov mp3 mpc mpc8 mpeg "
+    "mpegts ogg tak tta voc w64 wav wv"
+)
+OPTIONS = {"format_whitelist": FORMATS.replace(" ", ","), "protocol_whitelist": "file"}
+RATES = range(1000, 768_001)  # Hz; a header can say anything
+# Elements of the filter between two sample rates: what they share of 44,100 and 32,000 makes it
+# small, but from 44,101 it would take 6 GB.
+LARGEST_FILTER = 2**25
+FILTER_ZEROS = 24  # of julius' sinc, by default
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +42,14 @@ def load_slice(
     is not audio, or a slice that is not in it.
     """
     stop = start + limit if end is None else min(end, start + limit)
-    wav, rate, reached_end = _decode(path, stop)
-    first, last = resolve_slice(start, end, wav.shape[-1] / rate, reached_end=reached_end)
-    wav = wav[:, round(first * rate) : round(min(last, stop) * rate)]
-    if wav.shape[-1] == 0:
+    heard = _decode(path, start, stop, sample_rate)
+    first, last = resolve_slice(start, end, heard.length, reached_end=heard.reached_end)
+    wav = heard.wav[:, : round(min(last, stop) * heard.rate) - round(first * heard.rate)]
+    if wav.shape[-1] * sample_rate < heard.rate:  # less than one sample at the new rate
         raise InputError("input_audio", path.name, "the slice holds no sample", FIX)
     if not torch.isfinite(wav).all():
         raise InputError("input_audio", path.name, "holds NaN or infinite samples", FIX)
-    return resample(convert_channels(wav, channels), rate, sample_rate)
+    return resample(convert_channels(wav, channels), heard.rate, sample_rate)
 
 
 def resample(wav: Tensor, rate: int, new_rate: int) -> Tensor:
@@ -51,37 +65,59 @@ def convert_channels(wav: Tensor, channels: int) -> Tensor:
     return wav.mean(0, keepdim=True) if channels == 1 else wav.expand(channels, -1)
 
 
-def _decode(path: Path, stop: float) -> tuple[Tensor, int, bool]:
-    """Samples of `path` up to `stop` seconds: wav [1 or 2, N], sample rate, whether the file ended.
+@dataclass(frozen=True)
+class _Heard:
+    """What was kept of a file: wav [1 or 2, N] from the slice's start on, at `rate` Hz."""
+
+    wav: Tensor
+    rate: int
+    length: float  # seconds of the file that were decoded
+    reached_end: bool
+
+
+def _decode(path: Path, start: float, stop: float, wanted_rate: int) -> _Heard:
+    """The samples of `path` from `start` seconds on, and to little more than `stop`.
 
     More than two channels are downmixed by ffmpeg's matrix for their layout, so a 5.1 file keeps
     its centre and surrounds.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=OPTIONS, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise InputError("input_audio", path.name, "holds no audio", FIX)
             stream = container.streams.audio[0]
             # Pictures, subtitles and other streams of a video are not even read.
-            rate, count = stream.codec_context.sample_rate, stream.codec_context.channels
-            if not rate or not count:
+            context = stream.codec_context  # None where there is no decoder for it
+            rate, count = (context.sample_rate, context.channels) if context else (0, 0)
+            if rate not in RATES or not count:
                 raise InputError("input_audio", path.name, "its audio format is unknown", FIX)
+            if _filter_size(rate, wanted_rate) > LARGEST_FILTER:
+                rate = wanted_rate  # ffmpeg's own resampler, which makes its filter as it goes
             resampler = av.AudioResampler("fltp", "mono" if count == 1 else "stereo", rate)
-            blocks, kept, reached_end = [], 0, True
+            blocks, position, reached_end = [], 0, True
             for block in _blocks(container, stream, resampler, path.name):
-                blocks.append(block)
-                kept += block.shape[-1]
+                before = max(0, round(start * rate) - position)
+                position += block.shape[-1]
+                if before < block.shape[-1]:
+                    blocks.append(block[:, before:])
                 # One sample more than asked for proves that the file goes on.
-                if kept > stop * rate:
+                if position > stop * rate:
                     reached_end = False
                     break
     except av.error.FFmpegError as exc:
         problem = f"cannot be read as audio ({exc.strerror})"
         raise InputError("input_audio", path.name, problem, FIX) from exc
-    if not blocks:
+    if not position:
         raise InputError("input_audio", path.name, "holds no audio samples", FIX)
-    wav = torch.from_numpy(np.concatenate(blocks, axis=-1))
-    return wav, rate, reached_end
+    wav = torch.from_numpy(np.concatenate(blocks, axis=-1)) if blocks else torch.zeros(1, 0)
+    return _Heard(wav, rate, position / rate, reached_end)
+
+
+def _filter_size(rate: int, new_rate: int) -> int:
+    """Elements of julius' filter from one rate to the other."""
+    shared = math.gcd(rate, new_rate)
+    old, new = rate // shared, new_rate // shared
+    return new * (old + 2 * math.ceil(FILTER_ZEROS * old / min(old, new)))
 
 
 def _blocks(

@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 import numpy as np
+import psutil
 import soundfile
 
 
@@ -37,6 +38,16 @@ class CogClient:
         assert answer.get("status") == "failed", answer
         assert "Traceback" not in str(answer)
         return answer["error"]
+
+    def worker(self):
+        """The process that has the model."""
+        [worker] = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "_run_worker" in str(process.info["cmdline"])
+            and process.environ().get("TMPDIR") == str(self.temporary)
+        ]
+        return worker
 
     def results(self):
         """The folders in which this project keeps results for Cog to send."""

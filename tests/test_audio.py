@@ -1,6 +1,8 @@
 """Whatever people upload becomes the right wav, or one error that says what is wrong."""
 
 import logging
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -145,13 +147,75 @@ def test_what_is_no_audio_is_an_error(tmp_path, name, content, problem):
         load(tmp_path / name)
 
 
-def test_pictures_and_silent_films_hold_no_audio(tmp_path):
-    for path in (
-        sounds.write_picture(tmp_path / "a.png"),
-        sounds.write_video(tmp_path / "a.mp4", None),
-    ):
-        with pytest.raises(InputError, match="holds no audio"):
-            load(path)
+def test_pictures_and_silent_films_are_no_audio(tmp_path):
+    with pytest.raises(InputError, match="cannot be read as audio"):
+        load(sounds.write_picture(tmp_path / "a.png"))
+    with pytest.raises(InputError, match="holds no audio"):
+        load(sounds.write_video(tmp_path / "a.mp4", None))
+
+
+LISTS = {
+    "list.ffconcat": "ffconcat version 1.0\nfile other.wav\n",
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nother.wav\n#EXT-X-ENDLIST\n",
+    "list.wav": "ffconcat version 1.0\nfile other.wav\n",
+    "remote.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nhttp://127.0.0.1:9/a.ts\n",
+    "stream.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nt=0 0\nm=audio 9 RTP/AVP 0\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_that_name_other_files_are_not_followed(tmp_path, name):
+    soundfile.write(tmp_path / "other.wav", np.zeros(32000), 32000)
+    (tmp_path / name).write_text(LISTS[name])
+    with pytest.raises(InputError, match="cannot be read as audio"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("rate", [44101, 48001, 767_999])
+def test_an_odd_rate_takes_no_more_memory(tmp_path, rate):
+    """julius' filter from 48,001 Hz would take 6 GB."""
+    wav = sounds.melody(1.0, rate, 1)
+    soundfile.write(tmp_path / "a.wav", wav.T, rate, subtype="FLOAT")
+    heard = load(tmp_path / "a.wav", channels=1)
+    error = heard[:, :32000] - torch.from_numpy(sounds.melody(1.0, 32000, 1))
+    assert float(error.std()) < 0.02  # the melody itself begins a sample later
+
+
+@pytest.mark.parametrize("rate", [0, 1, 999, 768_001, 2**31 - 1, 2**32 - 1])
+def test_a_header_with_an_absurd_rate_is_refused(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", np.zeros(3200), 32000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[24:28] = struct.pack("<I", rate)
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(InputError, match="input_audio"):
+        load(tmp_path / "a.wav")
+
+
+def test_what_stands_before_the_slice_is_not_kept(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.zeros(8000 * 3600), 8000)
+    tracemalloc.start()  # numpy's memory too
+    try:
+        assert load(tmp_path / "a.flac", 3590, 3592, channels=1).shape == (1, 64000)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_tags_in_another_encoding_do_not_matter(tmp_path):
+    path = sounds.write(tmp_path / "a.mp3", sounds.melody(1.0))
+    title = b"Caf\xe9 cr\xe8me"  # Latin-1 that claims to be UTF-8
+    frame = b"TIT2" + (len(title) + 1).to_bytes(4, "big") + b"\0\0\3" + title
+    path.write_bytes(b"ID3\4\0\0\0\0\0" + bytes([len(frame)]) + frame + path.read_bytes())
+    assert load(path).shape[1] == pytest.approx(32000, abs=3200)
+
+
+def test_a_codec_that_nobody_knows_is_named(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(3200), 32000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[20:22] = b"\x99\x99"
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(InputError, match="its audio format is unknown"):
+        load(tmp_path / "a.wav")
 
 
 def test_file_without_samples_and_nan_are_errors(tmp_path):

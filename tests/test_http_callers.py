@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import psutil
 import pytest
 import sounds
 from cog_client import data_uri, samples
@@ -220,12 +219,7 @@ def test_nothing_grows_over_two_thousand_requests(start_server, tune):
     What Cog leaves in folders of its own for each prediction is Cog's.
     """
     server = start_server("predict")
-    [worker] = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "_run_worker" in str(process.info["cmdline"])
-        and process.environ().get("TMPDIR") == str(server.temporary)
-    ]
+    worker = server.worker()
     chance = random.Random(0)
 
     def work(count):
