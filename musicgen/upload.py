@@ -7,12 +7,20 @@ uploads does not pay for it.
 import hmac
 import logging
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
+from threading import Timer
 from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 from musicgen.errors import InputError, UploadError
+
+if TYPE_CHECKING:
+    from requests import Session
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +129,10 @@ def upload(
 ) -> Upload:
     """Store the .mp3 or .wav file `path` as `song_id`, replacing an earlier one.
 
-    Errors that the client library calls transient are retried with back-off; after `deadline`
-    seconds no attempt starts and a silent server is not waited for, though a slow transfer that
-    keeps moving may end later. The storage server verifies a checksum of the content.
+    Errors that the client library calls transient are retried with back-off, until `deadline`
+    seconds have passed: then no attempt starts, and one that is under way is cut, even if it still
+    moves. The storage server verifies a checksum of the content, and keeps nothing of an attempt
+    that was cut.
 
     Raises UploadError for whatever goes wrong, so that the caller can still hand out the audio.
     """
@@ -138,7 +147,7 @@ def upload(
         from google.cloud.storage.retry import DEFAULT_RETRY
 
         # No project: writing an object needs none, and not every credential names one.
-        with storage.Client(project=None) as client:
+        with storage.Client(project=None) as client, _cut_after(deadline, client._http):
             blob = client.bucket(bucket.name).blob(name)
             blob.metadata = dict(metadata)
             # Caches keep public objects for an hour by default, which would hide a replacement.
@@ -147,13 +156,16 @@ def upload(
             def attempt() -> None:
                 """One whole upload; repeating it is safe, as it only replaces the object."""
                 wait = min(_STALL, max(_LAST_CALL, end - monotonic()))
-                blob.upload_from_filename(
-                    str(path),
-                    content_type=_CONTENT_TYPES[path.suffix],
-                    checksum="auto",
-                    timeout=wait,
-                    retry=None,
-                )
+                try:
+                    blob.upload_from_filename(
+                        str(path),
+                        content_type=_CONTENT_TYPES[path.suffix],
+                        checksum="auto",
+                        timeout=wait,
+                        retry=None,
+                    )
+                except JSONDecodeError as exc:
+                    raise ConnectionError("the answer ended too early") from exc
 
             DEFAULT_RETRY.with_delay(**_BACK_OFF).with_timeout(end - monotonic())(attempt)()
             return Upload(f"gs://{bucket.name}/{name}", blob.public_url)
@@ -161,6 +173,49 @@ def upload(
         problem, fix = _explain(exc)
         message = f"this server could not upload to gs://{bucket.name}/{name}: {problem}. {fix}."
         raise UploadError(message) from exc
+
+
+@contextmanager
+def _cut_after(seconds: float, session: "Session") -> Iterator[None]:
+    """Shut the connections that `session` opens down after so many seconds, whatever they do.
+
+    Timeouts do not do that: they begin anew with every few bytes that pass.
+    """
+    from requests.adapters import HTTPAdapter
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+
+    opened: list[socket.socket] = []
+
+    def noted(pool: Any) -> type:
+        class Connection(pool.ConnectionCls):  # type: ignore[misc]
+            def connect(self) -> None:
+                super().connect()
+                opened.append(self.sock)
+
+        return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            self.poolmanager.pool_classes_by_scheme = {
+                "http": noted(HTTPConnectionPool),
+                "https": noted(HTTPSConnectionPool),
+            }
+
+    def cut() -> None:
+        for connection in opened:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    session.mount("https://", Adapter())
+    session.mount("http://", Adapter())
+    timer = Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _explain(exc: Exception) -> tuple[str, str]:

@@ -11,17 +11,26 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
+
+@dataclass(frozen=True)
+class Drop:
+    """Reset the connection after so many bytes of the body."""
+
+    after: int
+
+
 # What happens to one request; None lets it through, a number is answered as that status.
 # drop: the connection is reset after half of the body; lose: the request is served, its answer
-# is not sent; corrupt: a byte in the middle of the body changes; stall: no answer at all.
-Fault = int | Literal["drop", "lose", "corrupt", "stall"] | None
+# is not sent; corrupt: a byte in the middle of the body changes; stall: no answer at all; sip: the
+# body is read a little at a time, for ever; drip: so is the answer.
+Fault = int | Drop | Literal["drop", "lose", "corrupt", "stall", "sip", "drip"] | None
 
 
 @contextmanager
@@ -84,11 +93,22 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
         def serve(self) -> None:
             fault = next(proxy._faults, None)
             length = int(self.headers.get("Content-Length", 0))
-            body = self.rfile.read(length // 2 if fault == "drop" else length)
+            if fault == "sip":
+                while self.rfile.read(1000) and not closing.wait(0.02):
+                    pass
+                return
+            if fault == "drop":
+                fault = Drop(length // 2)
+            body = self.rfile.read(min(fault.after, length) if isinstance(fault, Drop) else length)
             proxy.seen.append(Seen(self.command, self.path, dict(self.headers), body))
             if isinstance(fault, int):
                 self.reply(fault, {}, b"{}")
-            elif fault == "drop":
+            elif fault == "drip":
+                with suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+                    while not closing.wait(0.02):
+                        self.wfile.write(b".")
+            elif isinstance(fault, Drop):
                 # Linger 0: close() resets the connection at once.
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
