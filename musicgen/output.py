@@ -6,6 +6,7 @@ pass the peak ceiling is limited smoothly, never cut, except by the strategy `cl
 
 import logging
 import shutil
+import subprocess
 import tempfile
 import warnings
 import weakref
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 
+import imageio_ffmpeg
 import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF
@@ -27,11 +29,9 @@ from musicgen.report import Timings
 from musicgen.request import Request
 
 with warnings.catch_warnings():
-    # pydub looks for a system ffmpeg when imported; ours comes with imageio-ffmpeg.
+    # It looks for a system ffmpeg when imported; ours comes with imageio-ffmpeg.
     warnings.simplefilter("ignore")
-    import imageio_ffmpeg
     from pydub import AudioSegment
-    from pydub.exceptions import CouldntEncodeError
 
 LOUDNESS_LUFS = -14.0
 RMS_DBFS = -18.0
@@ -104,13 +104,34 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> Path
         frame_rate=sample_rate,
         channels=wav.shape[0],
     )
-    segment.converter = imageio_ffmpeg.get_ffmpeg_exe()
-    bitrate = MP3_BITRATE if output_format == "mp3" else None
+    plain = path.with_suffix(".wav")
     try:
-        segment.export(path, format=output_format, bitrate=bitrate).close()
-    except (CouldntEncodeError, OSError) as exc:
-        raise OutputError(f"{output_format} could not be written: {exc}") from exc
+        segment.export(plain, format="wav").close()
+        if output_format != "wav":
+            _encode(plain, path, output_format)
+            plain.unlink()
+    except OSError as exc:
+        raise OutputError(f"{output_format} could not be written: {exc.strerror or exc}") from exc
     return path
+
+
+def _encode(source: Path, target: Path, output_format: str) -> None:
+    """A wav file in another format, beside it: pydub's own way leaves files where it fails.
+
+    Raises OutputError with ffmpeg's own words.
+    """
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
+    options = ["-b:a", MP3_BITRATE, "-f", output_format]
+    done = subprocess.run(
+        [*ffmpeg, "-f", "wav", "-i", source, *options, target],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        said = done.stderr.strip().rpartition("\n")[2].replace(f"{target.parent}/", "")
+        raise OutputError(f"{output_format} could not be written: {said}")
 
 
 def write_clips(
