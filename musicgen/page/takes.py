@@ -1,0 +1,76 @@
+"""What was made in one visit of the page, and what was asked for."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musicgen.page.analysis import NOTES
+
+TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE)
+KEY = re.compile(
+    r"\b([A-G])(#|b|♯|♭|-sharp|-flat)?(?: ?(major|minor|maj|min)\b|(m)\b)", re.IGNORECASE
+)
+SHIFTS = {"#": 1, "♯": 1, "-sharp": 1, "b": -1, "♭": -1, "-flat": -1}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio file of a take; its seed alone gives it again."""
+
+    name: str
+    file: Path
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Take:
+    """One prediction: its number, the settings without secrets, what came of it."""
+
+    number: int
+    settings: dict[str, Any]
+    clips: tuple[Clip, ...]
+    facts: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """One line that tells it from others."""
+        prompt = self.settings.get("prompt") or "without a prompt"
+        said = prompt if len(prompt) <= 48 else prompt[:47] + "…"
+        return f"{self.number} · {said} · seed {self.clips[0].seed}"
+
+
+def names(number: int, clips: int) -> list[str]:
+    """What the clips of a take are called."""
+    if clips == 1:
+        return [f"Take {number}"]
+    return [f"Take {number}, clip {index + 1}" for index in range(clips)]
+
+
+def choices(takes: Sequence[Take]) -> list[tuple[str, int]]:
+    """Takes for a list, the newest first."""
+    return [(take.title, take.number) for take in reversed(takes)]
+
+
+def clips(takes: Sequence[Take]) -> dict[str, Clip]:
+    """Every clip by its name, the newest take's first."""
+    return {clip.name: clip for take in reversed(takes) for clip in take.clips}
+
+
+def asked_tempo(prompt: str) -> float | None:
+    """The beats a minute that a prompt names."""
+    found = TEMPO.search(prompt)
+    return float(found[1]) if found else None
+
+
+def asked_key(prompt: str) -> str | None:
+    """The key that a prompt names, in sharps: "Bbm" is "A# minor"."""
+    found = KEY.search(prompt)
+    if not found or (found[4] or "").isupper():
+        return None
+    natural = NOTES.index(found[1].upper())
+    tonic = NOTES[(natural + SHIFTS.get((found[2] or "").lower(), 0)) % 12]
+    minor = bool(found[4]) or (found[3] or "").lower().startswith("min")
+    return f"{tonic} {'minor' if minor else 'major'}"
