@@ -29,6 +29,7 @@ def build(studio: Studio) -> gr.Blocks:
     described = fields.read(studio.server.document())
     with gr.Blocks(title="MusicGen", analytics_enabled=False) as page:
         made = gr.State([], delete_callback=_forget)
+        shown = gr.State(0)
         gr.HTML(_head(studio.server.url), elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
@@ -40,13 +41,14 @@ def build(studio: Studio) -> gr.Blocks:
                 _examples(form, studio.folder)
             with gr.Column(scale=3, min_width=320):
                 result = gr.Column(elem_id="result")
-                shown = gr.Radio([], label="Takes of this visit", visible=False, elem_id="takes")
+                listed = gr.Radio([], label="Takes of this visit", visible=False, elem_id="takes")
                 _compare(made, shown)
                 measured = gr.HTML(elem_id="measured")
-        controls = Controls(go, stop, status, gr.State(""), made, shown)
+        controls = Controls(go, stop, status, gr.State(""), made, shown, listed)
         begin = partial(_begin, studio, form, controls)
         begin(gr.on, [go.click, *form.submits])
         stop.click(studio.server.cancel, controls.running, None, queue=False)
+        listed.input(lambda number: number, listed, shown, show_progress="hidden")
         shown.change(results.measured, [made, shown], measured, show_progress="minimal")
         with result:
             _players(page, form, controls, begin)
@@ -56,7 +58,7 @@ def build(studio: Studio) -> gr.Blocks:
 def serve(page: gr.Blocks, port: int) -> None:
     """Show the page until somebody ends it. It asks no other host for anything."""
     system = ("system-ui", "sans-serif")
-    theme = gr.themes.Soft(
+    theme = gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=system, font_mono=("monospace",)
     )
     page.launch(
@@ -109,11 +111,11 @@ def _players(page: gr.Blocks, form: Form, controls: Controls, begin: Callable[..
     """The take that is shown, drawn anew when another is."""
 
     @gr.render([controls.takes, controls.shown], [page.load, controls.shown.change])
-    def draw(made: list[Take], number: int | None) -> None:
+    def draw(made: list[Take], number: int) -> None:
         results.players(form, results.find(made, number), lambda event: begin(event.then))
 
 
-def _compare(made: gr.State, shown: gr.Radio) -> None:
+def _compare(made: gr.State, shown: gr.State) -> None:
     """Two clips at the same position: the one that is shown, and the one before it."""
     with gr.Column(visible=False, elem_id="compare") as room:
         with gr.Row():
@@ -121,7 +123,7 @@ def _compare(made: gr.State, shown: gr.Radio) -> None:
             b = gr.Dropdown([], label="B", min_width=140, interactive=True)
         both = gr.HTML()
 
-    def offer(all_takes: list[Take], number: int | None) -> Updates:
+    def offer(all_takes: list[Take], number: int) -> Updates:
         names = list(takes.clips(all_takes))
         current = results.find(all_takes, number)
         first = current.clips[0].name if current else None
@@ -130,10 +132,11 @@ def _compare(made: gr.State, shown: gr.Radio) -> None:
             room: gr.update(visible=len(names) > 1),
             a: gr.Dropdown(names, value=first),
             b: gr.Dropdown(names, value=other),
+            both: results.compared(all_takes, first, other),
         }
 
-    shown.change(offer, [made, shown], [room, a, b], show_progress="hidden")
-    gr.on([a.change, b.change], results.compared, [made, a, b], both, show_progress="hidden")
+    shown.change(offer, [made, shown], [room, a, b, both], show_progress="hidden")
+    gr.on([a.input, b.input], results.compared, [made, a, b], both, show_progress="hidden")
 
 
 def _forget(made: list[Take]) -> None:

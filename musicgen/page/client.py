@@ -25,7 +25,7 @@ SEED = re.compile(r"^seed: (\d+)", re.MULTILINE)
 BUSY = 409
 
 
-class Refused(MusicGenError):
+class RefusedError(MusicGenError):
     """A prediction that the server did not make. `fields` has the messages that name a field."""
 
     def __init__(self, message: str, fields: dict[str, str] | None = None) -> None:
@@ -33,7 +33,7 @@ class Refused(MusicGenError):
         self.fields = fields or {}
 
 
-class Cancelled(MusicGenError):
+class CancelledError(MusicGenError):
     """A prediction that somebody ended."""
 
 
@@ -65,19 +65,19 @@ class Server:
         return document
 
     def predict(self, prediction: str, inputs: dict[str, Any], webhook: str) -> Answer:
-        """Wait for one prediction. Raises Refused or Cancelled."""
+        """Wait for one prediction. Raises RefusedError or Cancelled."""
         body = {"input": inputs, "webhook": webhook, "webhook_events_filter": ["start", "logs"]}
         try:
             response = self.http.put(f"{self.url}/predictions/{prediction}", json=body)
             answer = response.json()
         except (httpx.HTTPError, ValueError) as exc:
-            raise Refused(f"The server at {self.url} did not answer: {exc}") from exc
+            raise RefusedError(f"The server at {self.url} did not answer: {exc}") from exc
         if response.is_error:
             raise _refusal(response.status_code, answer)
         return _read(answer)
 
     def cancel(self, prediction: str) -> None:
-        """End a prediction; its own call then raises Cancelled. One that is over stays so."""
+        """End a prediction; its own call then raises CancelledError. One that is over stays so."""
         self.http.post(f"{self.url}/predictions/{prediction}/cancel")
 
     def fetch(self, uri: str, folder: Path) -> Path:
@@ -109,11 +109,11 @@ def data_uri(path: Path) -> str:
 def _read(answer: dict[str, Any]) -> Answer:
     """What a 200 holds: Cog answers so whether the prediction succeeded or not."""
     if answer["status"] == "canceled":
-        raise Cancelled("Cancelled.")
+        raise CancelledError("Cancelled.")
     if answer["status"] != "succeeded":
         message = PREFIXES.sub("", str(answer.get("error") or answer["status"]))
         named = FIELD.match(message)
-        raise Refused(message, {named[1]: message} if named else None)
+        raise RefusedError(message, {named[1]: message} if named else None)
     output = answer["output"]
     facts = {} if isinstance(output, list) else dict(output)
     audio = output if isinstance(output, list) else [facts.pop("audio")]
@@ -122,11 +122,11 @@ def _read(answer: dict[str, Any]) -> Answer:
     return Answer(audio, facts, answer.get("metrics") or {}, seed)
 
 
-def _refusal(status: int, answer: dict[str, Any]) -> Refused:
+def _refusal(status: int, answer: dict[str, Any]) -> RefusedError:
     detail = answer.get("detail") or answer.get("error") or f"HTTP status {status}"
     if isinstance(detail, list):
         fields = {str(part["loc"][-1]): str(part["msg"]) for part in detail}
         message = "; ".join(f"{name}: {text}" for name, text in fields.items())
-        return Refused(message, fields)
+        return RefusedError(message, fields)
     advice = " Try again in a moment." if status == BUSY else ""
-    return Refused(f"{detail}.{advice}")
+    return RefusedError(f"{detail}.{advice}")

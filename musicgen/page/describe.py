@@ -60,12 +60,8 @@ def _key(heard: Sequence[str], asked: str | None) -> tuple[str, str]:
     if asked is None:
         return heard[0], ""
     place = heard.index(asked) + 1
-    where = "" if place == 1 else f", the {_ordinal(place)} most likely"
+    where = "" if place == 1 else f", likely as no. {place}"
     return heard[0], f"{'✓' if place == 1 else '✗'} asked for {asked}{where}"
-
-
-def _ordinal(number: int) -> str:
-    return f"{number}{({1: 'st', 2: 'nd', 3: 'rd'} if number // 10 != 1 else {}).get(number % 10, 'th')}"
 
 
 def _level(lufs: float) -> str:

@@ -13,8 +13,8 @@ from musicgen.page.takes import Clip, Take
 EMPTY = '<p class="empty">What you make appears here. Write a prompt, or take an example.</p>'
 
 
-def find(made: list[Take], number: int | None) -> Take | None:
-    """The take of that number."""
+def find(made: list[Take], number: int) -> Take | None:
+    """The take of that number; 0 is none."""
     return next((one for one in made if one.number == number), None)
 
 
@@ -50,7 +50,7 @@ def _player(form: Form, one: Take, clip: Clip) -> gr.events.Dependency:
     return vary.click(lambda: form.filled(settings | {"seed": None}), None, form.inputs)
 
 
-def measured(made: list[Take], number: int | None) -> str:
+def measured(made: list[Take], number: int) -> str:
     """Figures and pictures of a take."""
     one = find(made, number)
     return describe.take(one) if one else ""

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from musicgen.page import client, fields, takes
-from musicgen.page.client import Cancelled, Refused
+from musicgen.page.client import CancelledError, RefusedError
 from musicgen.page.form import Form, Updates
 from musicgen.page.progress import Progress
 from musicgen.page.studio import Studio
@@ -25,12 +25,13 @@ class Controls:
     status: gr.HTML
     running: gr.State  # the id of this visit's prediction, "" between two
     takes: gr.State  # list[Take], the oldest first
-    shown: gr.Radio  # the number of the take that is shown
+    shown: gr.State  # the number of the take that is shown
+    listed: gr.Radio
 
     @property
     def all(self) -> list[gr.blocks.Block]:
         """For an event's outputs."""
-        return [self.go, self.stop, self.status, self.running, self.takes, self.shown]
+        return [self.go, self.stop, self.status, self.running, self.takes, self.shown, self.listed]
 
 
 def run(
@@ -46,9 +47,9 @@ def run(
         steps = studio.predict(prediction, fields.sent(form.fields, list(values)))
         answer = yield from _told(steps, controls, started)
         one = studio.keep(_next(made), fields.kept(form.fields, list(values)), answer)
-    except Cancelled as exc:
+    except CancelledError as exc:
         yield _ended(controls, str(exc))
-    except Refused as exc:
+    except RefusedError as exc:
         unplaced = [name for name in exc.fields if name not in form.errors]
         said = "Not made: see the marked field." if exc.fields and not unplaced else str(exc)
         yield form.complaints(exc.fields) | _ended(controls, said, "failed")
@@ -57,7 +58,8 @@ def run(
         made = [*made, one]
         yield _ended(controls, said) | {
             controls.takes: made,
-            controls.shown: gr.Radio(takes.choices(made), value=one.number, visible=True),
+            controls.shown: one.number,
+            controls.listed: gr.Radio(takes.choices(made), value=one.number, visible=True),
         }
 
 

@@ -34,7 +34,7 @@ class Studio:
     ) -> Generator[Progress | None, None, Answer]:
         """Yield progress, None where there is none; return the answer.
 
-        Raises Refused or Cancelled. Closed before its end, it cancels the prediction.
+        Raises RefusedError or CancelledError. Closed before its end, it cancels the prediction.
         """
         self.webhooks.logs[prediction] = ""
         address = self.webhooks.address

@@ -24,7 +24,7 @@ class Clip:
     seed: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, as its dicts have no hash
 class Take:
     """One prediction: its number, the settings without secrets, what came of it."""
 
