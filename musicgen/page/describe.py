@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from musicgen.errors import InputError
@@ -37,7 +38,7 @@ def _clip(one: Take, clip: Clip) -> str:
     )
     plots = [
         "<h4>Mel spectrogram and beats</h4>",
-        pictures.mel(heard.mel, heard.beats, heard.seconds),
+        pictures.mel(heard.mel, heard.beats, heard.seconds, heard.rate),
         *_chroma(one, heard),
     ]
     return (
@@ -84,7 +85,7 @@ def _chroma(one: Take, heard: Heard) -> list[str]:
     melody = one.settings.get("input_audio")
     if not melody or one.settings.get("continuation"):
         return ["<h4>Chromagram</h4>", own]
-    mono = analysis.listen(melody, heard.rate)
+    mono = analysis.listen(Path(melody), heard.rate)
     start, end = slice_of(one.settings, len(mono) / heard.rate)
     part = mono[round(start * heard.rate) : round(end * heard.rate)]
     given = analysis.chroma(part, heard.rate)
@@ -124,7 +125,7 @@ def use(wanted: dict[str, Any]) -> str:
     if not wanted.get("input_audio"):
         return ""
     try:
-        mono = analysis.listen(wanted["input_audio"])
+        mono = analysis.listen(Path(wanted["input_audio"]))
     except InputError as exc:
         return f'<p class="field-error" role="alert">{escape(str(exc))}</p>'
     seconds = len(mono) / analysis.RATE

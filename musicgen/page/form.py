@@ -36,7 +36,10 @@ class Form:
     def _add(self, names: Iterable[str]) -> None:
         for name in names:
             if name in self.described:
-                self.components[name] = fields.component(self.described[name])
+                field = self.described[name]
+                self.components[name] = fields.component(field)
+                if field.kind == "audio":  # the one component without room for words
+                    gr.HTML(f"<p>{escape(field.info)}</p>", elem_classes="info")
                 self.errors[name] = gr.HTML(visible=False, elem_id=f"error-{name}")
 
     def _tell_use(self) -> None:

@@ -17,14 +17,14 @@ from musicgen.page.analysis import NOTES, RANGE, Floats
 PALETTE = np.array([(12, 8, 38), (84, 20, 125), (185, 52, 118), (250, 138, 92), (252, 246, 186)])
 WIDEST = 1200  # pixels
 POINTS = 400  # of a waveform
-MEL_LABELS = ("high", "low")
 
 
-def mel(levels: Floats, beats: Floats, seconds: float) -> str:
-    """A mel spectrogram [bands, T] in dB from -RANGE to 0, with beats."""
+def mel(levels: Floats, beats: Floats, seconds: float, rate: int) -> str:
+    """A mel spectrogram [bands, T] in dB from -RANGE to 0, with beats, of audio at `rate` Hz."""
     alt = f"Mel spectrogram over {seconds:.1f} s, with {len(beats)} beats marked"
     lines = _lines(beats / seconds)
-    return _plot(alt, levels / RANGE + 1, MEL_LABELS, seconds, lines)
+    labels = (f"{rate / 2000:g} kHz", "mel", "0 Hz")
+    return _plot(alt, levels / RANGE + 1, labels, seconds, lines)
 
 
 def chromagram(chroma: Floats, seconds: float, title: str = "Chromagram") -> str:
