@@ -27,6 +27,7 @@ SECONDS = 8  # of an example
 def build(studio: Studio) -> gr.Blocks:
     """The page of a server. Raises MusicGenError if it does not tell its inputs."""
     described = fields.read(studio.server.document())
+    page: gr.Blocks
     with gr.Blocks(title="MusicGen", analytics_enabled=False) as page:
         made = gr.State([], delete_callback=_forget)
         shown = gr.State(0)
@@ -90,7 +91,7 @@ def _begin(studio: Studio, form: Form, controls: Controls, listen: Any, *trigger
         outputs=[*controls.all, *form.outputs],
         show_progress="hidden",
         concurrency_limit=None,
-    ).then(None, js="showError")
+    ).then(None, js="afterRun")
 
 
 def _examples(form: Form, folder: Path) -> None:

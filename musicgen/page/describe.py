@@ -23,10 +23,9 @@ def take(one: Take) -> str:
 
 def _clip(one: Take, clip: Clip) -> str:
     heard = analysis.hear(clip.file)
-    prompt = str(one.settings.get("prompt") or "")
     rows = [
-        ("Tempo", *_tempo(heard.tempo, asked_tempo(prompt))),
-        ("Key", *_key(heard.keys, asked_key(prompt))),
+        ("Tempo", *_tempo(heard.tempo, asked_tempo(one.prompt))),
+        ("Key", *_key(heard.keys, asked_key(one.prompt))),
         ("Level", _level(heard.lufs), ""),
         ("Length", f"{heard.seconds:.2f} s", ""),
         ("Seed", str(clip.seed), ""),

@@ -68,7 +68,8 @@ def component(field: Field) -> gr.components.Component:
     """What a person sets it with. The server alone judges values, so no bound is checked here."""
     common: dict[str, Any] = {"label": field.title, "elem_id": f"field-{field.name}"}
     if field.kind == "audio":
-        return gr.Audio(type="filepath", sources=["upload", "microphone"], **common)
+        common |= {"sources": ["upload", "microphone"], "buttons": ["download"]}
+        return gr.Audio(type="filepath", **common)
     common |= {"info": field.info, "value": field.default}
     if field.kind == "boolean":
         return gr.Checkbox(**common)

@@ -11,7 +11,9 @@ from musicgen.page.fields import Field
 
 # Where an input stands, if the server has it. The others are folded, in the server's order.
 FIRST = ("prompt", "input_audio")
-SLICE = ("continuation", "continuation_start", "continuation_end")  # with the audio they are about
+MODE = ("continuation",)  # with the audio that it is about
+ENDS = ("continuation_start", "continuation_end")
+SLICE = MODE + ENDS
 LENGTH = ("duration",)
 
 Updates = dict[Any, Any]
@@ -27,7 +29,11 @@ class Form:
         self._add(FIRST)
         with gr.Column(visible=False, elem_id="slice") as self.slice:
             self.use = gr.HTML(elem_classes="use")
-            self._add(SLICE)
+            self._add(MODE)
+            with gr.Row():
+                for name in ENDS:
+                    with gr.Column(min_width=140):
+                        self._add([name])
         self._add(LENGTH)
         with gr.Accordion("More settings", open=False, elem_id="more") as self.folded:
             self._add([name for name in self.described if name not in self.components])

@@ -1,13 +1,17 @@
 // What gradio's components do not do: two clips at one position, and the way to a field's error.
 
-// Put the reader at the first input that the server refused.
-function showError() {
+// After a prediction: put the reader at the first input that was refused or, on a narrow screen where
+// they stand below each other, at the result.
+function afterRun() {
   const error = document.querySelector(".field-error");
-  if (!error) return;
-  const block = error.closest("[id^=error-]");
-  const field = block && document.getElementById(block.id.replace("error-", "field-"));
-  field?.querySelector("input, textarea, button")?.focus();
-  error.scrollIntoView({ block: "center" });
+  if (error) {
+    const name = error.closest("[id^=error-]").id.replace("error-", "field-");
+    document.getElementById(name)?.querySelector("input, textarea, button")?.focus();
+    error.scrollIntoView({ block: "center" });
+  } else if (document.querySelector("#status .ready")) {
+    const result = document.getElementById("result");
+    if (result.getBoundingClientRect().top > innerHeight) result.scrollIntoView();
+  }
 }
 
 // The parts of the comparison that an event happened in.

@@ -26,7 +26,7 @@ def players(form: Form, one: Take | None, then_run: Callable[[gr.events.Dependen
     if one is None:
         gr.HTML(EMPTY)
         return
-    gr.HTML(f"<h2>{escape(one.title)}</h2>")
+    gr.HTML(f"<h2>{escape(one.prompt or 'Without a prompt')}</h2>")
     with gr.Row():
         for clip in one.clips:
             with gr.Column(min_width=260):

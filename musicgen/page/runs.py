@@ -48,7 +48,7 @@ def run(
         answer = yield from _told(steps, controls, started)
         one = studio.keep(_next(made), fields.kept(form.fields, list(values)), answer)
     except CancelledError as exc:
-        yield _ended(controls, str(exc))
+        yield _ended(controls, str(exc), "cancelled")
     except RefusedError as exc:
         unplaced = [name for name in exc.fields if name not in form.errors]
         said = "Not made: see the marked field." if exc.fields and not unplaced else str(exc)
@@ -56,7 +56,7 @@ def run(
     else:
         said = f"Take {one.number} is ready, after {monotonic() - started:.1f} s."
         made = [*made, one]
-        yield _ended(controls, said) | {
+        yield _ended(controls, said, "ready") | {
             controls.takes: made,
             controls.shown: one.number,
             controls.listed: gr.Radio(takes.choices(made), value=one.number, visible=True),
@@ -86,7 +86,7 @@ def _began(controls: Controls, prediction: str) -> Updates:
     }
 
 
-def _ended(controls: Controls, said: str, kind: str = "done") -> Updates:
+def _ended(controls: Controls, said: str, kind: str) -> Updates:
     return {
         controls.go: gr.Button(interactive=True),
         controls.stop: gr.Button(interactive=False),

@@ -12,6 +12,7 @@ TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE)
 KEY = re.compile(
     r"\b([A-G])(#|b|♯|♭|-sharp|-flat)?(?: ?(major|minor|maj|min)\b|(m)\b)", re.IGNORECASE
 )
+LONGEST_TITLE = 60  # letters of a prompt
 SHIFTS = {"#": 1, "♯": 1, "-sharp": 1, "b": -1, "♭": -1, "-flat": -1}
 
 
@@ -35,10 +36,15 @@ class Take:
     metrics: dict[str, Any]
 
     @property
+    def prompt(self) -> str:
+        """What was asked for in words, "" for nothing."""
+        return self.settings.get("prompt") or ""
+
+    @property
     def title(self) -> str:
         """One line that tells it from others."""
-        prompt = self.settings.get("prompt") or "without a prompt"
-        said = prompt if len(prompt) <= 48 else prompt[:47] + "…"
+        said = self.prompt or "without a prompt"
+        said = said if len(said) <= LONGEST_TITLE else said[: LONGEST_TITLE - 1] + "…"
         return f"{self.number} · {said} · seed {self.clips[0].seed}"
 
 
