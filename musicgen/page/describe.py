@@ -100,15 +100,16 @@ def _chroma(one: Take, heard: Heard) -> list[str]:
 
 def slice_of(wanted: dict[str, Any], seconds: float) -> tuple[float, float]:
     """The seconds that settings take of input audio; all of it where they take none."""
-    start = wanted.get("continuation_start") or 0.0
-    end = wanted.get("continuation_end")
+    given = (wanted.get(f"continuation_{side}") for side in ("start", "end"))
+    start, end = (value if isinstance(value, int | float) else None for value in given)
+    start = start or 0.0
     end = seconds if end is None or end < 0 else min(end, seconds)
     return (start, end) if 0 <= start < end else (0.0, seconds)
 
 
 def settings(one: Take) -> str:
     """Everything that was sent, folded."""
-    shown = {name: value for name, value in one.settings.items() if value not in (None, "")}
+    shown = {name: value for name, value in one.settings.items() if value is not None}
     if "input_audio" in shown:
         shown["input_audio"] = "a file"
     shown |= {f"answer: {name}": value for name, value in one.facts.items()}

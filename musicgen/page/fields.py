@@ -1,5 +1,7 @@
 """The inputs that a server's OpenAPI document describes: each as a component, all as a request."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import gradio as gr
 
 from musicgen.page import client
 
+NUMBERS = ("integer", "number")
 AREAS = {"prompt": 3}  # lines
 
 
@@ -33,7 +36,7 @@ class Field:
     def bounds(self) -> str:
         """The range in words, where there is one."""
         low, high = self.minimum, self.maximum
-        if low is None or self.kind not in ("integer", "number"):
+        if low is None or self.kind not in NUMBERS:
             return ""
         return f"{low:g} or more." if high is None else f"{low:g} to {high:.0f}."
 
@@ -75,31 +78,44 @@ def component(field: Field) -> gr.components.Component:
         return gr.Checkbox(**common)
     if field.kind == "choice":
         return gr.Radio(list(field.choices), **common)
-    if field.kind in ("integer", "number"):
+    if field.kind in NUMBERS and field.default is not None:
         return gr.Number(step=1 if field.kind == "integer" else 0.05, **common)
+    if field.kind in NUMBERS:  # a Number that is empty would show, and send, 0
+        return gr.Textbox(**common)
     if field.kind == "secret":
         return gr.Textbox(type="password", **common)
     return gr.Textbox(lines=AREAS.get(field.name, 1), **common)
 
 
-def sent(listed: list[Field], values: list[Any]) -> dict[str, Any]:
-    """The form's values as inputs of the API: what is empty is left out, files are data URIs."""
-    inputs = {}
-    for field, value in zip(listed, values, strict=True):
-        if value is None or value == "":
-            continue
-        if field.kind == "audio":
-            value = client.data_uri(Path(value))
-        elif field.kind == "integer" and float(value).is_integer():
-            value = int(value)
-        inputs[field.name] = value
-    return inputs
+def settings(listed: list[Field], values: Iterable[Any]) -> dict[str, Any]:
+    """The form's values by their names, numbers as such. None is what was left empty."""
+    return {field.name: _value(field, v) for field, v in zip(listed, values, strict=True)}
 
 
-def kept(listed: list[Field], values: list[Any]) -> dict[str, Any]:
-    """The form's values as a take remembers them: all but secrets."""
+def _value(field: Field, value: Any) -> Any:
+    if value == "":
+        return None
+    if field.kind in NUMBERS and value is not None:
+        try:
+            number = float(value)
+        except ValueError:
+            return value  # the server says what it expects
+        if math.isfinite(number):
+            return int(number) if number.is_integer() else number
+    return value
+
+
+def sent(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as inputs of the API: what is None is left out, files are data URIs."""
+    kinds = {field.name: field.kind for field in listed}
     return {
-        field.name: value
-        for field, value in zip(listed, values, strict=True)
-        if field.kind != "secret"
+        name: client.data_uri(Path(value)) if kinds[name] == "audio" else value
+        for name, value in settings.items()
+        if value is not None
     }
+
+
+def kept(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a take remembers them: all but secrets."""
+    secrets = {field.name for field in listed if field.kind == "secret"}
+    return {name: value for name, value in settings.items() if name not in secrets}

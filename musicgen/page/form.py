@@ -52,9 +52,10 @@ class Form:
         """Say what will become of the audio, whenever that changes."""
         names = [n for n in ("input_audio", *SLICE, *LENGTH) if n in self.components]
         inputs = [self.components[name] for name in names]
+        described = [self.described[name] for name in names]
 
         def tell(*values: Any) -> Updates:
-            settings = dict(zip(names, values, strict=True))
+            settings = fields.settings(described, values)
             file = settings.get("input_audio")
             return {self.slice: gr.update(visible=bool(file)), self.use: describe.use(settings)}
 

@@ -40,13 +40,14 @@ def run(
     """Yield what changes on the page, from the start of a prediction to its end."""
     if running:
         return
+    settings = fields.settings(form.fields, values)
     prediction = client.new_id()
     started = monotonic()
     yield form.complaints({}) | _began(controls, prediction)
     try:
-        steps = studio.predict(prediction, fields.sent(form.fields, list(values)))
+        steps = studio.predict(prediction, fields.sent(form.fields, settings))
         answer = yield from _told(steps, controls, started)
-        one = studio.keep(_next(made), fields.kept(form.fields, list(values)), answer)
+        one = studio.keep(_next(made), fields.kept(form.fields, settings), answer)
     except CancelledError as exc:
         yield _ended(controls, str(exc), "cancelled")
     except RefusedError as exc:
