@@ -28,7 +28,7 @@ class Form:
         self.errors: dict[str, gr.HTML] = {}
         self._add(FIRST)
         with gr.Column(visible=False, elem_id="slice") as self.slice:
-            self.use = gr.HTML(elem_classes="use")
+            self.use = gr.HTML(elem_id="use")
             self._add(MODE)
             with gr.Row():
                 for name in ENDS:

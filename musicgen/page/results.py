@@ -29,7 +29,7 @@ def players(form: Form, one: Take | None, then_run: Callable[[gr.events.Dependen
     gr.HTML(f"<h2>{escape(one.prompt or 'Without a prompt')}</h2>")
     with gr.Row():
         for clip in one.clips:
-            with gr.Column(min_width=260):
+            with gr.Column(min_width=160):
                 then_run(_player(form, one, clip))
 
 
