@@ -179,7 +179,8 @@ def test_progress_is_shown_and_cancel_ends_the_work(url, server, visit):
     press(page, "Cancel")
     expect(page.locator("#status")).to_contain_text("Cancelled")
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
-    [cancelled] = set(re.findall(r'\d+/15012 .*"prediction_id":"(\w+)"', server.log.read_text()))
+    long = r'decode:[^"]*/\d{4,} [^}]*"prediction_id":"(\w+)"'
+    [cancelled] = set(re.findall(long, server.log.read_text()))
     steps = server.log.read_text().count(cancelled)
     generate(page, duration=8)
     assert server.log.read_text().count(cancelled) == steps  # it says its steps each second
@@ -277,6 +278,20 @@ def test_examples_bring_a_prompt_and_a_hummed_melody(url, visit):
     page.get_by_text("a hummed melody").click()
     expect(page.get_by_label("Prompt")).to_have_value(re.compile("flute"))
     expect(page.locator("#use")).to_contain_text("seconds 0 to 4.0 of 4.0")
+
+
+def test_the_page_as_the_readme_shows_it(url, visit, tmp_path):
+    page = visit(url, viewport={"width": 1280, "height": 900})
+    page.get_by_text("a hummed melody").click()
+    expect(page.locator("#use")).to_contain_text("Followed as a melody")
+    open_settings(page)
+    field(page, "seed").fill("80")
+    open_settings(page)
+    generate(page, duration=8)
+    press(page, "Vary")
+    ready(page, 2)
+    expect(page.locator("#compare .ab")).to_be_visible()
+    picture(page, "page")
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
