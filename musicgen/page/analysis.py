@@ -15,6 +15,7 @@ Floats = NDArray[np.floating]
 NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 RATE = 22050  # Hz at which input audio is listened to
 LONGEST = 600.0  # seconds of input audio that are listened to
+SHORTEST = 4.0  # seconds that the filters of the lowest notes need
 BANDS = 96
 RANGE = 80.0  # dB below the loudest bin, what the spectrogram shows
 CHROMA_WINDOW, CHROMA_HOP = 16384, 4096
@@ -87,6 +88,7 @@ def keys(mono: Floats, rate: float) -> tuple[str, ...]:
     """All 24 keys, the most likely first: "A minor"."""
     import librosa
 
+    mono = np.pad(mono, (0, max(0, round(SHORTEST * rate) - len(mono))))
     heard = librosa.feature.chroma_cqt(y=mono, sr=rate, tuning=0).mean(1)
     if not heard.std():
         return ()

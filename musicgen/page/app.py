@@ -37,7 +37,7 @@ def build(studio: Studio) -> gr.Blocks:
                 form = Form(described)
                 with gr.Row():
                     go = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+                    stop = gr.Button("Cancel", interactive=False, elem_id="cancel")
                 status = gr.HTML(elem_id="status")
                 _examples(form, studio.folder)
             with gr.Column(scale=3, min_width=320):

@@ -35,7 +35,13 @@ def players(form: Form, one: Take | None, then_run: Callable[[gr.events.Dependen
 
 def _player(form: Form, one: Take, clip: Clip) -> gr.events.Dependency:
     """One player; the event that asks for a variation of its clip."""
-    gr.Audio(str(clip.file), label=clip.name, interactive=False, buttons=["download"])
+    gr.Audio(
+        str(clip.file),
+        label=clip.name,
+        interactive=False,
+        buttons=["download"],
+        elem_classes="several" if len(one.clips) > 1 else None,
+    )
     with gr.Row():
         again = gr.Button("Again with this seed", size="sm", min_width=80)
         vary = gr.Button("Vary", size="sm", min_width=80)

@@ -9,8 +9,11 @@ from typing import Any
 from musicgen.page.analysis import NOTES
 
 TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE)
-KEY = re.compile(
-    r"\b([A-G])(#|b|♯|♭|-sharp|-flat)?(?: ?(major|minor|maj|min)\b|(m)\b)", re.IGNORECASE
+SHIFT = "(#|b|♯|♭|-sharp|-flat)?"
+# "f# minor", "Bb MAJOR"; and "Am", whose case tells it from the word.
+KEYS = (
+    re.compile(rf"\b([A-G]){SHIFT} ?(maj|min)(?:or)?\b", re.IGNORECASE),
+    re.compile(rf"\b([A-G]){SHIFT}(m)\b"),
 )
 LONGEST_TITLE = 60  # letters of a prompt
 SHIFTS = {"#": 1, "♯": 1, "-sharp": 1, "b": -1, "♭": -1, "-flat": -1}
@@ -73,10 +76,9 @@ def asked_tempo(prompt: str) -> float | None:
 
 def asked_key(prompt: str) -> str | None:
     """The key that a prompt names, in sharps: "Bbm" is "A# minor"."""
-    found = KEY.search(prompt)
-    if not found or (found[4] or "").isupper():
+    found = next(filter(None, (key.search(prompt) for key in KEYS)), None)
+    if found is None:
         return None
     natural = NOTES.index(found[1].upper())
     tonic = NOTES[(natural + SHIFTS.get((found[2] or "").lower(), 0)) % 12]
-    minor = bool(found[4]) or (found[3] or "").lower().startswith("min")
-    return f"{tonic} {'minor' if minor else 'major'}"
+    return f"{tonic} {'major' if found[3].lower() == 'maj' else 'minor'}"
