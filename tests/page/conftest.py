@@ -17,7 +17,7 @@ MISSING = (
     "These tests use the page in a browser, and there is none: install Chromium "
     "(Debian: apt-get install chromium) so that one of these is on PATH: " + ", ".join(BROWSERS)
 )
-PATIENCE = 30_000  # ms for something to appear: a guard against waiting for ever
+PATIENCE = 120_000  # ms for something to appear: a guard against waiting for ever
 # A microphone that beeps, and nobody asked whether it may be used.
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
