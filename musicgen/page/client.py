@@ -8,6 +8,7 @@ import base64
 import mimetypes
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,11 @@ class Server:
 
     def cancel(self, prediction: str) -> None:
         """End a prediction; its own call then raises CancelledError. One that is over stays so."""
-        self.http.post(f"{self.url}/predictions/{prediction}/cancel")
+        with suppress(httpx.HTTPError):  # then its own call fails, too, and tells
+            self.http.post(f"{self.url}/predictions/{prediction}/cancel")
 
     def fetch(self, uri: str, folder: Path) -> Path:
-        """The audio behind a data or http(s) URI, as a file in `folder`."""
+        """The audio behind a data or http(s) URI, as a file in `folder`. Raises RefusedError."""
         name = uuid.uuid4().hex
         if uri.startswith("data:"):
             head, _, text = uri.partition(",")
@@ -89,7 +91,10 @@ class Server:
             raw = base64.b64decode(text) if head.endswith(";base64") else unquote_to_bytes(text)
             path = folder / (name + SUFFIXES.get(kind, ".bin"))
         else:
-            raw = self.http.get(uri, follow_redirects=True).raise_for_status().content
+            try:
+                raw = self.http.get(uri, follow_redirects=True).raise_for_status().content
+            except httpx.HTTPError as exc:
+                raise RefusedError(f"The audio was made, but not at {uri}: {exc}") from exc
             path = folder / (name + Path(httpx.URL(uri).path).suffix)
         path.write_bytes(raw)
         return path
