@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "musicgen"
-ROOMS = {"bench", "checkpoints", "commands", "conditioning", "decoder", "rendering"}
+ROOMS = {"bench", "checkpoints", "commands", "conditioning", "decoder", "page", "rendering"}
 
 # module or room -> what of this package it may import. A room stands for its modules that have no
 # line of their own. `errors` and `request` are for everyone.
@@ -124,6 +124,10 @@ LAYERS = {
         "checkpoints.tiny_config",
         "commands.verify",
     },
+    # A client of the HTTP API: of this package it knows how a server starts and how audio is read.
+    "page.__main__": {"commands.cli", "commands.server", "page"},
+    "page.analysis": {"audio"},
+    "page": {"page"},
     "bench": {
         "ROOT",
         "audiocraft",
@@ -144,13 +148,17 @@ EDGES = {
     "cog": {"predict", "songstarter"},
     "demucs": {"checkpoints.demucs", "checkpoints.tiny", "conditioning.separation"},
     "google": {"upload"},
+    "gradio": {"page"},
+    "httpx": {"page"},
     "httpx2": {"checkpoints.hub"},
     "huggingface_hub": {"checkpoints.hub"},
     "imageio_ffmpeg": {"output"},
     "numba": {"decoder.kernels"},
     "omegaconf": {"checkpoints", "rendering"},
+    "PIL": {"page"},
     "psutil": {"memory"},
     "pydub": {"output"},
+    "pyloudnorm": {"page"},
     "safetensors": {"checkpoints.tensors"},
     "sentencepiece": {"conditioning.tokens"},
     "tokenizers": {"conditioning.tokens"},
@@ -278,7 +286,7 @@ def test_both_cog_files_differ_in_image_and_face_alone():
 
 
 def test_requirements_are_pinned_and_name_no_host():
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-page.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r ")):
                 assert re.fullmatch(r"[a-z0-9-]+==[\w.]+(; sys_platform == \"linux\")?", line), line

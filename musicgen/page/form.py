@@ -1,0 +1,117 @@
+"""The form: the few inputs that matter first, the others folded, each with room for its error."""
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from musicgen.page import describe, fields
+from musicgen.page.fields import Field
+
+# Where an input stands, if the server has it. The others are folded, in the server's order.
+FIRST = ("prompt", "input_audio")
+MODE = ("continuation",)  # with the audio that it is about
+ENDS = ("continuation_start", "continuation_end")
+SLICE = MODE + ENDS
+LENGTH = ("duration",)
+
+Updates = dict[Any, Any]
+
+
+class Form:
+    """The components of the inputs, made where this is constructed: inside of gradio's Blocks."""
+
+    def __init__(self, described: list[Field]) -> None:
+        self.described = {field.name: field for field in described}
+        self.components: dict[str, gr.components.Component] = {}
+        self.errors: dict[str, gr.HTML] = {}
+        self._add(FIRST)
+        with gr.Column(visible=False, elem_id="slice") as self.slice:
+            self.use = gr.HTML(elem_id="use")
+            self._add(MODE)
+            with gr.Row():
+                for name in ENDS:
+                    with gr.Column(min_width=140):
+                        self._add([name])
+        self._add(LENGTH)
+        with gr.Accordion("More settings", open=False, elem_id="more") as self.folded:
+            self._add([name for name in self.described if name not in self.components])
+        self._tell_use()
+
+    def _add(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.described:
+                field = self.described[name]
+                self.components[name] = fields.component(field)
+                if field.kind == "audio":  # the one component without room for words
+                    gr.HTML(f"<p>{escape(field.info)}</p>", elem_classes="info")
+                self.errors[name] = gr.HTML(visible=False, elem_id=f"error-{name}")
+
+    def _tell_use(self) -> None:
+        """Say what will become of the audio, whenever that changes."""
+        names = [n for n in ("input_audio", *SLICE, *LENGTH) if n in self.components]
+        inputs = [self.components[name] for name in names]
+        described = [self.described[name] for name in names]
+
+        def tell(*values: Any) -> Updates:
+            settings = fields.settings(described, values)
+            file = settings.get("input_audio")
+            return {self.slice: gr.update(visible=bool(file)), self.use: describe.use(settings)}
+
+        gr.on(
+            [component.change for component in inputs],
+            tell,
+            inputs,
+            [self.slice, self.use],
+            show_progress="hidden",
+        )
+
+    @property
+    def fields(self) -> list[Field]:
+        """The inputs in the order of the components."""
+        return [self.described[name] for name in self.components]
+
+    @property
+    def inputs(self) -> list[gr.components.Component]:
+        """The components, for an event."""
+        return list(self.components.values())
+
+    @property
+    def submits(self) -> list[Any]:
+        """The events of Enter in a line of text or a number."""
+        return [item.submit for item in self.inputs if isinstance(item, gr.Textbox | gr.Number)]
+
+    @property
+    def outputs(self) -> list[gr.blocks.Block]:
+        """What `complaints` changes."""
+        return [*self.errors.values(), self.folded]
+
+    def complaints(self, messages: dict[str, str]) -> Updates:
+        """Each message at the field that it names, none at the others."""
+        placed = set(FIRST) | set(SLICE) | set(LENGTH)
+        shown = {
+            error: gr.HTML(
+                f'<p class="field-error" role="alert">{escape(messages.get(name, ""))}</p>',
+                visible=name in messages,
+            )
+            for name, error in self.errors.items()
+        }
+        folded = any(name in self.errors and name not in placed for name in messages)
+        return shown | ({self.folded: gr.Accordion(open=True)} if folded else {})
+
+    def filled(self, settings: dict[str, Any]) -> Updates:
+        """The form with a take's settings; what a take does not keep is left as it is."""
+        return {
+            component: settings[name]
+            for name, component in self.components.items()
+            if name in settings
+        }
+
+    def continued(self, settings: dict[str, Any], file: str, seconds: float) -> Updates:
+        """The form that goes on from a take's clip: as long again, with a new seed."""
+        longest = self.described["duration"].maximum or 2 * seconds
+        slices = {name: self.described[name].default for name in SLICE if name in self.described}
+        length = min(round(2 * seconds), longest)
+        new = {"input_audio": file, "continuation": True, "duration": length, "seed": None}
+        return self.filled(settings | slices | new)

@@ -1,0 +1,94 @@
+"""A page that scripts/play serves, and a browser to use it with."""
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+
+import httpx
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from musicgen import ROOT
+from musicgen.commands import server
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MISSING = (
+    "These tests use the page in a browser, and there is none: install Chromium "
+    "(Debian: apt-get install chromium) so that one of these is on PATH: " + ", ".join(BROWSERS)
+)
+PATIENCE = 120_000  # ms for something to appear: a guard against waiting for ever
+# A microphone that beeps, and nobody asked whether it may be used.
+FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.fail(MISSING)
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def play(tmp_path_factory):
+    """(arguments of scripts/play) -> the address of its page."""
+    with ExitStack() as stack:
+
+        def start(*arguments):
+            port = server.free_port()
+            log = stack.enter_context((tmp_path_factory.mktemp("page") / "log").open("w+"))
+            environment = {**os.environ, "BROWSER": "true", "OMP_NUM_THREADS": "1"}
+            command = [ROOT / "scripts" / "play", "--port", str(port), *arguments]
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            url = f"http://127.0.0.1:{port}"
+            while not _answers(url):
+                log.seek(0)
+                assert process.poll() is None, log.read()
+            return url
+
+        yield start
+
+
+def _answers(url):
+    try:
+        return httpx.get(url).is_success
+    except httpx.ConnectError:
+        return False
+
+
+@pytest.fixture
+def visit(browser):
+    """(url, **what the browser is like) -> the page, which has to stay without error and to ask
+    no other host for anything."""
+    noticed = []
+    with ExitStack() as stack:
+
+        def start(url, **options):
+            context = browser.new_context(permissions=["microphone"], **options)
+            context.set_default_timeout(PATIENCE)
+            stack.callback(context.close)
+            page = context.new_page()
+
+            def look(request):
+                if not request.url.startswith((url, "data:", "blob:")):
+                    noticed.append(f"asked {request.url}")
+
+            page.on("request", look)
+            page.on("pageerror", lambda error: noticed.append(f"error {error}"))
+            page.on(
+                "console",
+                lambda line: noticed.append(line.text) if line.type == "error" else None,
+            )
+            page.goto(url)
+            expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+            return page
+
+        yield start
+    assert noticed == []

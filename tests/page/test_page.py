@@ -1,0 +1,307 @@
+"""The page in a real browser, before real servers with the demo model."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import pytest
+import soundfile
+import sounds
+from playwright.sync_api import expect
+
+from musicgen.checkpoints.folders import DEFAULT
+
+PROMPT = "lofi chill, warm piano, C minor, 80 bpm"
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def server(start_server):
+    return start_server("predict", DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def url(play, server):
+    return play("--server", server.url)
+
+
+@pytest.fixture(scope="module")
+def four_clips(play):
+    """The address of a page that started its own server, of the other face."""
+    return play("--face", "songstarter")
+
+
+@pytest.fixture
+def tune(tmp_path):
+    return sounds.write(tmp_path / "tune.m4a", sounds.melody(3.0, 48000))
+
+
+def field(page, name):
+    """What a number is typed into."""
+    return page.locator(f"#field-{name}").locator("input, textarea")
+
+
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def generate(page, **numbers):
+    """Press the button and wait for a take; its status line."""
+    for name, value in numbers.items():
+        field(page, name).fill(str(value))
+    press(page, "Generate")
+    return ready(page)
+
+
+def ready(page, take=1):
+    expect(page.locator("#status .ready")).to_contain_text(f"Take {take} is ready")
+    expect(page.get_by_role("heading", name=f"Take {take}").first).to_be_visible()
+
+
+def open_settings(page):
+    page.get_by_text("More settings").click()
+
+
+def downloads(page):
+    """The bytes behind the download buttons of the result's players."""
+    links = page.locator("#result a[download]")
+    addresses = [links.nth(index).get_attribute("href") for index in range(links.count())]
+    return [page.context.request.get(address).body() for address in addresses]
+
+
+def error(page, name):
+    return page.locator(f"#error-{name}").get_by_role("alert")
+
+
+def picture(page, name):
+    """Keep a screenshot if somebody wants it: SCREENSHOTS names the folder."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.wait_for_timeout(1500)  # animations, waveforms
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_a_prompt_becomes_audio_of_the_asked_duration(url, visit):
+    page = visit(url)
+    page.get_by_label("Prompt").fill(PROMPT)
+    generate(page, duration=4)
+    [audio] = downloads(page)
+    wav, rate = soundfile.read(io.BytesIO(audio))
+    assert wav.shape == (4 * rate, 2)
+    assert wav.std() > 0.01
+    expect(page.locator("#result").get_by_label("Play", exact=True)).to_be_visible()
+
+
+def test_a_take_is_measured_beside_what_was_asked_for(url, visit):
+    page = visit(url)
+    page.get_by_label("Prompt").fill(PROMPT)
+    open_settings(page)
+    generate(page, duration=4, seed=80)
+    measured = page.locator("#measured")
+    expect(measured).to_contain_text("−14.0 LUFS")
+    expect(measured).to_contain_text("asked for 80")
+    expect(measured).to_contain_text("asked for C minor")
+    expect(measured).to_contain_text(re.compile(r"Real time\s*\d+\.\d×"))
+    expect(
+        measured.get_by_role("img", name=re.compile("Mel spectrogram over 4.0 s"))
+    ).to_be_visible()
+    expect(measured.get_by_role("img", name=re.compile("Chromagram over 4.0 s"))).to_be_visible()
+
+
+def test_a_melody_is_uploaded_cut_and_followed(url, visit, tune):
+    page = visit(url)
+    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
+    use = page.locator("#use")
+    expect(use).to_contain_text("Followed as a melody: seconds 0 to 3.0 of 3.0")
+    field(page, "continuation_start").fill("1")
+    expect(use.get_by_role("img", name=re.compile(r"used: 1 to 3\.0 s"))).to_be_visible()
+    field(page, "continuation_start").fill("0")
+    page.get_by_label("Prompt").fill("flute, piano")
+    generate(page, duration=3)
+    cosine = page.get_by_text(re.compile(r"the melody above the result, cosine \d\.\d\d"))
+    expect(cosine).to_be_visible()
+
+
+def test_audio_is_continued(url, visit, tune):
+    page = visit(url)
+    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
+    page.get_by_label("Continuation", exact=True).check()
+    field(page, "continuation_end").fill("2")
+    field(page, "duration").fill("5")
+    said = "Continued: begins with seconds 0 to 2.0 of 3.0, then 3.0 s are new"
+    expect(page.locator("#use")).to_contain_text(said)
+    generate(page)
+    [audio] = downloads(page)
+    assert soundfile.info(io.BytesIO(audio)).duration == 5
+
+
+def test_the_microphone_is_recorded(url, visit):
+    page = visit(url)
+    page.get_by_label("Record audio").click()
+    press(page, "Record")
+    page.wait_for_timeout(1500)
+    press(page, "Stop")
+    expect(page.locator("#use")).to_contain_text("Followed as a melody")
+
+
+def test_the_servers_errors_stand_at_the_fields_that_they_name(url, visit):
+    page = visit(url)
+    open_settings(page)
+    field(page, "duration").fill("0")
+    field(page, "top_k").fill("-1")
+    open_settings(page)  # folds them
+    press(page, "Generate")
+    expect(error(page, "duration")).to_have_text("0 is less than the minimum of 1")
+    expect(error(page, "top_k")).to_have_text("-1 is less than the minimum of 0")
+    expect(field(page, "duration")).to_be_focused()
+    field(page, "duration").fill("2")
+    field(page, "top_k").fill("250")
+    generate(page)
+    expect(page.locator(".field-error")).to_have_count(0)
+
+
+def test_what_the_model_refuses_stands_at_its_field_too(url, visit, tune):
+    page = visit(url)
+    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
+    field(page, "continuation_start").fill("9")
+    press(page, "Generate")
+    expect(error(page, "continuation_start")).to_contain_text("starts past the end of input_audio")
+
+
+def test_progress_is_shown_and_cancel_ends_the_work(url, server, visit):
+    page = visit(url)
+    field(page, "duration").fill("300")
+    press(page, "Generate")
+    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text(
+        re.compile(r"decode, step \d+ of \d+ · .* left")
+    )
+    press(page, "Cancel")
+    expect(page.locator("#status")).to_contain_text("Cancelled")
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    long = r'decode:[^"]*/\d{4,} [^}]*"prediction_id":"(\w+)"'
+    [cancelled] = set(re.findall(long, server.log.read_text()))
+    steps = server.log.read_text().count(cancelled)
+    generate(page, duration=8)
+    assert server.log.read_text().count(cancelled) == steps  # it says its steps each second
+
+
+def test_takes_are_kept_and_two_are_compared_at_one_position(url, visit):
+    page = visit(url)
+    page.get_by_label("Prompt").fill(PROMPT)
+    generate(page, duration=4)
+    press(page, "Vary")
+    ready(page, 2)
+    compare = page.locator("#compare")
+    compare.get_by_role("button", name="Play").click()
+    heard = """() => [...document.querySelectorAll('.ab audio')].map(
+        sound => ({at: sound.currentTime, heard: !sound.muted && !sound.paused}))"""
+    page.wait_for_function(f"({heard})()[0].at > 0.5")
+    compare.get_by_role("button", name="B: Take 1").click()
+    a, b = page.evaluate(heard)
+    assert (a["heard"], b["heard"]) == (False, True)
+    assert b["at"] > 0.5
+    assert abs(a["at"] - b["at"]) < 0.1
+    page.get_by_role("radio", name=re.compile("1 · lofi")).check()
+    expect(page.get_by_role("heading", name="Take 1")).to_be_visible()
+    expect(page.get_by_role("heading", name="Take 2")).to_have_count(0)
+
+
+def test_a_take_comes_again_with_its_seed(url, visit):
+    page = visit(url)
+    generate(page, duration=2)
+    first = downloads(page)
+    press(page, "Again with this seed")
+    open_settings(page)
+    expect(field(page, "seed")).to_have_value(re.compile(r"\d+"))
+    press(page, "Generate")
+    ready(page, 2)
+    assert downloads(page) == first
+
+
+def test_a_result_becomes_the_input(url, visit):
+    page = visit(url)
+    generate(page, duration=2)
+    press(page, "Continue this")
+    expect(page.locator("#use")).to_contain_text("begins with seconds 0 to 2.0 of 2.0")
+    expect(field(page, "duration")).to_have_value("4")
+    press(page, "Generate")
+    ready(page, 2)
+    [audio] = downloads(page)
+    assert soundfile.info(io.BytesIO(audio)).duration == 4
+
+
+def test_a_key_is_neither_shown_nor_kept(url, visit):
+    page = visit(url)
+    open_settings(page)
+    key = field(page, "key")
+    assert key.get_attribute("type") == "password"
+    key.fill("open sesame")
+    generate(page, duration=2)
+    page.get_by_text("All settings of this take").click()
+    assert "open sesame" not in page.content()
+
+
+def test_the_other_face_shows_its_four_clips_side_by_side(four_clips, visit):
+    page = visit(four_clips, viewport={"width": 1600, "height": 1000})
+    expect(page.locator("#field-song_id, #field-key")).to_have_count(0)
+    page.get_by_label("Prompt").fill(PROMPT)
+    open_settings(page)
+    generate(page, duration=4, seed=7)
+    clips = downloads(page)
+    assert len(set(clips)) == 4
+    assert {soundfile.info(io.BytesIO(clip)).duration for clip in clips} == {4}
+    tops = {round(box.bounding_box()["y"]) for box in page.locator("#measured section").all()}
+    assert len(tops) == 1
+    expect(page.locator("#measured section").last).to_contain_text("10")  # its seed
+    picture(page, "page-four-clips")
+
+
+def test_everything_has_a_name_and_the_keyboard_reaches_it(url, visit):
+    page = visit(url)
+    open_settings(page)
+    named = """() => [...document.querySelectorAll('input, textarea, button, select')].filter(
+        item => item.offsetParent && !(item.labels?.length || item.ariaLabel ||
+            item.textContent.trim() || item.title || item.getAttribute('aria-labelledby'))
+    ).map(item => item.outerHTML)"""
+    assert page.evaluate(named) == []
+    page.get_by_label("Prompt").focus()
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.closest('[id^=field-], #generate')?.id"))
+    assert {"field-input_audio", "field-duration", "field-seed", "generate"} <= reached
+
+
+def test_examples_bring_a_prompt_and_a_hummed_melody(url, visit):
+    page = visit(url)
+    page.get_by_text("a hummed melody").click()
+    expect(page.get_by_label("Prompt")).to_have_value(re.compile("flute"))
+    expect(page.locator("#use")).to_contain_text("seconds 0 to 4.0 of 4.0")
+
+
+def test_the_page_as_the_readme_shows_it(url, visit, tmp_path):
+    page = visit(url, viewport={"width": 1280, "height": 900})
+    page.get_by_text("a hummed melody").click()
+    expect(page.locator("#use")).to_contain_text("Followed as a melody")
+    open_settings(page)
+    field(page, "seed").fill("80")
+    open_settings(page)
+    generate(page, duration=8)
+    press(page, "Vary")
+    ready(page, 2)
+    expect(page.locator("#compare .ab")).to_be_visible()
+    picture(page, "page")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_a_phone_shows_all_of_it_in_both_colours(url, visit, colours):
+    page = visit(url, viewport=PHONE, color_scheme=colours)
+    page.get_by_label("Prompt").fill(PROMPT)
+    open_settings(page)
+    field(page, "seed").fill("80")
+    open_settings(page)
+    generate(page, duration=4)
+    expect(page.locator("#result")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    picture(page, "page-phone" if colours == "dark" else "page-phone-light")
