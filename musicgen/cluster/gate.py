@@ -1,0 +1,187 @@
+"""Speaks Cog's HTTP contract for all servers at once: a prediction goes to one that has room.
+
+What is sent on is what came. A body is taken in before a place is asked for, so that nobody holds
+one while he uploads. A server that does not take a prediction (it is just freeing the place, or
+broken) has not run it, and the prediction is offered again. What a server has taken is never sent
+a second time: when that server ends, the answer is 502.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+
+import httpx
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from musicgen.cluster.forward import Body, Streamed, TooLargeError, received, sent
+from musicgen.cluster.replica import GOOD, running
+
+NOT_TAKEN = (409, 503)
+PAUSE = 0.2  # seconds until a prediction that was not taken is offered again
+RETRY_AFTER = 5  # seconds
+
+
+class Gate:
+    """The way in. Knows which server runs which of the predictions that callers have named."""
+
+    def __init__(self, replicas: DeploymentHandle) -> None:
+        self.replicas = replicas
+        self.client = httpx.AsyncClient(timeout=10, trust_env=False)
+        self.waiting: dict[str, asyncio.Task[object]] = {}  # by id, until a server takes it
+        self.running: dict[str, str] = {}  # by id, the server's address
+        self.followers: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, request: Request) -> Response:
+        """The answer of a server, or of the gate if none can give one."""
+        for method, path, answer in ROUTES:
+            match = re.fullmatch(path, request.scope["path"])
+            if match and request.method == method:
+                try:
+                    return await answer(self, request, *match.groups())
+                except TooLargeError:
+                    return said(413, "The body has more than 100 MiB.")
+                except BackPressureError:
+                    return said(503, "Too many requests wait.", {"Retry-After": str(RETRY_AFTER)})
+                except (httpx.HTTPError, DeploymentUnavailableError):
+                    return said(502, "The server that had this request has ended.")
+        return said(404, "Not Found")
+
+    async def predict(self, request: Request, name: str | None = None) -> Response:
+        """One prediction, by whichever server has room."""
+        async with AsyncExitStack() as stack:
+            body = await stack.enter_async_context(received(request))
+            url, answer = await self.placed(request, body, name, stack)
+            if answer.status_code == httpx.codes.ACCEPTED:
+                await answer.aread()
+                follower = asyncio.create_task(
+                    self.follow(answer.json()["id"], url, stack.pop_all())
+                )
+                self.followers.add(follower)
+                follower.add_done_callback(self.followers.discard)
+            return Streamed(answer, stack.pop_all())
+
+    async def placed(
+        self, request: Request, body: Body, name: str | None, stack: AsyncExitStack
+    ) -> tuple[str, httpx.Response]:
+        """The server that took the prediction and its answer; `stack` holds the place there."""
+        while True:
+            async with AsyncExitStack() as attempt:
+                with suppress(httpx.ConnectError, RayActorError):
+                    url = await attempt.enter_async_context(self.lease())
+                    attempt.enter_context(self.known(name, url))
+                    answer = await attempt.enter_async_context(
+                        sent(self.client, url, request, body)
+                    )
+                    if answer.status_code not in NOT_TAKEN:
+                        stack.push_async_exit(attempt.pop_all())
+                        return url, answer
+            await asyncio.sleep(PAUSE)
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[str]:
+        """A place at a server, waited for; its address. Raises BackPressureError: too many wait."""
+        lease = self.replicas.options(method_name="lease", stream=True).remote()
+        try:
+            yield await anext(lease)
+        finally:
+            lease.cancel()
+
+    @contextmanager
+    def known(self, name: str | None, url: str) -> Iterator[None]:
+        """Let those who ask for `name` find it at `url`."""
+        if name is None:
+            yield
+            return
+        self.waiting.pop(name, None)
+        self.running[name] = url
+        try:
+            yield
+        finally:
+            del self.running[name]
+
+    async def follow(self, name: str, url: str, place: AsyncExitStack) -> None:
+        """Keep the place of a prediction whose caller does not wait, until it has ended."""
+        async with place:
+            with suppress(httpx.HTTPError):
+                while await running(self.client, url, name):
+                    await asyncio.sleep(1)
+
+    async def put(self, request: Request, name: str) -> Response:
+        """The prediction of that id: what its server says of it or, if there is none, a new one."""
+        if name in self.waiting:
+            return JSONResponse({"id": name, "status": "starting"}, httpx.codes.ACCEPTED)
+        task = asyncio.current_task()
+        assert task
+        self.waiting[name] = task
+        try:
+            # The servers are asked, too: they outlive a gate.
+            for url in [self.running.get(name), *await self.ask("holds", name)]:
+                if url:
+                    return await self.passed(url, request)
+            return await self.predict(request, name)
+        except asyncio.CancelledError as exc:
+            if name not in exc.args:
+                raise
+            task.uncancel()
+            return JSONResponse({"id": name, "status": "canceled"})
+        finally:
+            self.waiting.pop(name, None)
+
+    async def cancel(self, request: Request, name: str) -> Response:
+        """Cancel what waits here or runs at any server."""
+        if name in self.waiting:
+            self.waiting.pop(name).cancel(name)
+            return JSONResponse({})
+        for url in [self.running.get(name), *await self.ask("holds", name)]:
+            if url:
+                return await self.passed(url, request)
+        return JSONResponse({}, httpx.codes.NOT_FOUND)
+
+    async def get(self, request: Request) -> Response:
+        """What every server says alike; of the health, the first that is good."""
+        health = request.scope["path"] == "/health-check"
+        for url in await self.ask("address"):
+            with suppress(httpx.HTTPError):
+                answer = await self.client.get(url + request.scope["path"])
+                if not health or answer.json()["status"] in GOOD:
+                    return Streamed(answer)
+        if health:
+            return JSONResponse({"status": "STARTING"})
+        async with self.lease() as url:
+            return await self.passed(url, request)
+
+    async def passed(self, url: str, request: Request) -> Response:
+        """The answer of the server at `url` to what takes no place there."""
+        async with AsyncExitStack() as stack:
+            body = await stack.enter_async_context(received(request))
+            answer = await stack.enter_async_context(sent(self.client, url, request, body))
+            return Streamed(answer, stack.pop_all())
+
+    async def ask(self, method: str, *arguments: str) -> list[str]:
+        """What the replicas answer that have something to say."""
+        try:
+            answers = await self.replicas.broadcast(method, *arguments).results_async(
+                timeout_s=10, return_exceptions=True
+            )
+        except (DeploymentUnavailableError, TimeoutError):
+            return []
+        return [answer for answer in answers if isinstance(answer, str)]
+
+
+# What a client uses. Cog's /shutdown is not among it.
+ROUTES = [
+    ("POST", r"/predictions", Gate.predict),
+    ("PUT", r"/predictions/([^/]+)", Gate.put),
+    ("POST", r"/predictions/([^/]+)/cancel", Gate.cancel),
+    ("GET", r"/|/docs|/health-check|/openapi\.json", Gate.get),
+]
+
+
+def said(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """An answer of the gate itself, in the form of Cog's."""
+    return JSONResponse({"detail": detail}, status, headers)

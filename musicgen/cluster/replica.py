@@ -1,0 +1,88 @@
+"""Keeps one Cog server for Ray. Sees no request: it lends the server's address."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import ray
+
+from musicgen.commands import server
+from musicgen.errors import MusicGenError
+
+GOOD = ("READY", "BUSY")
+# Waits, in a session of its own, until whoever holds the other end of its stdin is gone, and then
+# kills a process group. It is nobody's child, as Ray kills the children of a replica that ends.
+GUARD = 'exec 3<&0; (read -r _ <&3; kill -9 -- "-$0") &'
+# No face takes it: Cog tells whether the id is running, and otherwise refuses.
+INVALID = {"input": {"duration": 0}}
+
+
+class Replica:
+    """One Cog server, and the leases of what it runs: Ray counts them as its requests."""
+
+    def __init__(self, face: str, environment: dict[str, str]) -> None:
+        """Return when the server is ready. Raises MusicGenError if it cannot start."""
+        host, port = ray.util.get_node_ip_address(), server.free_port()
+        os.environ.update(environment)
+        command, variables, folder = server.prepare(face, host, port)
+        self.url = f"http://{host}:{port}"
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        self.guard = _guard(self.process.pid)
+        try:
+            server.wait_until_ready(self.url, self.process)
+        except MusicGenError:
+            self.guard.close()
+            raise
+        self.client = httpx.AsyncClient(timeout=10, trust_env=False)
+
+    async def lease(self) -> AsyncIterator[str]:
+        """The server's address, for one prediction; the place is taken until the caller cancels."""
+        yield self.url
+        await asyncio.Event().wait()
+
+    async def address(self) -> str:
+        """The server's address, for what is no prediction."""
+        return self.url
+
+    async def holds(self, prediction: str) -> str | None:
+        """The server's address if a prediction of that id runs there."""
+        return self.url if await running(self.client, self.url, prediction) else None
+
+    async def check_health(self) -> None:
+        """Raises MusicGenError when the server can predict no more; Ray then replaces this."""
+        answer = await self.client.get(f"{self.url}/health-check")
+        status = answer.json()["status"]
+        if status not in GOOD:
+            raise MusicGenError(f"The server is {status}.")
+
+    def __del__(self) -> None:
+        """Let the server finish what it runs; then end all of it."""
+        with suppress(AttributeError):
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                self.process.wait()
+            self.guard.close()
+
+
+async def running(client: httpx.AsyncClient, url: str, prediction: str) -> bool:
+    """Whether the server at `url` runs a prediction of that id."""
+    path = f"/predictions/{quote(prediction, safe='')}"
+    answer = await client.put(url + path, json=INVALID)
+    return answer.status_code == httpx.codes.ACCEPTED
+
+
+def _guard(group: int):
+    """A pipe: the process group is killed when it is closed or this process ends, however."""
+    shell = subprocess.Popen(
+        ["sh", "-c", GUARD, str(group)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    shell.wait()
+    return shell.stdin
