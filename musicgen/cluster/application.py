@@ -1,28 +1,15 @@
 """Says to Ray Serve what to run: one gate and so many replicas."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from musicgen.cluster.gate import Gate
+from musicgen.cluster.options import Options
 from musicgen.cluster.replica import Replica
 from musicgen.commands import server
-
-
-@dataclass(frozen=True)
-class Options:
-    """What an operator decides. `gpus` and `cpus` are those of one replica."""
-
-    face: str = "predict"
-    weights: str = ""
-    minimum: int = 1
-    maximum: int = 1
-    gpus: float = 0
-    cpus: int = 1
-    queue: int = 200
-    drain: float = 600  # seconds that a replica has to finish what it runs when it is replaced
 
 
 def application(options: Options) -> serve.Application:

@@ -18,7 +18,7 @@ from musicgen.errors import MusicGenError
 GOOD = ("READY", "BUSY")
 # Waits, in a session of its own, until whoever holds the other end of its stdin is gone, and then
 # kills a process group. It is nobody's child, as Ray kills the children of a replica that ends.
-GUARD = 'exec 3<&0; (read -r _ <&3; kill -9 -- "-$0") &'
+GUARD = 'exec 3<&0; (read -r _ <&3; kill -9 "-$0") &'
 # No face takes it: Cog tells whether the id is running, and otherwise refuses.
 INVALID = {"input": {"duration": 0}}
 
