@@ -10,6 +10,11 @@ from musicgen.cluster.options import Options
 from musicgen.commands import server
 from musicgen.errors import MusicGenError
 
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # lines of several servers are alike, and all are wanted
+    "RAY_COLOR_PREFIX": "0",
+}
 # A cluster of one machine listens to that machine alone.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
@@ -17,7 +22,7 @@ ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 def main() -> None:
     """Serve until ctrl-C; or, in a cluster that serves already, replace what it serves."""
     arguments = parsed()
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **({} if arguments.address else ALONE)}
+    os.environ |= SETTINGS if arguments.address else SETTINGS | ALONE
     from musicgen.cluster import run  # Ray reads the environment when it is imported
 
     try:

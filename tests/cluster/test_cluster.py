@@ -1,0 +1,187 @@
+"""Several servers behave as one, and outlive what happens to one of them."""
+
+import json
+import queue
+import re
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import pytest
+from ray_cluster import started
+
+from musicgen import ROOT
+from musicgen.checkpoints.folders import DEFAULT
+
+SHORT = {"duration": 1, "output_format": "wav"}
+LONG = {"duration": 120}
+ASYNC = {"Prefer": "respond-async"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two replicas of the demo that take four predictions each; eight more may wait."""
+    log = tmp_path_factory.mktemp("cluster") / "log"
+    with started(log, "--replicas", "2", "--queue", "8", COG_MAX_CONCURRENCY="4") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def single(start_server):
+    """A single server of the demo."""
+    return start_server("predict", DEFAULT)
+
+
+@pytest.fixture
+def webhook():
+    """(address, queue of what was posted there)."""
+    posted = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", posted
+        server.shutdown()
+        thread.join()
+
+
+def audio(response):
+    answer = response.json()
+    assert answer.get("status") == "succeeded", answer
+    return answer["output"]["audio"]
+
+
+def servers_used(cluster):
+    """The replicas whose servers began a prediction, by what the log says."""
+    lines = [line for line in cluster.log.read_text().splitlines() if "Starting prediction" in line]
+    return {re.search(r"pid=(\d+)", line)[1] for line in lines}
+
+
+def test_callers_get_the_bytes_of_a_single_server_from_both_replicas(cluster, single):
+    requests = [{**SHORT, "seed": seed} for seed in range(12)]
+    answers = cluster.together(6, requests)
+    alone = [single.predict(**inputs)["output"]["audio"] for inputs in requests]
+    assert [audio(answer) for answer in answers] == alone
+    assert len(servers_used(cluster)) == 2
+
+
+def test_what_is_no_prediction_is_answered_as_by_a_single_server(cluster, single):
+    for path in ("/", "/openapi.json", "/docs"):
+        one, many = httpx.get(single.url + path), httpx.get(cluster.url + path)
+        assert (one.status_code, one.content) == (many.status_code, many.content)
+    assert httpx.get(f"{cluster.url}/health-check").json()["status"] == "READY"
+    bad = {"duration": 0}
+    assert cluster.post(**bad).status_code == single.post(**bad).status_code == 422
+    assert cluster.post(**bad).json() == single.post(**bad).json()
+
+
+def test_nobody_can_end_a_server_through_the_gate(cluster):
+    assert httpx.post(f"{cluster.url}/shutdown").status_code == 404
+
+
+def test_a_prediction_that_was_put_is_found_and_can_be_cancelled(cluster):
+    places = [f"{cluster.url}/predictions/mine-{index}" for index in range(4)]
+    body = {"input": LONG}
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda place: httpx.put(place, json=body, timeout=None), places)
+        for place in places:
+            cluster.wait_for(lambda place=place: seed(httpx.put(place, json=body, headers=ASYNC)))
+            again = [seed(httpx.put(place, json=body, headers=ASYNC)) for _ in range(3)]
+            assert len(set(again)) == 1
+            httpx.post(f"{place}/cancel").raise_for_status()
+        assert {answer.json()["status"] for answer in answers} == {"canceled"}
+    assert httpx.post(f"{places[0]}/cancel").status_code == 404
+
+
+def seed(answer):
+    """What a running prediction has drawn, or None."""
+    found = re.search(r"seed: (\d+)", answer.json().get("logs", ""))
+    return found and found[1]
+
+
+def test_who_does_not_wait_gets_the_result_at_his_webhook(cluster, webhook):
+    address, posted = webhook
+    body = {"input": SHORT, "webhook": address, "webhook_events_filter": ["completed"]}
+    answer = httpx.post(f"{cluster.url}/predictions", json=body, headers=ASYNC)
+    assert answer.status_code == 202
+    result = posted.get()
+    assert result["id"] == answer.json()["id"]
+    assert result["status"] == "succeeded"
+
+
+def test_a_predictions_place_is_taken_also_while_nobody_waits_for_it(cluster):
+    """Eight run and eight wait: the next is refused, and says when to come again."""
+    body = {"input": LONG}
+    running = [
+        httpx.post(f"{cluster.url}/predictions", json=body, headers=ASYNC).json()["id"]
+        for _ in range(8)
+    ]
+    with ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(cluster.post, **SHORT) for _ in range(12)]
+        refused = []
+        cluster.wait_for(lambda: len(refused := [one for one in waiting if one.done()]) == 4)
+        refused = [one.result() for one in waiting if one.done()]
+        assert {answer.status_code for answer in refused} == {503}
+        assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
+        for name in running:
+            httpx.post(f"{cluster.url}/predictions/{name}/cancel").raise_for_status()
+        answers = [one.result() for one in waiting]
+    assert sum(answer.status_code == 200 for answer in answers) == 8
+
+
+def test_what_dies_is_replaced_and_takes_only_its_own_requests_along(cluster, single):
+    check_replaced(cluster, single, "worker", 24)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["worker", "server", "replica"])
+def test_whatever_dies_is_replaced(cluster, single, kind):
+    check_replaced(cluster, single, kind, 100)
+
+
+def check_replaced(cluster, single, kind, count):
+    """Kill one under load: six at most fail, clearly; then there are two again."""
+    cluster.wait_for(lambda: len(cluster.processes("worker")) == 2)
+    requests = [{**SHORT, "duration": 4, "seed": number % 3} for number in range(count)]
+    alone = [single.predict(**inputs)["output"]["audio"] for inputs in requests[:3]]
+    victim = cluster.processes(kind)[-1]
+    killer = threading.Timer(2.0, victim.kill)
+    killer.start()
+    answers = cluster.together(6, requests)
+    killer.join()
+    good = [answer.status_code == 200 and "output" in answer.json() for answer in answers]
+    for index, answer in enumerate(answers):
+        if good[index]:
+            assert audio(answer) == alone[index % 3]
+        else:
+            assert re.search("ended|crashed", answer.text), answer.text
+    assert 1 <= good.count(False) <= 6
+    cluster.wait_for(lambda: len(cluster.processes("worker")) == 2 and not victim.is_running())
+    before = servers_used(cluster)
+    cluster.wait_for(lambda: cluster.together(6, requests[:6]) and servers_used(cluster) > before)
+
+
+def test_a_taken_port_is_said(cluster):
+    second = subprocess.run(
+        [ROOT / "scripts" / "cluster", "--port", str(cluster.port)], capture_output=True, text=True
+    )
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"Error: port {cluster.port} of 127.0.0.1: ")
+
+
+def test_ctrl_c_leaves_no_process(tmp_path):
+    with started(tmp_path / "log") as cluster:
+        assert len(cluster.processes("worker")) == 1
+    assert cluster.process.returncode == 0
+    assert cluster.processes() == []
