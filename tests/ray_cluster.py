@@ -78,4 +78,3 @@ def started(log, *options, **environment):
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
-

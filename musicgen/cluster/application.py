@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from musicgen.cluster.gate import Gate
 from musicgen.cluster.options import Options
@@ -31,6 +31,8 @@ def application(options: Options) -> serve.Application:
             downscale_delay_s=120,
         ),
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        # Seldom enough for the cost, often enough for a place that is free to be found soon.
+        request_router_config=RequestRouterConfig(max_backoff_s=0.1),
         health_check_period_s=1,
         graceful_shutdown_timeout_s=options.drain,
         graceful_shutdown_wait_loop_s=0.5,

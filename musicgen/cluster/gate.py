@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from time import monotonic
 
 import httpx
 from ray.exceptions import RayActorError
@@ -20,10 +21,12 @@ from starlette.responses import JSONResponse, Response
 
 from musicgen.cluster.forward import Body, Streamed, TooLargeError, received, sent
 from musicgen.cluster.replica import GOOD, running
+from musicgen.errors import MusicGenError
 
 NOT_TAKEN = (409, 503)
 PAUSE = 0.2  # seconds until a prediction that was not taken is offered again
 RETRY_AFTER = 5  # seconds
+FORGOTTEN_AFTER = 10  # seconds without a word from a server
 
 
 class Gate:
@@ -35,6 +38,14 @@ class Gate:
         self.waiting: dict[str, asyncio.Task[object]] = {}  # by id, until a server takes it
         self.running: dict[str, str] = {}  # by id, the server's address
         self.followers: set[asyncio.Task[None]] = set()
+        self.heard: dict[str, float] = {}  # when each server was last heard of, by address
+
+    async def announce(self, url: str) -> None:
+        """Called by each replica at every check of its health."""
+        now = monotonic()
+        self.heard = {
+            other: at for other, at in self.heard.items() if now - at < FORGOTTEN_AFTER
+        } | {url: now}
 
     async def __call__(self, request: Request) -> Response:
         """The answer of a server, or of the gate if none can give one."""
@@ -71,7 +82,7 @@ class Gate:
         """The server that took the prediction and its answer; `stack` holds the place there."""
         while True:
             async with AsyncExitStack() as attempt:
-                with suppress(httpx.ConnectError, RayActorError):
+                with suppress(httpx.ConnectError, MusicGenError, RayActorError):
                     url = await attempt.enter_async_context(self.lease())
                     attempt.enter_context(self.known(name, url))
                     answer = await attempt.enter_async_context(
@@ -119,10 +130,8 @@ class Gate:
         assert task
         self.waiting[name] = task
         try:
-            # The servers are asked, too: they outlive a gate.
-            for url in [self.running.get(name), *await self.ask("holds", name)]:
-                if url:
-                    return await self.passed(url, request)
+            for url in await self.holders(name):
+                return await self.passed(url, request)
             return await self.predict(request, name)
         except asyncio.CancelledError as exc:
             if name not in exc.args:
@@ -137,15 +146,25 @@ class Gate:
         if name in self.waiting:
             self.waiting.pop(name).cancel(name)
             return JSONResponse({})
-        for url in [self.running.get(name), *await self.ask("holds", name)]:
-            if url:
-                return await self.passed(url, request)
+        for url in await self.holders(name):
+            return await self.passed(url, request)
         return JSONResponse({}, httpx.codes.NOT_FOUND)
+
+    async def holders(self, name: str) -> list[str]:
+        """The server that runs the prediction of that id, if there is one."""
+        if name in self.running:
+            return [self.running[name]]
+        # Not named by its caller, or by one who came before this gate was started anew.
+        urls = list(self.heard)
+        found = await asyncio.gather(
+            *(running(self.client, url, name) for url in urls), return_exceptions=True
+        )
+        return [url for url, holds in zip(urls, found, strict=True) if holds is True]
 
     async def get(self, request: Request) -> Response:
         """What every server says alike; of the health, the first that is good."""
         health = request.scope["path"] == "/health-check"
-        for url in await self.ask("address"):
+        for url in self.heard:
             with suppress(httpx.HTTPError):
                 answer = await self.client.get(url + request.scope["path"])
                 if not health or answer.json()["status"] in GOOD:
@@ -161,16 +180,6 @@ class Gate:
             body = await stack.enter_async_context(received(request))
             answer = await stack.enter_async_context(sent(self.client, url, request, body))
             return Streamed(answer, stack.pop_all())
-
-    async def ask(self, method: str, *arguments: str) -> list[str]:
-        """What the replicas answer that have something to say."""
-        try:
-            answers = await self.replicas.broadcast(method, *arguments).results_async(
-                timeout_s=10, return_exceptions=True
-            )
-        except (DeploymentUnavailableError, TimeoutError):
-            return []
-        return [answer for answer in answers if isinstance(answer, str)]
 
 
 # What a client uses. Cog's /shutdown is not among it.

@@ -6,11 +6,11 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 import ray
+from ray import serve
 
 from musicgen.commands import server
 from musicgen.errors import MusicGenError
@@ -42,24 +42,28 @@ class Replica:
             self.guard.close()
             raise
         self.client = httpx.AsyncClient(timeout=10, trust_env=False)
+        self.gate = serve.get_deployment_handle("gate", serve.get_replica_context().app_name)
 
     async def lease(self) -> AsyncIterator[str]:
-        """The server's address, for one prediction; the place is taken until the caller cancels."""
+        """The server's address, for one prediction; the place is taken until the caller cancels.
+
+        Raises MusicGenError when the server can predict no more.
+        """
+        await self.check()
         yield self.url
         await asyncio.Event().wait()
 
-    async def address(self) -> str:
-        """The server's address, for what is no prediction."""
-        return self.url
-
-    async def holds(self, prediction: str) -> str | None:
-        """The server's address if a prediction of that id runs there."""
-        return self.url if await running(self.client, self.url, prediction) else None
-
     async def check_health(self) -> None:
-        """Raises MusicGenError when the server can predict no more; Ray then replaces this."""
-        answer = await self.client.get(f"{self.url}/health-check")
-        status = answer.json()["status"]
+        """Tell the gate of a server that is well; of another tell Ray, which replaces this."""
+        await self.check()
+        self.gate.announce.remote(self.url)
+
+    async def check(self) -> None:
+        """Raises MusicGenError when the server can predict no more."""
+        try:
+            status = (await self.client.get(f"{self.url}/health-check")).json()["status"]
+        except httpx.HTTPError as exc:
+            raise MusicGenError("The server does not answer.") from exc
         if status not in GOOD:
             raise MusicGenError(f"The server is {status}.")
 
