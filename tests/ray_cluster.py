@@ -18,7 +18,7 @@ from musicgen.commands import server
 
 MARK = "MUSICGEN_TEST_CLUSTER"
 # What to kill, and how its command line tells it.
-KINDS = {"worker": "_run_worker", "server": "cog.server.http", "replica": "ServeReplica:"}
+KINDS = {"worker": "_run_worker", "server": "cog.server.http"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Cluster:
         return f"http://127.0.0.1:{self.port}"
 
     def processes(self, kind=""):
-        """All that it started and that runs; of one of KINDS, in the order of their start."""
+        """All that it started and that runs; of one of KINDS, in the order of their start.
+
+        Processes of Ray that write their title over their environment are not among them.
+        """
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -43,6 +46,12 @@ class Cluster:
                     found.append((process.create_time(), process.pid, process))
         word = KINDS.get(kind, "")
         return [process for _, _, process in sorted(found) if word in " ".join(process.cmdline())]
+
+    def victim(self, kind):
+        """The youngest process of a kind; "replica" is the one of Ray that keeps a server."""
+        if kind == "replica":
+            return self.processes("server")[-1].parent()
+        return self.processes(kind)[-1]
 
     def post(self, **inputs):
         """The HTTP response of one prediction."""
