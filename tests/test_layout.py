@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "musicgen"
-ROOMS = {"bench", "checkpoints", "commands", "conditioning", "decoder", "rendering"}
+ROOMS = {"bench", "checkpoints", "cluster", "commands", "conditioning", "decoder", "rendering"}
 
 # module or room -> what of this package it may import. A room stands for its modules that have no
 # line of their own. `errors` and `request` are for everyone.
@@ -122,6 +122,7 @@ LAYERS = {
         "checkpoints.tiny_config",
         "commands.verify",
     },
+    "cluster": {"checkpoints.folders", "cluster", "commands.server"},
     "bench": {
         "ROOT",
         "audiocraft",
@@ -142,6 +143,7 @@ EDGES = {
     "cog": {"predict", "songstarter"},
     "demucs": {"checkpoints.demucs", "checkpoints.tiny", "conditioning.separation"},
     "google": {"upload"},
+    "httpx": {"cluster"},
     "httpx2": {"checkpoints.hub"},
     "huggingface_hub": {"checkpoints.hub"},
     "imageio_ffmpeg": {"output"},
@@ -149,7 +151,9 @@ EDGES = {
     "omegaconf": {"checkpoints", "rendering"},
     "psutil": {"memory"},
     "pydub": {"output"},
+    "ray": {"cluster"},
     "safetensors": {"checkpoints.tensors"},
+    "starlette": {"cluster"},
     "tokenizers": {"conditioning.conditioner"},
     "train_demo": set(),  # the package does not know what made its demo
     "transformers": {"bench", "checkpoints.tiny"},
@@ -275,10 +279,11 @@ def test_both_cog_files_differ_in_image_and_face_alone():
 
 
 def test_requirements_are_pinned_and_name_no_host():
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    pinned = re.compile(r"[a-z0-9-]+(\[[a-z]+\])?==[\w.]+(; sys_platform == \"linux\")?")
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-cluster.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r ")):
-                assert re.fullmatch(r"[a-z0-9-]+==[\w.]+(; sys_platform == \"linux\")?", line), line
+                assert pinned.fullmatch(line), line
 
 
 def test_the_frame_of_the_schema_holds_no_predictor():

@@ -1,6 +1,5 @@
 """Says to Ray Serve what to run: one gate and so many replicas."""
 
-from dataclasses import fields
 from typing import Any
 
 from ray import serve
@@ -48,5 +47,4 @@ def application(options: Options) -> serve.Application:
 
 def from_arguments(arguments: dict[str, Any]) -> serve.Application:
     """The same from a configuration file of Ray Serve; an unknown argument raises TypeError."""
-    kinds = {field.name: type(field.default) for field in fields(Options)}
-    return application(Options(**{key: kinds[key](value) for key, value in arguments.items()}))
+    return application(Options(**arguments))

@@ -8,7 +8,7 @@ a second time: when that server ends, the answer is 502.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from time import monotonic
 
@@ -183,7 +183,7 @@ class Gate:
 
 
 # What a client uses. Cog's /shutdown is not among it.
-ROUTES = [
+ROUTES: list[tuple[str, str, Callable[..., Awaitable[Response]]]] = [
     ("POST", r"/predictions", Gate.predict),
     ("PUT", r"/predictions/([^/]+)", Gate.put),
     ("POST", r"/predictions/([^/]+)/cancel", Gate.cancel),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import IO
 from urllib.parse import quote
 
 import httpx
@@ -83,10 +84,11 @@ async def running(client: httpx.AsyncClient, url: str, prediction: str) -> bool:
     return answer.status_code == httpx.codes.ACCEPTED
 
 
-def _guard(group: int):
+def _guard(group: int) -> IO[bytes]:
     """A pipe: the process group is killed when it is closed or this process ends, however."""
     shell = subprocess.Popen(
         ["sh", "-c", GUARD, str(group)], stdin=subprocess.PIPE, start_new_session=True
     )
     shell.wait()
+    assert shell.stdin
     return shell.stdin

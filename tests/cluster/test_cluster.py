@@ -16,6 +16,7 @@ from ray_cluster import started
 from musicgen import ROOT
 from musicgen.checkpoints.folders import DEFAULT
 
+pytestmark = pytest.mark.timeout(900)  # a guard: some tests wait for what has to come back
 SHORT = {"duration": 1, "output_format": "wav"}
 LONG = {"duration": 120}
 ASYNC = {"Prefer": "respond-async"}
