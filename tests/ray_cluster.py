@@ -63,6 +63,11 @@ class Cluster:
         with ThreadPoolExecutor(callers) as pool:
             return list(pool.map(lambda inputs: self.post(**inputs), requests))
 
+    def update(self, *options):
+        """Replace what it serves, as an operator does."""
+        command = [ROOT / "scripts" / "cluster", "--update", *options]
+        subprocess.run(command, check=True)
+
     def wait_for(self, what):
         """Return when `what()` is true; a test's own time limit ends the waiting."""
         while not what():

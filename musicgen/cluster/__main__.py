@@ -20,7 +20,7 @@ ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def main() -> None:
-    """Serve until ctrl-C; or, in a cluster that serves already, replace what it serves."""
+    """Serve until ctrl-C."""
     arguments = parsed()
     os.environ |= SETTINGS if arguments.address else SETTINGS | ALONE
     from musicgen.cluster import run  # Ray reads the environment when it is imported
@@ -35,8 +35,10 @@ def main() -> None:
                 gpus=arguments.gpus,
                 cpus=arguments.cpus,
                 queue=arguments.queue,
+                idle=arguments.idle,
             ),
             arguments.address,
+            arguments.update,
             arguments.host,
             arguments.port,
         )
@@ -55,9 +57,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--gpus", type=float, default=Options.gpus, help="of one replica")
     parser.add_argument("--cpus", type=int, default=Options.cpus, help="threads of one replica")
     parser.add_argument("--queue", type=int, default=Options.queue, help="requests that may wait")
+    parser.add_argument("--idle", type=float, default=Options.idle, help="seconds until one ends")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--address", help="a cluster of Ray: auto, or HOST:PORT of its head")
+    parser.add_argument(
+        "--update", action="store_true", help="replace what the cluster serves already, and return"
+    )
     arguments = parser.parse_args()
     if arguments.replicas is not None:
         arguments.min = arguments.max = arguments.replicas

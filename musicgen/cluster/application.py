@@ -27,7 +27,7 @@ def application(options: Options) -> serve.Application:
             # A quarter of the places: there the throughput of a server is nearly what it can be.
             target_ongoing_requests=max(1, at_once // 4),
             upscale_delay_s=10,
-            downscale_delay_s=120,
+            downscale_delay_s=options.idle,
         ),
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
         # Seldom enough for the cost, often enough for a place that is free to be found soon.

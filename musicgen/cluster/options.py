@@ -14,4 +14,5 @@ class Options:
     gpus: float = 0
     cpus: int = 1
     queue: int = 200  # requests that may wait for a place
+    idle: float = 120  # seconds with too little to do after which a replica above `minimum` ends
     drain: float = 600  # seconds that a replica has to finish what it runs when it is replaced

@@ -16,18 +16,21 @@ NAME = "musicgen"
 STORE = 200_000_000  # bytes of Ray's shared memory: little more than addresses goes through it
 
 
-def run(options: Options, address: str | None, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; return at once if the cluster served already.
+def run(options: Options, address: str | None, update: bool, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; an update of what is served already returns when it is done.
 
     Raises MusicGenError if the port is taken, ConnectionError if no cluster is at `address`.
     """
-    if address is None:
+    if not update:
         check_free(host, port)
     try:
-        join(options, address)
-        update = NAME in serve.status().applications
+        if address or update:
+            ray.init(address or "auto", namespace=NAME)
+        else:
+            start(options)
+        if update != (NAME in serve.status().applications):
+            raise MusicGenError(f"This cluster serves {'nothing yet' if update else 'already'}.")
         if not update:
-            check_free(host, port)
             where = "EveryNode" if address else "HeadOnly"
             serve.start(where, http_options={"host": host, "port": port})
         serve.run(application(options), name=NAME)
@@ -42,11 +45,8 @@ def run(options: Options, address: str | None, host: str, port: int) -> None:
         ray.shutdown()
 
 
-def join(options: Options, address: str | None) -> None:
-    """Connect to the cluster named, or start one on this machine."""
-    if address:
-        ray.init(address, namespace=NAME)
-        return
+def start(options: Options) -> None:
+    """Start a cluster of this machine alone."""
     ray.init(
         "local",
         namespace=NAME,

@@ -191,3 +191,50 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     assert cluster.process.returncode == 0
     # The test's own time limit ends this if one stays.
     psutil.wait_procs([*started_by_it, *cluster.processes()])
+
+
+@pytest.mark.full
+def test_two_hundred_requests_of_sixteen_callers_get_the_bytes_of_a_single_server(single, tmp_path):
+    requests = [{**SHORT, "seed": number % 20, "duration": 1 + number % 2} for number in range(200)]
+    with started(tmp_path / "log", "--replicas", "2") as cluster:
+        answers = cluster.together(16, requests)
+        assert len(servers_used(cluster)) == 2
+    alone = {str(inputs): single.predict(**inputs)["output"]["audio"] for inputs in requests[:20]}
+    for inputs, answer in zip(requests, answers, strict=True):
+        assert audio(answer) == alone[str(inputs)]
+
+
+@pytest.mark.full
+def test_replicas_follow_the_load_and_nobody_notices(tmp_path):
+    options = ("--min", "1", "--max", "3", "--idle", "5")
+    request = {**SHORT, "duration": 4}
+    with started(tmp_path / "log", *options, COG_MAX_CONCURRENCY="4") as cluster:
+        for callers, replicas in ((1, 1), (8, 3), (1, 1)):
+            while len(cluster.processes("worker")) != replicas:
+                assert all(map(audio, cluster.together(callers, [request] * callers * 2)))
+            assert all(map(audio, cluster.together(callers, [request] * callers * 2)))
+
+
+@pytest.mark.full
+def test_other_weights_take_the_place_of_the_first_without_a_lost_request(checkpoints, tmp_path):
+    with started(tmp_path / "log", "--replicas", "2") as cluster, ThreadPoolExecutor(1) as pool:
+        done = threading.Event()
+
+        def ask():
+            models = []
+            while not done.is_set():
+                models += [
+                    answer.json()["output"]["model"] for answer in cluster.together(4, [SHORT] * 8)
+                ]
+            return models
+
+        asked = pool.submit(ask)
+        try:
+            cluster.update("--replicas", "2", "--weights", checkpoints["text"])
+        finally:
+            done.set()
+        models = asked.result()
+        assert set(models) == {"demo", "text"}
+        assert {
+            answer.json()["output"]["model"] for answer in cluster.together(4, [SHORT] * 8)
+        } == {"text"}
