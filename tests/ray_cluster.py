@@ -53,6 +53,12 @@ class Cluster:
             return self.processes("server")[-1].parent()
         return self.processes(kind)[-1]
 
+    def gate(self):
+        """The process of the gate."""
+        everything = psutil.Process(self.process.pid).children(recursive=True)
+        [gate] = [process for process in everything if ":gate" in " ".join(process.cmdline())]
+        return gate
+
     def post(self, **inputs):
         """The HTTP response of one prediction."""
         body = {"input": inputs}

@@ -40,6 +40,7 @@ def application(options: Options) -> serve.Application:
         name="gate",
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0},
+        health_check_period_s=1,
         graceful_shutdown_timeout_s=options.drain,
     )
     return gate.bind(replicas.bind(options.face, environment))

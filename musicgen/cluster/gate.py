@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from time import monotonic
+from time import monotonic, time
 
 import httpx
 from ray.exceptions import RayActorError
@@ -33,6 +33,7 @@ class Gate:
     """The way in. Knows which server runs which of the predictions that callers have named."""
 
     def __init__(self, replicas: DeploymentHandle) -> None:
+        self.started = time()
         self.replicas = replicas
         self.client = httpx.AsyncClient(timeout=10, trust_env=False)
         self.waiting: dict[str, asyncio.Task[object]] = {}  # by id, until a server takes it
@@ -40,12 +41,13 @@ class Gate:
         self.followers: set[asyncio.Task[None]] = set()
         self.heard: dict[str, float] = {}  # when each server was last heard of, by address
 
-    async def announce(self, url: str) -> None:
-        """Called by each replica at every check of its health."""
+    async def announce(self, url: str) -> float:
+        """Hear of a server, at every check of its health; say when this gate was started."""
         now = monotonic()
         self.heard = {
             other: at for other, at in self.heard.items() if now - at < FORGOTTEN_AFTER
         } | {url: now}
+        return self.started
 
     async def __call__(self, request: Request) -> Response:
         """The answer of a server, or of the gate if none can give one."""
@@ -96,7 +98,7 @@ class Gate:
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[str]:
         """A place at a server, waited for; its address. Raises BackPressureError: too many wait."""
-        lease = self.replicas.options(method_name="lease", stream=True).remote()
+        lease = self.replicas.options(method_name="lease", stream=True).remote(self.started)
         try:
             yield await anext(lease)
         finally:

@@ -12,6 +12,8 @@ from urllib.parse import quote
 import httpx
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from musicgen.commands import server
 from musicgen.errors import MusicGenError
@@ -19,7 +21,7 @@ from musicgen.errors import MusicGenError
 GOOD = ("READY", "BUSY")
 # Waits, in a session of its own, until whoever holds the other end of its stdin is gone, and then
 # kills a process group. It is nobody's child, as Ray kills the children of a replica that ends.
-GUARD = 'exec 3<&0; (read -r _ <&3; kill -9 "-$0") &'
+GUARD = 'exec 3<&0; (read -r _ <&3; kill -9 "-$0" 2>&-) &'
 # No face takes it: Cog tells whether the id is running, and otherwise refuses.
 INVALID = {"input": {"duration": 0}}
 
@@ -43,21 +45,32 @@ class Replica:
             self.guard.close()
             raise
         self.client = httpx.AsyncClient(timeout=10, trust_env=False)
+        self.newest = 0.0  # when the youngest gate was started
+        self.announced: asyncio.Future[None] | None = None
         self.gate = serve.get_deployment_handle("gate", serve.get_replica_context().app_name)
 
-    async def lease(self) -> AsyncIterator[str]:
-        """The server's address, for one prediction; the place is taken until the caller cancels.
+    async def lease(self, gate: float) -> AsyncIterator[str]:
+        """The server's address, for one prediction of the gate that was started then.
 
-        Raises MusicGenError when the server can predict no more.
+        The place is taken until that gate cancels or, as one that died cannot, is followed by
+        another. Raises MusicGenError when the server can predict no more.
         """
         await self.check()
         yield self.url
-        await asyncio.Event().wait()
+        while self.newest <= gate:
+            await asyncio.sleep(1)
 
     async def check_health(self) -> None:
         """Tell the gate of a server that is well; of another tell Ray, which replaces this."""
         await self.check()
-        self.gate.announce.remote(self.url)
+        if self.announced is None or self.announced.done():
+            # Not awaited: without a gate for a while, this is as healthy.
+            self.announced = asyncio.create_task(self.announce())
+
+    async def announce(self) -> None:
+        """Tell the gate of this server, and learn when it was started."""
+        with suppress(RayError, RayServeException):
+            self.newest = max(self.newest, await self.gate.announce.remote(self.url))
 
     async def check(self) -> None:
         """Raises MusicGenError when the server can predict no more."""

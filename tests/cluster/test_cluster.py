@@ -97,8 +97,8 @@ def test_a_prediction_that_was_put_is_found_and_can_be_cancelled(cluster):
     body = {"input": LONG}
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda place: httpx.put(place, json=body, timeout=None), places)
+        cluster.wait_for(lambda: len(re.findall('"seed: .*"mine-', cluster.log.read_text())) == 4)
         for place in places:
-            cluster.wait_for(lambda place=place: seed(httpx.put(place, json=body, headers=ASYNC)))
             again = [seed(httpx.put(place, json=body, headers=ASYNC)) for _ in range(3)]
             assert len(set(again)) == 1
             httpx.post(f"{place}/cancel").raise_for_status()
@@ -173,6 +173,25 @@ def check_replaced(cluster, single, kind, count):
     cluster.wait_for(lambda: len(cluster.processes("worker")) == 2 and not victim.is_running())
     while not servers_used(cluster) > before:
         assert [audio(answer) for answer in cluster.together(6, requests[:6])] == alone * 2
+
+
+@pytest.mark.full
+def test_a_new_gate_finds_what_the_old_one_left_and_gives_its_places_back(cluster):
+    place, body = f"{cluster.url}/predictions/left", {"input": LONG}
+    httpx.put(place, json=body, headers=ASYNC).raise_for_status()
+    cluster.wait_for(lambda: seed(httpx.put(place, json=body, headers=ASYNC)))
+    with ThreadPoolExecutor(7) as pool:
+        lost = [pool.submit(cluster.post, **LONG) for _ in range(7)]
+        cluster.wait_for(
+            lambda: httpx.get(f"{cluster.url}/health-check").json()["status"] == "BUSY"
+        )
+        drawn = seed(httpx.put(place, json=body, headers=ASYNC))
+        cluster.gate().kill()
+        assert {answer.result().status_code for answer in lost} == {500}
+    cluster.wait_for(lambda: httpx.get(f"{cluster.url}/health-check").json()["status"] == "READY")
+    assert seed(httpx.put(place, json=body, headers=ASYNC)) == drawn
+    httpx.post(f"{place}/cancel").raise_for_status()
+    assert all(map(audio, cluster.together(8, [SHORT] * 16)))
 
 
 def test_a_taken_port_is_said(cluster):
