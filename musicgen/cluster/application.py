@@ -4,11 +4,14 @@ from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from musicgen.cluster.gate import Gate
 from musicgen.cluster.options import Options
 from musicgen.cluster.replica import Replica
 from musicgen.commands import server
+
+QUIET = LoggingConfig(enable_access_log=False)  # leases and announcements are no news
 
 
 def application(options: Options) -> serve.Application:
@@ -18,6 +21,7 @@ def application(options: Options) -> serve.Application:
     environment["COG_MAX_CONCURRENCY"] = str(at_once)
     replicas = serve.deployment(Replica).options(
         name="replica",
+        logging_config=QUIET,
         max_ongoing_requests=at_once,
         max_queued_requests=options.queue,
         autoscaling_config=AutoscalingConfig(
@@ -38,6 +42,7 @@ def application(options: Options) -> serve.Application:
     )
     gate = serve.deployment(Gate).options(
         name="gate",
+        logging_config=QUIET,
         max_ongoing_requests=100_000,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=1,

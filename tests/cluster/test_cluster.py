@@ -93,17 +93,25 @@ def test_nobody_can_end_a_server_through_the_gate(cluster):
 
 
 def test_a_prediction_that_was_put_is_found_and_can_be_cancelled(cluster):
-    places = [f"{cluster.url}/predictions/mine-{index}" for index in range(4)]
+    names = [f"mine-{index}" for index in range(4)]
+    places = [f"{cluster.url}/predictions/{name}" for name in names]
     body = {"input": LONG}
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda place: httpx.put(place, json=body, timeout=None), places)
-        cluster.wait_for(lambda: len(re.findall('"seed: .*"mine-', cluster.log.read_text())) == 4)
+        cluster.wait_for(lambda: begun(cluster) >= set(names))
         for place in places:
             again = [seed(httpx.put(place, json=body, headers=ASYNC)) for _ in range(3)]
+            assert again[0]
             assert len(set(again)) == 1
             httpx.post(f"{place}/cancel").raise_for_status()
         assert {answer.json()["status"] for answer in answers} == {"canceled"}
     assert httpx.post(f"{places[0]}/cancel").status_code == 404
+
+
+def begun(cluster):
+    """The ids of the predictions that have drawn a seed, by what the log says."""
+    drawn = [line for line in cluster.log.read_text().splitlines() if '"seed: ' in line]
+    return {re.search(r'"prediction_id":"([^"]*)"', line)[1] for line in drawn}
 
 
 def seed(answer):
