@@ -1,7 +1,7 @@
 """Sends one HTTP request on, and its answer back, piece by piece. Knows no prediction."""
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import IO
 
@@ -14,6 +14,7 @@ MAX_BODY = 100 << 20  # bytes; Cog's own limit
 IN_MEMORY = 1 << 20  # bytes of a body; a longer one goes to the disk
 CHUNK = 1 << 16
 OWN = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}  # of one hop
+NOT_ANSWERED = OWN - {"content-length"} | {"date"}  # the proxy dates its answers itself
 
 Body = IO[bytes]
 
@@ -60,17 +61,23 @@ async def _chunks(body: Body) -> AsyncIterator[bytes]:
 
 
 class Streamed(Response):
-    """A server's answer, sent on as it comes; then `held` is let go."""
+    """A server's answer, sent on as it comes and shown to `see`; then `held` is let go."""
 
-    def __init__(self, answer: httpx.Response, held: AsyncExitStack | None = None) -> None:
+    def __init__(
+        self,
+        answer: httpx.Response,
+        held: AsyncExitStack | None = None,
+        see: Callable[[bytes], object] = len,
+    ) -> None:
         super().__init__(status_code=answer.status_code)
         self.raw_headers = [
             (key.lower(), value)
             for key, value in answer.headers.raw
-            if key.decode().lower() not in OWN - {"content-length"}
+            if key.decode().lower() not in NOT_ANSWERED
         ]
         self.answer = answer
         self.held = held or AsyncExitStack()
+        self.see = see
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -83,6 +90,7 @@ class Streamed(Response):
                 }
             )
             async for chunk in self._chunks():
+                self.see(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body"})
 

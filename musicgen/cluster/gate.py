@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from musicgen.cluster.forward import Body, Streamed, TooLargeError, received, sent
+from musicgen.cluster.metrics import Course, Metrics
 from musicgen.cluster.replica import GOOD, running
 from musicgen.errors import MusicGenError
 
@@ -36,7 +37,8 @@ class Gate:
         self.started = time()
         self.replicas = replicas
         self.client = httpx.AsyncClient(timeout=10, trust_env=False)
-        self.waiting: dict[str, asyncio.Task[object]] = {}  # by id, until a server takes it
+        self.metrics = Metrics()
+        self.waiting: dict[str, asyncio.Task[object]] = {}  # by id, until there is an answer
         self.running: dict[str, str] = {}  # by id, the server's address
         self.followers: set[asyncio.Task[None]] = set()
         self.heard: dict[str, float] = {}  # when each server was last heard of, by address
@@ -60,26 +62,34 @@ class Gate:
                     return said(413, "The body has more than 100 MiB.")
                 except BackPressureError:
                     return said(503, "Too many requests wait.", {"Retry-After": str(RETRY_AFTER)})
-                except (httpx.HTTPError, DeploymentUnavailableError):
+                except DeploymentUnavailableError:
+                    return said(503, "No server can be started.")
+                except httpx.HTTPError:
                     return said(502, "The server that had this request has ended.")
         return said(404, "Not Found")
 
     async def predict(self, request: Request, name: str | None = None) -> Response:
         """One prediction, by whichever server has room."""
         async with AsyncExitStack() as stack:
+            course = stack.enter_context(self.metrics.course())
             body = await stack.enter_async_context(received(request))
-            url, answer = await self.placed(request, body, name, stack)
+            url, answer = await self.placed(request, body, name, course, stack)
             if answer.status_code == httpx.codes.ACCEPTED:
-                await answer.aread()
+                course.see(await answer.aread())
                 follower = asyncio.create_task(
                     self.follow(answer.json()["id"], url, stack.pop_all())
                 )
                 self.followers.add(follower)
                 follower.add_done_callback(self.followers.discard)
-            return Streamed(answer, stack.pop_all())
+            return Streamed(answer, stack.pop_all(), course.see)
 
     async def placed(
-        self, request: Request, body: Body, name: str | None, stack: AsyncExitStack
+        self,
+        request: Request,
+        body: Body,
+        name: str | None,
+        course: Course,
+        stack: AsyncExitStack,
     ) -> tuple[str, httpx.Response]:
         """The server that took the prediction and its answer; `stack` holds the place there."""
         while True:
@@ -87,12 +97,14 @@ class Gate:
                 with suppress(httpx.ConnectError, MusicGenError, RayActorError):
                     url = await attempt.enter_async_context(self.lease())
                     attempt.enter_context(self.known(name, url))
+                    self.metrics.move(course, "running")
                     answer = await attempt.enter_async_context(
                         sent(self.client, url, request, body)
                     )
                     if answer.status_code not in NOT_TAKEN:
                         stack.push_async_exit(attempt.pop_all())
                         return url, answer
+            self.metrics.move(course, "waiting")
             await asyncio.sleep(PAUSE)
 
     @asynccontextmanager
@@ -110,7 +122,6 @@ class Gate:
         if name is None:
             yield
             return
-        self.waiting.pop(name, None)
         self.running[name] = url
         try:
             yield
@@ -126,6 +137,8 @@ class Gate:
 
     async def put(self, request: Request, name: str) -> Response:
         """The prediction of that id: what its server says of it or, if there is none, a new one."""
+        if name in self.running:
+            return await self.passed(self.running[name], request)
         if name in self.waiting:
             return JSONResponse({"id": name, "status": "starting"}, httpx.codes.ACCEPTED)
         task = asyncio.current_task()
@@ -145,8 +158,8 @@ class Gate:
 
     async def cancel(self, request: Request, name: str) -> Response:
         """Cancel what waits here or runs at any server."""
-        if name in self.waiting:
-            self.waiting.pop(name).cancel(name)
+        if name in self.waiting and name not in self.running:
+            self.waiting[name].cancel(name)
             return JSONResponse({})
         for url in await self.holders(name):
             return await self.passed(url, request)
