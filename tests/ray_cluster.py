@@ -23,10 +23,11 @@ KINDS = {"worker": "_run_worker", "server": "cog.server.http"}
 
 @dataclass(frozen=True)
 class Cluster:
-    """One scripts/cluster: its process, its address, its log, and the mark of all it started."""
+    """One scripts/cluster: its process, its ports, its log, and the mark of all it started."""
 
     process: subprocess.Popen
     port: int
+    metrics: int
     log: Path
     mark: str
 
@@ -84,14 +85,15 @@ class Cluster:
 @contextmanager
 def started(log, *options, **environment):
     """A cluster that serves; at the end it is interrupted as by ctrl-C."""
-    port, mark = server.free_port(), uuid.uuid4().hex
+    port, metrics, mark = server.free_port(), server.free_port(), uuid.uuid4().hex
     environment = {**os.environ, "MUSICGEN_DEVICE": "cpu", MARK: mark, **environment}
-    command = [ROOT / "scripts" / "cluster", "--port", str(port), *options]
+    ports = ["--port", str(port), "--metrics", str(metrics)]
+    command = [ROOT / "scripts" / "cluster", *ports, *options]
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
-    cluster = Cluster(process, port, log, mark)
+    cluster = Cluster(process, port, metrics, log, mark)
     try:
         cluster.wait_for(lambda: "Serving on" in log.read_text())
         yield cluster

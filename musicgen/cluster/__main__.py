@@ -36,6 +36,7 @@ def main() -> None:
                 cpus=arguments.cpus,
                 queue=arguments.queue,
                 idle=arguments.idle,
+                metrics=arguments.metrics,
             ),
             arguments.address,
             arguments.update,
@@ -60,6 +61,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--idle", type=float, default=Options.idle, help="seconds until one ends")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--metrics", type=int, default=Options.metrics, help="port of /metrics")
     parser.add_argument("--address", help="a cluster of Ray: auto, or HOST:PORT of its head")
     parser.add_argument(
         "--update", action="store_true", help="replace what the cluster serves already, and return"

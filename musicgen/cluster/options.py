@@ -15,4 +15,5 @@ class Options:
     cpus: int = 1
     queue: int = 200  # requests that may wait for a place
     idle: float = 120  # seconds with too little to do after which a replica above `minimum` ends
+    metrics: int = 8080  # port of /metrics where Ray is started for this
     drain: float = 600  # seconds that a replica has to finish what it runs when it is replaced

@@ -54,6 +54,7 @@ def start(options: Options) -> None:
         num_cpus=max(os.cpu_count() or 1, options.maximum * options.cpus),
         object_store_memory=STORE,
         include_dashboard=False,
+        _metrics_export_port=options.metrics,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import queue
 import re
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,12 +12,22 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import psutil
 import pytest
+import yaml
 from ray_cluster import started
 
 from musicgen import ROOT
 from musicgen.checkpoints.folders import DEFAULT
 
 pytestmark = pytest.mark.timeout(900)  # a guard: some tests wait for what has to come back
+# In a process of its own, as Ray warns when it is imported.
+CHECK = """
+import json, sys
+from importlib import import_module
+from ray.serve.schema import ServeDeploySchema
+[application] = ServeDeploySchema.model_validate(json.loads(sys.argv[1])).applications
+module, _, name = application.import_path.partition(":")
+assert getattr(import_module(module), name)(application.args)
+"""
 SHORT = {"duration": 1, "output_format": "wav"}
 LONG = {"duration": 120}
 ASYNC = {"Prefer": "respond-async"}
@@ -149,6 +160,31 @@ def test_a_predictions_place_is_taken_also_while_nobody_waits_for_it(cluster):
     assert sum(answer.status_code == 200 for answer in answers) == 8
 
 
+def test_what_an_operator_watches_is_exported(cluster):
+    audio(cluster.post(**SHORT))
+    wanted = {
+        "waiting 0.0",
+        "running 0.0",
+        "requests_total succeeded",
+        "audio_seconds_total",
+        "waiting_seconds_count",
+        "result_seconds_count",
+    }
+    cluster.wait_for(lambda: wanted <= exported(cluster))
+
+
+def exported(cluster):
+    """Names of the metrics; of the gauges with their value, of the requests with the outcome."""
+    text = httpx.get(f"http://127.0.0.1:{cluster.metrics}/metrics").text
+    found = re.findall(r"^ray_musicgen_(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE)
+    outcomes = re.findall(r'^ray_musicgen_(requests_total)\{.*outcome="(.*?)"', text, re.MULTILINE)
+    return {
+        *(name for name, _, _ in found),
+        *(f"{name} {value}" for name, _, value in found),
+        *(f"{name} {outcome}" for name, outcome in outcomes),
+    }
+
+
 def test_what_dies_is_replaced_and_takes_only_its_own_requests_along(cluster, single):
     check_replaced(cluster, single, "worker", 24)
 
@@ -200,6 +236,13 @@ def test_a_new_gate_finds_what_the_old_one_left_and_gives_its_places_back(cluste
     assert seed(httpx.put(place, json=body, headers=ASYNC)) == drawn
     httpx.post(f"{place}/cancel").raise_for_status()
     assert all(map(audio, cluster.together(8, [SHORT] * 16)))
+
+
+def test_the_documented_configuration_is_one_of_ray_serve():
+    page = (ROOT / "docs" / "several-machines.md").read_text()
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    config = yaml.safe_load(yaml.safe_load(text)["spec"]["serveConfigV2"])
+    subprocess.run([sys.executable, "-c", CHECK, json.dumps(config)], cwd=ROOT, check=True)
 
 
 def test_a_taken_port_is_said(cluster):
@@ -261,6 +304,7 @@ def test_other_weights_take_the_place_of_the_first_without_a_lost_request(checkp
         finally:
             done.set()
         models = asked.result()
+        print(models)
         assert set(models) == {"demo", "text"}
         assert {
             answer.json()["output"]["model"] for answer in cluster.together(4, [SHORT] * 8)
