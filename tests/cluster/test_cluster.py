@@ -304,7 +304,6 @@ def test_other_weights_take_the_place_of_the_first_without_a_lost_request(checkp
         finally:
             done.set()
         models = asked.result()
-        print(models)
         assert set(models) == {"demo", "text"}
         assert {
             answer.json()["output"]["model"] for answer in cluster.together(4, [SHORT] * 8)
