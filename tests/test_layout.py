@@ -12,7 +12,16 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "musicgen"
-ROOMS = {"bench", "checkpoints", "commands", "conditioning", "decoder", "page", "rendering"}
+ROOMS = {
+    "bench",
+    "checkpoints",
+    "cluster",
+    "commands",
+    "conditioning",
+    "decoder",
+    "page",
+    "rendering",
+}
 
 # module or room -> what of this package it may import. A room stands for its modules that have no
 # line of their own. `errors` and `request` are for everyone.
@@ -128,6 +137,7 @@ LAYERS = {
     "page.__main__": {"commands.cli", "commands.server", "page"},
     "page.analysis": {"audio"},
     "page": {"page"},
+    "cluster": {"checkpoints.folders", "cluster", "commands.server"},
     "bench": {
         "ROOT",
         "audiocraft",
@@ -149,7 +159,7 @@ EDGES = {
     "demucs": {"checkpoints.demucs", "checkpoints.tiny", "conditioning.separation"},
     "google": {"upload"},
     "gradio": {"page"},
-    "httpx": {"page"},
+    "httpx": {"cluster", "page"},
     "httpx2": {"checkpoints.hub"},
     "huggingface_hub": {"checkpoints.hub"},
     "imageio_ffmpeg": {"output"},
@@ -159,8 +169,10 @@ EDGES = {
     "psutil": {"memory"},
     "pydub": {"output"},
     "pyloudnorm": {"page"},
+    "ray": {"cluster"},
     "safetensors": {"checkpoints.tensors"},
     "sentencepiece": {"conditioning.tokens"},
+    "starlette": {"cluster"},
     "tokenizers": {"conditioning.tokens"},
     "train_demo": set(),  # the package does not know what made its demo
     "transformers": {"bench", "checkpoints.tiny"},
@@ -286,10 +298,11 @@ def test_both_cog_files_differ_in_image_and_face_alone():
 
 
 def test_requirements_are_pinned_and_name_no_host():
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-page.txt"):
-        for line in (ROOT / name).read_text().splitlines():
+    pinned = re.compile(r"[a-z0-9-]+(\[[a-z]+\])?==[\w.]+(; sys_platform == \"linux\")?")
+    for path in sorted(ROOT.glob("requirements*.txt")):
+        for line in path.read_text().splitlines():
             if line and not line.startswith(("#", "-r ")):
-                assert re.fullmatch(r"[a-z0-9-]+==[\w.]+(; sys_platform == \"linux\")?", line), line
+                assert pinned.fullmatch(line), line
 
 
 def test_the_frame_of_the_schema_holds_no_predictor():

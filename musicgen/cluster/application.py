@@ -1,0 +1,56 @@
+"""Says to Ray Serve what to run: one gate and so many replicas."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
+
+from musicgen.cluster.gate import Gate
+from musicgen.cluster.options import Options
+from musicgen.cluster.replica import Replica
+from musicgen.commands import server
+
+QUIET = LoggingConfig(enable_access_log=False)  # leases and announcements are no news
+
+
+def application(options: Options) -> serve.Application:
+    """What `serve.run` takes."""
+    environment = {"MUSICGEN_WEIGHTS": options.weights} if options.weights else {}
+    at_once = int(server.prepare(options.face, "", 0)[1]["COG_MAX_CONCURRENCY"])
+    environment["COG_MAX_CONCURRENCY"] = str(at_once)
+    replicas = serve.deployment(Replica).options(
+        name="replica",
+        logging_config=QUIET,
+        max_ongoing_requests=at_once,
+        max_queued_requests=options.queue,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=options.minimum,
+            max_replicas=options.maximum,
+            initial_replicas=max(1, options.minimum),
+            # A quarter of the places: there the throughput of a server is nearly what it can be.
+            target_ongoing_requests=max(1, at_once // 4),
+            upscale_delay_s=10,
+            downscale_delay_s=options.idle,
+        ),
+        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        # Seldom enough for the cost, often enough for a place that is free to be found soon.
+        request_router_config=RequestRouterConfig(max_backoff_s=0.1),
+        health_check_period_s=1,
+        graceful_shutdown_timeout_s=options.drain,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    gate = serve.deployment(Gate).options(
+        name="gate",
+        logging_config=QUIET,
+        max_ongoing_requests=100_000,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=1,
+        graceful_shutdown_timeout_s=options.drain,
+    )
+    return gate.bind(replicas.bind(options.face, environment))
+
+
+def from_arguments(arguments: dict[str, Any]) -> serve.Application:
+    """The same from a configuration file of Ray Serve; an unknown argument raises TypeError."""
+    return application(Options(**arguments))

@@ -1,0 +1,310 @@
+"""Several servers behave as one, and outlive what happens to one of them."""
+
+import json
+import queue
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import psutil
+import pytest
+import yaml
+from ray_cluster import started
+
+from musicgen import ROOT
+from musicgen.checkpoints.folders import DEFAULT
+
+pytestmark = pytest.mark.timeout(900)  # a guard: some tests wait for what has to come back
+# In a process of its own, as Ray warns when it is imported.
+CHECK = """
+import json, sys
+from importlib import import_module
+from ray.serve.schema import ServeDeploySchema
+[application] = ServeDeploySchema.model_validate(json.loads(sys.argv[1])).applications
+module, _, name = application.import_path.partition(":")
+assert getattr(import_module(module), name)(application.args)
+"""
+SHORT = {"duration": 1, "output_format": "wav"}
+LONG = {"duration": 120}
+ASYNC = {"Prefer": "respond-async"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two replicas of the demo that take four predictions each; eight more may wait."""
+    log = tmp_path_factory.mktemp("cluster") / "log"
+    with started(log, "--replicas", "2", "--queue", "8", COG_MAX_CONCURRENCY="4") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def single(start_server):
+    """A single server of the demo."""
+    return start_server("predict", DEFAULT)
+
+
+@pytest.fixture
+def webhook():
+    """(address, queue of what was posted there)."""
+    posted = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", posted
+        server.shutdown()
+        thread.join()
+
+
+def audio(response):
+    answer = response.json()
+    assert answer.get("status") == "succeeded", answer
+    return answer["output"]["audio"]
+
+
+def servers_used(cluster):
+    """The replicas whose servers began a prediction, by what the log says."""
+    lines = [line for line in cluster.log.read_text().splitlines() if "Starting prediction" in line]
+    return {re.search(r"pid=(\d+)", line)[1] for line in lines}
+
+
+def test_callers_get_the_bytes_of_a_single_server_from_both_replicas(cluster, single):
+    requests = [{**SHORT, "seed": seed} for seed in range(12)]
+    answers = cluster.together(6, requests)
+    alone = [single.predict(**inputs)["output"]["audio"] for inputs in requests]
+    assert [audio(answer) for answer in answers] == alone
+    assert len(servers_used(cluster)) == 2
+
+
+def test_what_is_no_prediction_is_answered_as_by_a_single_server(cluster, single):
+    for path in ("/", "/openapi.json", "/docs"):
+        one, many = httpx.get(single.url + path), httpx.get(cluster.url + path)
+        assert (one.status_code, one.content) == (many.status_code, many.content)
+    assert httpx.get(f"{cluster.url}/health-check").json()["status"] == "READY"
+    bad = {"duration": 0}
+    assert cluster.post(**bad).status_code == single.post(**bad).status_code == 422
+    assert cluster.post(**bad).json() == single.post(**bad).json()
+
+
+def test_nobody_can_end_a_server_through_the_gate(cluster):
+    assert httpx.post(f"{cluster.url}/shutdown").status_code == 404
+
+
+def test_a_prediction_that_was_put_is_found_and_can_be_cancelled(cluster):
+    names = [f"mine-{index}" for index in range(4)]
+    places = [f"{cluster.url}/predictions/{name}" for name in names]
+    body = {"input": LONG}
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda place: httpx.put(place, json=body, timeout=None), places)
+        cluster.wait_for(lambda: begun(cluster) >= set(names))
+        for place in places:
+            again = [seed(httpx.put(place, json=body, headers=ASYNC)) for _ in range(3)]
+            assert again[0]
+            assert len(set(again)) == 1
+            httpx.post(f"{place}/cancel").raise_for_status()
+        assert {answer.json()["status"] for answer in answers} == {"canceled"}
+    assert httpx.post(f"{places[0]}/cancel").status_code == 404
+
+
+def begun(cluster):
+    """The ids of the predictions that have drawn a seed, by what the log says."""
+    drawn = [line for line in cluster.log.read_text().splitlines() if '"seed: ' in line]
+    return {re.search(r'"prediction_id":"([^"]*)"', line)[1] for line in drawn}
+
+
+def seed(answer):
+    """What a running prediction has drawn, or None."""
+    found = re.search(r"seed: (\d+)", answer.json().get("logs", ""))
+    return found and found[1]
+
+
+def test_who_does_not_wait_gets_the_result_at_his_webhook(cluster, webhook):
+    address, posted = webhook
+    body = {"input": SHORT, "webhook": address, "webhook_events_filter": ["completed"]}
+    answer = httpx.post(f"{cluster.url}/predictions", json=body, headers=ASYNC)
+    assert answer.status_code == 202
+    result = posted.get()
+    assert result["id"] == answer.json()["id"]
+    assert result["status"] == "succeeded"
+
+
+def test_a_predictions_place_is_taken_also_while_nobody_waits_for_it(cluster):
+    """Eight run and eight wait: the next is refused, and says when to come again."""
+    body = {"input": LONG}
+    running = [
+        httpx.post(f"{cluster.url}/predictions", json=body, headers=ASYNC).json()["id"]
+        for _ in range(8)
+    ]
+    with ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(cluster.post, **SHORT) for _ in range(12)]
+        cluster.wait_for(lambda: sum(one.done() for one in waiting) == 4)
+        refused = [one.result() for one in waiting if one.done()]
+        assert {answer.status_code for answer in refused} == {503}
+        assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
+        for name in running:
+            httpx.post(f"{cluster.url}/predictions/{name}/cancel").raise_for_status()
+        answers = [one.result() for one in waiting]
+    assert sum(answer.status_code == 200 for answer in answers) == 8
+
+
+def test_what_an_operator_watches_is_exported(cluster):
+    audio(cluster.post(**SHORT))
+    wanted = {
+        "waiting 0.0",
+        "running 0.0",
+        "requests_total succeeded",
+        "audio_seconds_total",
+        "waiting_seconds_count",
+        "result_seconds_count",
+    }
+    cluster.wait_for(lambda: wanted <= exported(cluster))
+
+
+def exported(cluster):
+    """Names of the metrics; of the gauges with their value, of the requests with the outcome."""
+    text = httpx.get(f"http://127.0.0.1:{cluster.metrics}/metrics").text
+    found = re.findall(r"^ray_musicgen_(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE)
+    outcomes = re.findall(r'^ray_musicgen_(requests_total)\{.*outcome="(.*?)"', text, re.MULTILINE)
+    return {
+        *(name for name, _, _ in found),
+        *(f"{name} {value}" for name, _, value in found),
+        *(f"{name} {outcome}" for name, outcome in outcomes),
+    }
+
+
+def test_what_dies_is_replaced_and_takes_only_its_own_requests_along(cluster, single):
+    check_replaced(cluster, single, "worker", 24)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["worker", "server", "replica"])
+def test_whatever_dies_is_replaced(cluster, single, kind):
+    check_replaced(cluster, single, kind, 100)
+
+
+def check_replaced(cluster, single, kind, count):
+    """Kill one under load: six at most fail, clearly; then there are two again."""
+    cluster.wait_for(lambda: len(cluster.processes("worker")) == 2)
+    requests = [{**SHORT, "duration": 4, "seed": number % 3} for number in range(count)]
+    alone = [single.predict(**inputs)["output"]["audio"] for inputs in requests[:3]]
+    while len(before := servers_used(cluster)) < 2:
+        cluster.together(6, requests[:6])
+    victim = cluster.victim(kind)
+    killer = threading.Timer(2.0, victim.kill)
+    killer.start()
+    answers = cluster.together(6, requests)
+    killer.join()
+    good = [answer.status_code == 200 and "output" in answer.json() for answer in answers]
+    for index, answer in enumerate(answers):
+        if good[index]:
+            assert audio(answer) == alone[index % 3]
+        else:
+            assert re.search("has ended|crashed|Broken pipe", answer.text), answer.text
+    assert 1 <= good.count(False) <= 6
+    cluster.wait_for(lambda: len(cluster.processes("worker")) == 2 and not victim.is_running())
+    while not servers_used(cluster) > before:
+        assert [audio(answer) for answer in cluster.together(6, requests[:6])] == alone * 2
+
+
+@pytest.mark.full
+def test_a_new_gate_finds_what_the_old_one_left_and_gives_its_places_back(cluster):
+    place, body = f"{cluster.url}/predictions/left", {"input": LONG}
+    httpx.put(place, json=body, headers=ASYNC).raise_for_status()
+    cluster.wait_for(lambda: seed(httpx.put(place, json=body, headers=ASYNC)))
+    with ThreadPoolExecutor(7) as pool:
+        lost = [pool.submit(cluster.post, **LONG) for _ in range(7)]
+        cluster.wait_for(
+            lambda: httpx.get(f"{cluster.url}/health-check").json()["status"] == "BUSY"
+        )
+        drawn = seed(httpx.put(place, json=body, headers=ASYNC))
+        cluster.gate().kill()
+        assert {answer.result().status_code for answer in lost} == {500}
+    cluster.wait_for(lambda: httpx.get(f"{cluster.url}/health-check").json()["status"] == "READY")
+    assert seed(httpx.put(place, json=body, headers=ASYNC)) == drawn
+    httpx.post(f"{place}/cancel").raise_for_status()
+    assert all(map(audio, cluster.together(8, [SHORT] * 16)))
+
+
+def test_the_documented_configuration_is_one_of_ray_serve():
+    page = (ROOT / "docs" / "several-machines.md").read_text()
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    config = yaml.safe_load(yaml.safe_load(text)["spec"]["serveConfigV2"])
+    subprocess.run([sys.executable, "-c", CHECK, json.dumps(config)], cwd=ROOT, check=True)
+
+
+def test_a_taken_port_is_said(cluster):
+    second = subprocess.run(
+        [ROOT / "scripts" / "cluster", "--port", str(cluster.port)], capture_output=True, text=True
+    )
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"Error: port {cluster.port} of 127.0.0.1: ")
+
+
+def test_ctrl_c_leaves_no_process(tmp_path):
+    with started(tmp_path / "log") as cluster:
+        started_by_it = psutil.Process(cluster.process.pid).children(recursive=True)
+        assert {"raylet", "gcs_server"} <= {process.name() for process in started_by_it}
+        assert len(cluster.processes("worker")) == 1
+    assert cluster.process.returncode == 0
+    # The test's own time limit ends this if one stays.
+    psutil.wait_procs([*started_by_it, *cluster.processes()])
+
+
+@pytest.mark.full
+def test_two_hundred_requests_of_sixteen_callers_get_the_bytes_of_a_single_server(single, tmp_path):
+    requests = [{**SHORT, "seed": number % 20, "duration": 1 + number % 2} for number in range(200)]
+    with started(tmp_path / "log", "--replicas", "2") as cluster:
+        answers = cluster.together(16, requests)
+        assert len(servers_used(cluster)) == 2
+    alone = {str(inputs): single.predict(**inputs)["output"]["audio"] for inputs in requests[:20]}
+    for inputs, answer in zip(requests, answers, strict=True):
+        assert audio(answer) == alone[str(inputs)]
+
+
+@pytest.mark.full
+def test_replicas_follow_the_load_and_nobody_notices(tmp_path):
+    options = ("--min", "1", "--max", "3", "--idle", "5")
+    request = {**SHORT, "duration": 4}
+    with started(tmp_path / "log", *options, COG_MAX_CONCURRENCY="4") as cluster:
+        for callers, replicas in ((1, 1), (8, 3), (1, 1)):
+            while len(cluster.processes("worker")) != replicas:
+                assert all(map(audio, cluster.together(callers, [request] * callers * 2)))
+            assert all(map(audio, cluster.together(callers, [request] * callers * 2)))
+
+
+@pytest.mark.full
+def test_other_weights_take_the_place_of_the_first_without_a_lost_request(checkpoints, tmp_path):
+    with started(tmp_path / "log", "--replicas", "2") as cluster, ThreadPoolExecutor(1) as pool:
+        done = threading.Event()
+
+        def ask():
+            models = []
+            while not done.is_set():
+                models += [
+                    answer.json()["output"]["model"] for answer in cluster.together(4, [SHORT] * 8)
+                ]
+            return models
+
+        asked = pool.submit(ask)
+        try:
+            cluster.update("--replicas", "2", "--weights", checkpoints["text"])
+        finally:
+            done.set()
+        models = asked.result()
+        assert set(models) == {"demo", "text"}
+        assert {
+            answer.json()["output"]["model"] for answer in cluster.together(4, [SHORT] * 8)
+        } == {"text"}

@@ -1,0 +1,102 @@
+"""A real cluster of this machine, as its operator starts it."""
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from musicgen import ROOT
+from musicgen.commands import server
+
+MARK = "MUSICGEN_TEST_CLUSTER"
+# What to kill, and how its command line tells it.
+KINDS = {"worker": "_run_worker", "server": "cog.server.http"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One scripts/cluster: its process, its ports, its log, and the mark of all it started."""
+
+    process: subprocess.Popen
+    port: int
+    metrics: int
+    log: Path
+    mark: str
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def processes(self, kind=""):
+        """All that it started and that runs; of one of KINDS, in the order of their start.
+
+        Processes of Ray that write their title over their environment are not among them.
+        """
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and process.status() != "zombie":
+                    found.append((process.create_time(), process.pid, process))
+        word = KINDS.get(kind, "")
+        return [process for _, _, process in sorted(found) if word in " ".join(process.cmdline())]
+
+    def victim(self, kind):
+        """The youngest process of a kind; "replica" is the one of Ray that keeps a server."""
+        if kind == "replica":
+            return self.processes("server")[-1].parent()
+        return self.processes(kind)[-1]
+
+    def gate(self):
+        """The process of the gate."""
+        everything = psutil.Process(self.process.pid).children(recursive=True)
+        [gate] = [process for process in everything if ":gate" in " ".join(process.cmdline())]
+        return gate
+
+    def post(self, **inputs):
+        """The HTTP response of one prediction."""
+        body = {"input": inputs}
+        return httpx.post(f"{self.url}/predictions", json=body, timeout=None)
+
+    def together(self, callers, requests):
+        """The responses of `requests`, so many at once."""
+        with ThreadPoolExecutor(callers) as pool:
+            return list(pool.map(lambda inputs: self.post(**inputs), requests))
+
+    def update(self, *options):
+        """Replace what it serves, as an operator does."""
+        command = [ROOT / "scripts" / "cluster", "--update", *options]
+        subprocess.run(command, check=True)
+
+    def wait_for(self, what):
+        """Return when `what()` is true; a test's own time limit ends the waiting."""
+        while not what():
+            assert self.process.poll() is None
+            time.sleep(0.2)
+
+
+@contextmanager
+def started(log, *options, **environment):
+    """A cluster that serves; at the end it is interrupted as by ctrl-C."""
+    port, metrics, mark = server.free_port(), server.free_port(), uuid.uuid4().hex
+    environment = {**os.environ, "MUSICGEN_DEVICE": "cpu", MARK: mark, **environment}
+    ports = ["--port", str(port), "--metrics", str(metrics)]
+    command = [ROOT / "scripts" / "cluster", *ports, *options]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+    cluster = Cluster(process, port, metrics, log, mark)
+    try:
+        cluster.wait_for(lambda: "Serving on" in log.read_text())
+        yield cluster
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
