@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 from musicgen.bench.launches import step_launches
 from musicgen.bench.work import PUBLISHED
 from musicgen.decoder import kernels
-from musicgen.decoder.kernels.recorder import SHARED_MEMORY
+from musicgen.decoder.kernels.recorder import SHARED_MEMORY, Launch
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SPILL = 16  # bytes of a thread's local memory
@@ -25,30 +25,33 @@ COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global .*?\], \[.*?\], (0x\w+|\d+)
 
 @dataclass(frozen=True)
 class Machine:
-    """What became of a kernel."""
+    """What became of the kernel of a launch."""
 
-    name: str
+    launch: Launch
     ptx: str
     shared: int  # bytes
     stack: int  # bytes a thread
 
+    @property
+    def name(self):
+        return self.launch.name
+
     def copies(self):
-        """Bytes of each asynchronous copy into shared memory."""
+        """Bytes of each asynchronous copy into shared memory that stands in the code."""
         return [int(size, 0) for size in COPY.findall(self.ptx)]
 
 
 BUILT = {}
 
 
-def build(code, capability):
-    key = capability, str(code)
+def build(launch, capability):
+    code, key = launch.code, f"{capability} {launch.code}"
     if key not in BUILT:
         source = ASTSource(code.kernel, code.signature, code.constants, code.attributes)
         target = GPUTarget("cuda", capability, 32)
         built = triton.compile(source, target=target, options=code.options)
         stack = resources(built.asm["cubin"])["STACK"]
-        name = code.kernel.__name__
-        BUILT[key] = Machine(name, built.asm["ptx"], built.metadata.shared, stack)
+        BUILT[key] = Machine(launch, built.asm["ptx"], built.metadata.shared, stack)
     return BUILT[key]
 
 
@@ -66,8 +69,8 @@ def resources(cubin):
 def built(capability, model, clips):
     """All kernels of a step. Layers are alike: one will do."""
     config = replace(PUBLISHED[model], num_layers=1)
-    codes = {str(one.code): one.code for one in step_launches(config, clips, capability)}
-    return [build(code, capability) for code in codes.values() if code]
+    launches = {str(one.code): one for one in step_launches(config, clips, capability) if one.code}
+    return [build(launch, capability) for launch in launches.values()]
 
 
 def steps(capabilities, models, batches):
@@ -112,7 +115,12 @@ def test_products_use_tensor_cores_and_sum_in_float32(step):
 def test_weights_come_in_copies_of_16_bytes(step):
     for made in built(*step):
         if made.name == "_product_kernel":
+            options, given = made.launch.code.options, made.launch.arguments
+            tiles = 2 * 2 * given["DEPTH"] * (given["ROWS"] + given["COLUMNS"])
             assert set(made.copies()) == {16}
+            # None comes in another way: before the loop and in it, as many as there are stages.
+            copied = sum(made.copies()) * 32 * options["num_warps"]
+            assert copied == options["num_stages"] * tiles
 
 
 def test_keys_and_values_come_in_loads_of_16_bytes(step):
