@@ -52,7 +52,7 @@ def _product(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
         cached=x.nbytes / math.prod(launch.grid[1:]),
         flight=(stages - 1) * tile * (given["COLUMNS"] + len(x)),
         operations=2 * len(x) * weight.numel() / programs,
-        shared=stages * tile * (given["COLUMNS"] + given["ROWS"]),
+        shared=(stages - 1) * tile * (given["COLUMNS"] + given["ROWS"]),
         threads=32 * options["num_warps"],
     )
 

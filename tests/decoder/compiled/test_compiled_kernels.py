@@ -12,8 +12,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from musicgen.bench.launches import step_launches
-from musicgen.bench.work import PUBLISHED
+from musicgen.bench.launches import CUDA, step_launches
+from musicgen.bench.traffic import traffic
+from musicgen.bench.work import MAX_SECONDS, PUBLISHED, Work
 from musicgen.decoder import kernels
 from musicgen.decoder.kernels.recorder import SHARED_MEMORY, Launch
 
@@ -127,3 +128,11 @@ def test_keys_and_values_come_in_loads_of_16_bytes(step):
     for made in built(*step):
         if made.name == "_split_kernel":
             assert made.ptx.count("ld.global.v4.b32") >= 16
+
+
+def test_a_plan_knows_the_shared_memory_of_products(step):
+    _, model, clips = step
+    work = Work(model, MAX_SECONDS, clips, CUDA)
+    for made in built(*step):
+        if made.name == "_product_kernel":
+            assert traffic(made.launch, work).shared == made.shared
