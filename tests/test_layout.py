@@ -147,8 +147,10 @@ LAYERS = {
         "commands.server",
         "decoder.clip",
         "decoder.engine",
+        "decoder.kernels",
         "decoder.lm",
         "decoder.sampling",
+        "decoder.state",
         "decoder.weights",
     },
 }

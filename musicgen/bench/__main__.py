@@ -3,19 +3,26 @@
 import argparse
 import functools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
-from . import callers, machine, report
+from musicgen.decoder.kernels import compiler
+
+from . import callers, machine, prediction, report
+from .cards import GPUS, this_cpu
 from .contenders import CONTENDERS, Absent, State
 from .machine import Bandwidth, PeakMemory
 from .measure import Plan, make_plan, measure
 from .report import Record
-from .work import CONFIGS, MAX_SECONDS, Work, random_state
+from .work import CONFIGS, MAX_SECONDS, Storage, Work, random_state
+
+PLANNED = [1, 8, 32]  # clips that a plan is made for
 
 
 def main() -> None:
@@ -23,6 +30,9 @@ def main() -> None:
     options = parse(sys.argv[1:])
     if options.table:
         print(report.markdown())
+        return
+    if options.plan:
+        plan(options)
         return
     if options.callers:
         callers.main(options.callers, options.weights, options.requests, options.seed)
@@ -40,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--model", choices=CONFIGS, default="small")
     parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="of audio in a clip")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="clips at once")
+    parser.add_argument("--batch", type=int, nargs="+", help="clips at once")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--repeats", type=int, default=5, help="of which the median is reported")
     parser.add_argument("--steps", type=int, help="steps to a repeat at each of three contexts")
@@ -50,11 +60,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="with --callers: what it serves")
     parser.add_argument("--requests", type=int, default=32, help="with --callers")
     parser.add_argument("--seed", type=int, default=0, help="with --callers: of the requests")
+    parser.add_argument(
+        "--plan",
+        nargs="+",
+        choices=[*GPUS, "cpu"],
+        help="predict a step on GPUs that are not at hand; cpu: and measure it here, to compare",
+    )
     parser.add_argument("--save", action="store_true", help="keep the JSON in benchmarks/")
     parser.add_argument("--table", action="store_true", help="print benchmarks/ as Markdown, only")
     options = parser.parse_args(arguments)
     if not 1 <= options.seconds <= MAX_SECONDS:
         parser.error(f"--seconds must be within 1 .. {MAX_SECONDS:g}: one window")
+    options.batch = options.batch or (PLANNED if options.plan else [1])
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
@@ -75,6 +92,36 @@ def run(options: argparse.Namespace) -> Record:
         for name in options.only
     ]
     return report.document(work, plan, roof, load, records)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print what is predicted and, last, one line of JSON."""
+    if compiler.triton is None:
+        if "TRITON_INTERPRET" in os.environ:
+            raise SystemExit("--plan needs Triton, whose launches it records")
+        # Triton is loaded without a GPU only if that is asked for at the start of a process.
+        os.environ["TRITON_INTERPRET"] = "0"
+        os.execv(sys.executable, [sys.executable, "-m", "musicgen.bench", *sys.argv[1:]])
+    gpus = [name for name in options.plan if name in GPUS]
+    predictions = prediction.of_gpus(gpus, options.model, options.batch)
+    if gpus:
+        print(prediction.table(predictions))
+    if "cpu" in options.plan:
+        for batch in options.batch:
+            predictions.append(plan_here(options, batch))
+    print(json.dumps([one.record() for one in predictions]))
+
+
+def plan_here(options: argparse.Namespace, batch: int) -> prediction.Prediction:
+    """Predict a step of this CPU's, and say what it takes when it is measured."""
+    cpu = torch.device("cpu")
+    work = Work(options.model, MAX_SECONDS, batch, cpu)
+    predicted = prediction.predict(work, this_cpu(2 * batch), Storage(weight=2, cache=4))
+    steps = make_plan(work, repeats=options.repeats, chunk=options.steps)
+    ours = CONTENDERS[report.OURS](work, random_state(work.config))
+    timing = measure(ours, work, steps)
+    print(prediction.beside(predicted, median(timing.steps)), flush=True)
+    return predicted
 
 
 def compete(name: str, work: Work, state: State, plan: Plan, roof: Bandwidth) -> Record:

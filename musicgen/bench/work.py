@@ -30,13 +30,23 @@ def _config(dim: int, num_heads: int, num_layers: int, *, stereo: bool, melody: 
     )
 
 
+SMALL, MEDIUM, LARGE = (1024, 16, 24), (1536, 24, 48), (2048, 32, 48)
+PUBLISHED = {
+    "small": _config(*SMALL, stereo=False, melody=False),
+    "medium": _config(*MEDIUM, stereo=False, melody=False),
+    "large": _config(*LARGE, stereo=False, melody=False),
+    "melody": _config(*MEDIUM, stereo=False, melody=True),
+    "melody-large": _config(*LARGE, stereo=False, melody=True),
+    "stereo-small": _config(*SMALL, stereo=True, melody=False),
+    "stereo-medium": _config(*MEDIUM, stereo=True, melody=False),
+    "stereo-large": _config(*LARGE, stereo=True, melody=False),
+    "stereo-melody": _config(*MEDIUM, stereo=True, melody=True),
+    "stereo-melody-large": _config(*LARGE, stereo=True, melody=True),
+}
 CONFIGS = {
     "tiny": _config(64, 4, 2, stereo=False, melody=False),
     "tiny-stereo-melody": _config(64, 4, 2, stereo=True, melody=True),
-    "small": _config(1024, 16, 24, stereo=False, melody=False),
-    "medium": _config(1536, 24, 48, stereo=False, melody=False),
-    "large": _config(2048, 32, 48, stereo=False, melody=False),
-    "stereo-melody-large": _config(2048, 32, 48, stereo=True, melody=True),
+    **PUBLISHED,
 }
 
 

@@ -1,7 +1,7 @@
 """The tables of operations, and the Triton kernels by way of Triton's interpreter.
 
-Triton interprets only if it is told so before it is imported, so those tests are a run of their
-own: interpreted/.
+Triton is imported without a GPU only if it is told so beforehand, so the tests that need it are
+runs of their own: interpreted/ and compiled/.
 """
 
 import os
@@ -19,13 +19,13 @@ SHAPE = kernels.Shape(dim=64, ffn_dim=128, head_dim=16, outputs=1024)
 CPU = torch.device("cpu")
 
 
-def test_kernels_agree_with_their_twins_in_tritons_interpreter():
+def run_with_triton(folder, interpret, *arguments):
     pytest.importorskip("triton")
-    tests = Path(__file__).parent / "interpreted"
+    tests = Path(__file__).parent / folder
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
     run = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        [*command, *arguments],
+        env=os.environ | {"TRITON_INTERPRET": interpret},
         cwd=tests.parents[2],
         capture_output=True,
         text=True,
@@ -34,6 +34,19 @@ def test_kernels_agree_with_their_twins_in_tritons_interpreter():
     assert run.returncode == 0, run.stdout[-4000:]
     assert " passed" in run.stdout
     assert "skipped" not in run.stdout
+
+
+def test_kernels_agree_with_their_twins_in_tritons_interpreter():
+    run_with_triton("interpreted", "1")
+
+
+def test_kernels_compile_without_a_gpu():
+    run_with_triton("compiled", "0")
+
+
+@pytest.mark.full
+def test_kernels_of_every_model_compile_for_every_gpu():
+    run_with_triton("compiled", "0", "-m", "full")
 
 
 def test_masked_and_sliced_operations_agree():
@@ -63,6 +76,15 @@ def test_without_triton_a_warning_and_pytorch():
     with pytest.warns(UserWarning, match="Triton is not installed"):
         chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
     assert chosen is kernels.TORCH
+
+
+def test_a_gpu_without_tensor_cores_for_triton_has_other_products(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(kernels, "check", lambda *arguments: None)
+    with pytest.warns(UserWarning, match="this GPU is old"):
+        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
+    assert chosen.linear_add is kernels.TORCH.linear_add
+    assert chosen.attention is kernels.TRITON.attention
 
 
 @pytest.mark.parametrize("parallel", [False, True])

@@ -4,7 +4,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,21 @@ TRITON = Ops(
     sample=draw.sample_triton,
 )
 
+# Triton makes nothing of the tensor cores before Ampere's, and its products would spill: on those
+# the products are cuBLAS's, whose rows are only approximately independent of each other.
+TENSOR_CORES = (8, 0)  # the compute capability from which on
+TRITON_BUT_PRODUCTS = replace(
+    TRITON,
+    norm_linear=products.norm_linear,
+    norm_qkv=products.norm_qkv,
+    linear_add=products.linear_add,
+)
+
+
+def triton_ops(capability: tuple[int, int]) -> Ops:
+    """What Triton is used for on a GPU of this compute capability."""
+    return TRITON if capability >= TENSOR_CORES else TRITON_BUT_PRODUCTS
+
 
 @functools.cache
 def cpu_ops() -> Ops:
@@ -71,20 +86,24 @@ class Shape:
 def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) -> Ops:
     """The operations for a decoder of this shape and dtype, for so many rows.
 
-    On CUDA the Triton kernels, if they build here and agree with their twins; otherwise, after a
-    warning, PyTorch's. Float32 is always PyTorch's: it is there for comparisons, not for speed.
+    On CUDA the Triton kernels that suit the GPU, if they build here and agree with their twins;
+    otherwise, after a warning, PyTorch's. Float32 is always PyTorch's: it is there for comparisons,
+    not for speed.
     """
     if device.type == "cpu":
         return cpu_ops()
     if dtype == torch.float32:
         return TORCH
     try:
-        check(TRITON, TORCH, device, dtype, shape, rows)
+        ops = triton_ops(torch.cuda.get_device_capability(device))
+        check(ops, TORCH, device, dtype, shape, rows)
     except Exception as exc:  # whatever a compiler or driver may raise: there is a way without
         reason = "Triton is not installed" if compiler.triton is None else f"{exc!r}"
         warnings.warn(f"decoding without Triton kernels, slower: {reason}", stacklevel=2)
         return TORCH
-    return TRITON
+    if ops is not TRITON:
+        warnings.warn("decoding without Triton's products, slower: this GPU is old", stacklevel=2)
+    return ops
 
 
 def check(

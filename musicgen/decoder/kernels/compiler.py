@@ -10,8 +10,9 @@ import torch
 triton: Any = None
 tl: Any = None
 
-# TRITON_INTERPRET=1 is Triton's own switch: kernels then run on the CPU, slowly, for tests.
-if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+# TRITON_INTERPRET is Triton's own switch. Set at all, it asks for Triton without a GPU: with 1 the
+# kernels run on the CPU, slowly, for tests; with 0 they can be compiled and recorded, not run.
+if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
     try:
         triton = importlib.import_module("triton")
         tl = importlib.import_module("triton.language")

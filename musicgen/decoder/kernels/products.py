@@ -14,7 +14,6 @@ the number of rows, so a row's result has nothing to do with its neighbours.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -182,7 +181,6 @@ def _product(
     )  # fmt: skip
 
 
-@functools.cache
 def _stages(tile_bytes: int, device: torch.device) -> int:
     """Tiles on their way at once, plus one: what keeps the memory busy.
 

@@ -1,14 +1,12 @@
-"""Triton kernels against their PyTorch twins, and each row against itself in other company."""
+"""Triton kernels against their PyTorch twins, and steps made of them."""
 
-import numpy as np
 import pytest
 import torch
 from tiny_lm import clip, oracle_lm, tiny_config
-from torch import nn
 
 from musicgen.decoder import kernels, sampling
 from musicgen.decoder.engine import Engine
-from musicgen.decoder.kernels import attention, draw, products
+from musicgen.decoder.kernels import attention, draw
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling, SamplingRows
 from musicgen.decoder.state import State, decode_step
@@ -22,52 +20,6 @@ ROWS = [2, 6, 20]  # 20 rows have tiles of another size
 @pytest.mark.parametrize("rows", ROWS)
 def test_kernels_agree_with_their_twins(rows):
     kernels.check(kernels.TRITON, kernels.TORCH, CPU, HALF, SHAPE, rows)
-
-
-@pytest.fixture(scope="module")
-def weights():
-    random = torch.Generator().manual_seed(1)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=random)
-
-    norm = nn.LayerNorm(DIM).requires_grad_(False)
-    norm.weight += 0.1 * normal(DIM)
-    norm.bias += 0.1 * normal(DIM)
-    return norm, *((normal(n, d) / 8).half() for n, d in ((3 * DIM, DIM), (FFN, DIM), (DIM, FFN)))
-
-
-def outputs(weights, x, hidden, keys, values, positions):
-    """Every kernel's result for some rows: a list of [R, ...]. The cache has them backwards."""
-    norm, qkv, up, down = weights
-    keys, values, rows = keys.flip(0), values.flip(0), torch.arange(len(x)).flip(0)
-    q = products.norm_qkv_triton(x, norm, qkv, keys, values, rows, positions)
-    attended = attention.attention_triton(q, keys, values, rows, positions + 1)
-    keys, values = keys.flip(0), values.flip(0)
-    hidden_up = products.norm_linear_triton(x, norm, up, gelu=True)
-    added = products.linear_add_triton(hidden, down, x.clone())
-    return [q, keys, values, attended, hidden_up, added]
-
-
-@pytest.mark.parametrize("rows", ROWS)
-def test_a_row_is_the_same_in_any_company(weights, rows, monkeypatch):
-    # A GPU's product sums in one order whatever the tile; numpy's, here in its place, does not.
-    def matmul(a, b, dtype):
-        return (a[:, :, None].astype(dtype) * b[None]).sum(axis=1)
-
-    monkeypatch.setattr(np, "matmul", matmul)
-    inputs = (
-        torch.randn(rows, DIM),
-        torch.randn(rows, FFN).half(),
-        torch.randn(rows, HEADS, 300, DIM // HEADS).half(),
-        torch.randn(rows, HEADS, 300, DIM // HEADS).half(),
-        (torch.arange(rows) * 53 + 250) % 300,
-    )
-    together = outputs(weights, *inputs)
-    for first in {0, rows - 2}:
-        alone = outputs(weights, *(given[first : first + 2] for given in inputs))
-        for whole, part in zip(together, alone, strict=True):
-            assert torch.equal(whole[first : first + 2], part)
 
 
 @pytest.mark.parametrize("length", [1, 100, 128, 129, 300])

@@ -1,0 +1,34 @@
+"""What a decode step launches, recorded with tensors that have no memory: nothing can be read."""
+
+from dataclasses import replace
+
+import pytest
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from musicgen.bench.launches import CUDA, step_launches
+from musicgen.bench.traffic import traffic
+from musicgen.bench.work import MAX_SECONDS, PUBLISHED, Storage, Work, step_bytes
+
+SHORT = ("small", "stereo-melody-large")
+LONG = [pytest.param(model, marks=pytest.mark.full) for model in PUBLISHED if model not in SHORT]
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+@pytest.mark.parametrize("model", [*SHORT, *LONG])
+def test_a_step_stays_on_its_gpu(model, capability):
+    """A copy to or from the host would wait, and a replay would repeat the captured one."""
+    launches = step_launches(replace(PUBLISHED[model], num_layers=2), 2, capability)
+    assert len(launches) > 20
+    for launch in launches:
+        tensors = [v for v in tree_leaves(launch.arguments) if isinstance(v, Tensor)]
+        assert {tensor.device for tensor in tensors} <= {CUDA}, launch.name
+
+
+@pytest.mark.parametrize("model", [*SHORT, *LONG])
+def test_bytes_of_the_launches_are_bytes_of_the_step(model):
+    """What a plan counts launch by launch is what the roofline counts from the model's shape."""
+    work = Work(model, MAX_SECONDS, 4, CUDA)
+    parts = [traffic(launch, work) for launch in step_launches(work.config, work.batch, 90)]
+    read = sum(part.programs * part.memory for part in parts)
+    assert read == pytest.approx(step_bytes(work, Storage(2, 2)), rel=0.002)

@@ -1,0 +1,162 @@
+"""What a GPU may do as it likes does not show: the order of programs, memory's rubbish, company."""
+
+import random
+from math import prod
+
+import numpy as np
+import pytest
+import torch
+from guarded import Guarded
+from torch import nn
+from triton.runtime import interpreter
+
+from musicgen.decoder.kernels import attention, draw, products
+from musicgen.decoder.sampling import Sampling, SamplingRows
+
+DIM, FFN, HEADS, CAPACITY = 128, 192, 2, 300
+BOOKS, CARD = 4, 100
+FULL = pytest.mark.full
+ROWS = [2, 6, 20, 64] + [pytest.param(rows, marks=FULL) for rows in range(4, 64, 2)]
+
+
+@pytest.fixture(scope="module")
+def weights():
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    norm = nn.LayerNorm(DIM).requires_grad_(False)
+    norm.weight += 0.1 * normal(DIM)
+    norm.bias += 0.1 * normal(DIM)
+    return norm, *((normal(n, d) / 8).half() for n, d in ((3 * DIM, DIM), (FFN, DIM), (DIM, FFN)))
+
+
+def inputs(rows):
+    """Rows of everything. What a position has not been written yet is NaN in the caches."""
+    generator = torch.Generator().manual_seed(rows)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    positions = (torch.arange(rows) * 53 + 250) % CAPACITY
+    unwritten = torch.arange(CAPACITY) >= positions[:, None]
+    keys, values = (
+        normal(2, rows, HEADS, CAPACITY, DIM // HEADS)
+        .half()
+        .masked_fill(unwritten[:, None, :, None], torch.nan)
+    )
+    return {
+        "x": normal(rows, DIM),
+        "hidden": normal(rows, FFN).half(),
+        "keys": keys,
+        "values": values,
+        "few_keys": keys[:, :, :100].nan_to_num(),
+        "few_values": values[:, :, :100].nan_to_num(),
+        "positions": positions,
+        "logits": normal(rows, BOOKS, CARD).half(),
+        "noise": normal(rows, BOOKS, CARD)[::2].exp(),
+    }
+
+
+def outputs(weights, given):
+    """Every kernel's result for some rows: tensors [R, ...]. The cache has them backwards."""
+    with Guarded() as memory:
+        norm, qkv, up, down = weights
+        here = {name: memory.copy(tensor) for name, tensor in given.items()}
+        x, hidden, positions = here["x"], here["hidden"], here["positions"]
+        keys, values = (memory.copy(here[name].flip(0)) for name in ("keys", "values"))
+        rows = memory.copy(torch.arange(len(x)).flip(0))
+        q = products.norm_qkv_triton(x, norm, qkv, keys, values, rows, positions)
+        few = (memory.copy(here[name].flip(0)) for name in ("few_keys", "few_values"))
+        settings = SamplingRows.empty(len(x) // 2, torch.device("cpu"))
+        for clip in range(len(x) // 2):
+            settings.set(clip, Sampling(top_k=20), CARD)
+        return {
+            "norm_qkv": q,
+            "keys": keys.flip(0),
+            "values": values.flip(0),
+            "attention": attention.attention_triton(q, keys, values, rows, positions + 1),
+            "attention in one split": attention.attention_triton(
+                q, *few, rows, positions.clamp(max=99) + 1
+            ),
+            "norm_linear": products.norm_linear_triton(x, norm, up),
+            "norm_linear with GELU": products.norm_linear_triton(x, norm, up, gelu=True),
+            "linear_add": products.linear_add_triton(hidden, down, memory.copy(x)),
+            "sample": draw.sample_triton(here["logits"], here["noise"], settings),
+        }
+
+
+def bits(tensor):
+    """NaN is not equal to itself; its bits are."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.contiguous().view(integers[tensor.itemsize])
+
+
+def assert_same(ours, theirs):
+    for name, expected in theirs.items():
+        assert torch.equal(bits(ours[name]), bits(expected)), name
+
+
+@pytest.fixture
+def shuffle(monkeypatch):
+    """order([0, 1, ...]) -> in which order the programs of later launches run."""
+    builder = interpreter.interpreter_builder
+    set_dimensions, set_index = builder.set_grid_dim, builder.set_grid_idx
+
+    def start(order):
+        def dimensions(*grid):
+            programs = order(list(range(prod(grid))))
+            turns = iter([tuple(map(int, np.unravel_index(p, grid))) for p in programs])
+            monkeypatch.setattr(builder, "set_grid_idx", lambda *_: set_index(*next(turns)))
+            set_dimensions(*grid)
+
+        monkeypatch.setattr(builder, "set_grid_dim", dimensions)
+
+    return start
+
+
+ORDERS = {
+    "backwards": lambda programs: programs[::-1],
+    "shuffled": lambda programs: random.Random(0).sample(programs, len(programs)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rows", [6, pytest.param(2, marks=FULL), pytest.param(64, marks=FULL)])
+def test_the_order_of_programs_does_not_matter(weights, rows, order, shuffle):
+    forwards = outputs(weights, inputs(rows))
+    shuffle(ORDERS[order])
+    assert_same(outputs(weights, inputs(rows)), forwards)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_row_is_the_same_in_any_company(weights, rows, monkeypatch):
+    # A GPU's product sums in one order whatever the tile; numpy's, here in its place, does not.
+    def matmul(a, b, dtype):
+        return (a[:, :, None].astype(dtype) * b[None]).sum(axis=1)
+
+    monkeypatch.setattr(np, "matmul", matmul)
+    given = inputs(rows)
+    together = outputs(weights, given)
+    for name in together.keys() - {"keys", "values"}:
+        assert not together[name].isnan().any(), name
+    for first in {0, rows // 4 * 2, rows - 2}:
+        pair, clip = slice(first, first + 2), slice(first // 2, first // 2 + 1)
+        alone = outputs(weights, {k: v[clip if k == "noise" else pair] for k, v in given.items()})
+        assert_same({k: v[clip if k == "sample" else pair] for k, v in together.items()}, alone)
+
+
+def test_every_kernel_is_among_them(weights, monkeypatch):
+    started = set()
+    run = interpreter.GridExecutor.__call__
+
+    def call(executor, *args, **kwargs):
+        started.add(executor.fn.__name__)
+        return run(executor, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", call)
+    outputs(weights, inputs(2))
+    kinds = [vars(module).values() for module in (attention, draw, products)]
+    there = {k for kind in kinds for k in kind if isinstance(k, interpreter.InterpretedFunction)}
+    assert started == {kernel.fn.__name__ for kernel in there}

@@ -1,0 +1,158 @@
+"""The engine as it runs on CUDA, its steps captured, as far as a CPU can show it."""
+
+import random
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from paper_graph import Capture, NoWaiting, Operations, PaperGraph, Unsafe, no_allocation
+from tiny_lm import MAX_LENGTH, STRIDE, clip, oracle_lm, tiny_config
+from torch import Tensor
+
+from musicgen.decoder import engine as engines
+from musicgen.decoder import kernels
+from musicgen.decoder.lm import LM
+
+SETTINGS = (
+    {},
+    {"temperature": 0.0, "length": 33},
+    {"top_p": 0.9, "length": 90, "prompt": 11},  # windows: a prompted one, whole ones, a rest
+    {"top_k": 0, "cfg_coef": 1.0, "length": 7},
+    {"length": 1, "text": "3:1"},
+    {"length": 60, "prompt": 40, "text": "2:14"},
+)
+
+
+def make_engine(lm):
+    made = engines.Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, prefix=16)
+    made.choose_ops = lambda clips: kernels.TORCH
+    return made
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["cross", "prepend"])
+def lm(request):
+    config = tiny_config(cross=request.param, num_layers=2)
+    state = oracle_lm(config, half=True).state_dict()
+    return LM.from_audiocraft(config, state, device="cpu", dtype=torch.float16)
+
+
+@pytest.fixture
+def captured(lm, monkeypatch):
+    """An engine that captures its steps."""
+    monkeypatch.setattr(engines, "Graphed", PaperGraph)
+    made = make_engine(lm)
+    made.static = True
+    return made
+
+
+def clips_of(lm):
+    return [clip(lm.config, seed=seed, **settings) for seed, settings in enumerate(SETTINGS)]
+
+
+def addresses(value):
+    """Of all tensors of dataclasses in each other."""
+    if isinstance(value, Tensor):
+        return [value.data_ptr()]
+    parts = [getattr(value, field.name) for field in fields(value)] if is_dataclass(value) else []
+    return [address for part in parts for address in addresses(part)]
+
+
+def quiet(engine):
+    """Whether the next step only decodes, by a graph that there is already."""
+    slots = [slot for slot in engine._slots if slot]
+    graphs = {size for size, (_, step) in engine._steps.items() if step.graph}
+    waiting = engine._waiting or any(slot.prefill or slot.left == 1 for slot in slots)
+    gone = any(slot.job.cancelled() for slot in slots)
+    return not waiting and not gone and any(size // 2 < len(slots) <= size for size in graphs)
+
+
+def finish(engine, jobs):
+    """Step to the end, watched; how many steps did nothing but decode."""
+    steps = 0
+    while engine.busy:
+        still = quiet(engine)
+        steps += still
+        with NoWaiting(), no_allocation() if still else Operations(lambda *_: None):
+            engine.step()
+    for job in jobs:
+        if not job.cancelled():
+            job.result()  # raises what a step may have raised
+    return steps
+
+
+def test_captured_steps_decode_what_uncaptured_ones_do(lm, captured):
+    """Over first, later and last windows, with clips that come, go and are cancelled."""
+    clips, before = clips_of(lm), addresses(captured.state)
+    alone = [make_engine(lm).generate([one])[0] for one in clips]
+    chance, jobs = random.Random(1), []
+    for _ in range(16):
+        index = chance.randrange(len(clips))
+        jobs.append((index, captured.submit(clips[index])))
+        for _ in range(chance.randrange(20)):
+            with NoWaiting():
+                captured.step()
+        if chance.random() < 0.3:
+            chance.choice(jobs)[1].cancel()
+    quiet_steps = finish(captured, [job for _, job in jobs])
+    left = [(index, job) for index, job in jobs if not job.cancelled()]
+    assert 8 < len(left) < 16
+    for index, job in left:
+        assert torch.equal(job.result(), alone[index])
+    assert quiet_steps > 20
+    assert addresses(captured.state) == before
+    assert set(captured._steps) == {1, 2, 4}
+
+
+def reads_a_number(engine):
+    return int(engine.state.column[0])
+
+
+def chooses_by_a_number(engine):
+    return 1 if engine.state.column[0] > 3 else 0
+
+
+def brings_a_number(engine):
+    engine.state.column.add_(torch.tensor([0]))
+
+
+def grows(engine):
+    engine.kept = [*getattr(engine, "kept", []), engine.state.column + 1]
+
+
+UNSAFE = {
+    reads_a_number: "waits",
+    chooses_by_a_number: "waits",
+    brings_a_number: "copies from the host",
+    grows: "keeps what it allocates",
+}
+
+
+@pytest.mark.parametrize("wrong", UNSAFE, ids=lambda wrong: wrong.__name__)
+def test_a_step_that_no_graph_can_hold_is_found(lm, captured, wrong, monkeypatch):
+    step = engines.decode_step
+
+    def decode_step(*arguments):
+        wrong(captured)
+        step(*arguments)
+
+    monkeypatch.setattr(engines, "decode_step", decode_step)
+    job = captured.submit(clips_of(lm)[0])
+    with pytest.raises(Unsafe, match=UNSAFE[wrong]):
+        finish(captured, [job])
+
+
+def test_an_allocation_between_replays_is_found(lm, captured, monkeypatch):
+    monkeypatch.setattr(captured, "_keep_pace", lambda: torch.zeros(1))
+    job = captured.submit(clips_of(lm)[0])
+    with pytest.raises(Unsafe, match="allocates"):
+        finish(captured, [job])
+
+
+def test_a_replay_knows_nothing_of_the_host():
+    """As a graph does, it repeats what was chosen when it was captured, at the same addresses."""
+    place, choice = torch.zeros(2), iter([1.0, 2.0, 3.0, 4.0])
+    capture = Capture(lambda: place.copy_(place + next(choice)))
+    place.zero_()
+    capture.replay()
+    capture.replay()
+    assert place.tolist() == [4.0, 4.0]
