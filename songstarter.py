@@ -4,7 +4,8 @@ from typing import List, Optional
 
 from cog import BasePredictor, Input, Path, concurrent
 
-from musicgen.output import Outbox, write_clips
+from musicgen.outbox import Outbox
+from musicgen.output import write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.report import Timings, log_to_stderr
 from musicgen.request import DRAWN, Request
@@ -21,6 +22,7 @@ class Predictor(BasePredictor):
         log_to_stderr()
         self.model = MusicGen.load(weights)
         self.outbox = Outbox()
+        self.outbox.receive_inputs()
         self.workers = Workers()
 
     @concurrent(max=32)

@@ -5,16 +5,10 @@ pass the peak ceiling is limited smoothly, never cut, except by the strategy `cl
 """
 
 import logging
-import shutil
 import subprocess
-import tempfile
 import warnings
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 
 import imageio_ffmpeg
 import torch
@@ -43,7 +37,6 @@ LOUDNESS_ROUNDS = 12
 SILENCE = 1e-9  # peak, -180 dBFS: below what any format can hold
 LIMITER_SECONDS = 0.005
 MP3_BITRATE = "320k"
-KEEP_SECONDS = 120.0
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +99,8 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> Path
     )
     plain = path.with_suffix(".wav")
     try:
-        segment.export(plain, format="wav").close()
+        with plain.open("wb") as file:  # closed where the disk is full, too, so that it can go
+            segment.export(file, format="wav")
         if output_format != "wav":
             _encode(plain, path, output_format)
             plain.unlink()
@@ -158,37 +152,6 @@ def describe(generation: Generation, request: Request) -> dict[str, int | float 
         "output_format": request.output_format,
         "model": generation.model,
     }
-
-
-class Outbox:
-    """Where the files of predictions wait to be sent.
-
-    Nobody says when Cog has read a file that a prediction returned. It does so right away, so what
-    is older than KEEP_SECONDS can go; the next prediction to begin removes it.
-    """
-
-    def __init__(self) -> None:
-        self._root = Path(tempfile.mkdtemp(prefix="musicgen-"))
-        self._sent: deque[tuple[float, Path]] = deque()  # oldest first
-        # With its last contents, when the process ends.
-        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
-
-    @contextmanager
-    def folder(self) -> Iterator[Path]:
-        """A fresh folder for one prediction. If that fails, it is removed at once."""
-        self._sweep()
-        folder = Path(tempfile.mkdtemp(dir=self._root))
-        try:
-            yield folder
-        except BaseException:  # a cancellation is no Exception
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        self._sent.append((monotonic(), folder))
-
-    def _sweep(self) -> None:
-        with suppress(IndexError):  # another thread may have taken the last one
-            while self._sent[0][0] < monotonic() - KEEP_SECONDS:
-                shutil.rmtree(self._sent.popleft()[1], ignore_errors=True)
 
 
 def _to_loudness(wav: Tensor, sample_rate: int) -> Tensor:

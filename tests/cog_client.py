@@ -51,7 +51,7 @@ class CogClient:
 
     def results(self):
         """The folders in which this project keeps results for Cog to send."""
-        return set(self.temporary.glob("musicgen-*/*"))
+        return set(self.temporary.glob("musicgen-*/tmp*"))
 
 
 def data_uri(path, kind="audio/wav"):

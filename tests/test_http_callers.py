@@ -12,7 +12,7 @@ import pytest
 import sounds
 from cog_client import data_uri, samples
 
-from musicgen import output
+from musicgen import outbox
 from musicgen.commands import server as cog
 
 SHORT = {"duration": 1, "output_format": "wav"}
@@ -244,6 +244,6 @@ def test_nothing_grows_over_two_thousand_requests(start_server, tune):
     assert after["threads"] <= before["threads"] + 2
     assert after["descriptors"] <= before["descriptors"] + 2
     kept = server.results()
-    time.sleep(output.KEEP_SECONDS + 1)
+    time.sleep(outbox.KEEP_SECONDS + 1)
     server.predict(**SHORT)
     assert len(server.results()) == 1 < len(kept)

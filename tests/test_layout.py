@@ -26,7 +26,7 @@ ROOMS = {
 # module or room -> what of this package it may import. A room stands for its modules that have no
 # line of their own. `errors` and `request` are for everyone.
 FREE = {"errors", "request"}
-FACE = {"output", "pipeline", "report", "upload", "workers"}
+FACE = {"outbox", "output", "pipeline", "report", "upload", "workers"}
 FOLDER = {
     "checkpoints.checkpoint",
     "checkpoints.encodec",

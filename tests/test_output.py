@@ -6,9 +6,8 @@ import pyloudnorm
 import pytest
 import torch
 
-from musicgen import output
 from musicgen.errors import OutputError
-from musicgen.output import STRATEGIES, Outbox, limit, loudness, normalize, write
+from musicgen.output import STRATEGIES, limit, loudness, normalize, write
 
 RATE = 32000
 CEILING = 10 ** (-1 / 20)
@@ -133,22 +132,3 @@ def test_mp3_is_320_kbit_and_decodes_to_the_same_length_and_sound(tmp_path, chan
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(OutputError, match="mp3 could not be written"):
         write(tone(), tmp_path / "missing" / "a.mp3", RATE, "mp3")
-
-
-def test_outbox_keeps_what_others_send_and_nothing_of_a_failed_prediction(monkeypatch):
-    outbox = Outbox()
-    with outbox.folder() as first:
-        (first / "a.wav").write_bytes(b"a")
-
-    def fail():
-        with outbox.folder() as folder:
-            (folder / "b.wav").write_bytes(b"b")
-            raise KeyboardInterrupt
-
-    with outbox.folder() as running:
-        with pytest.raises(KeyboardInterrupt):
-            fail()
-        assert sorted(first.parent.iterdir()) == sorted([first, running])
-        monkeypatch.setattr(output, "KEEP_SECONDS", -1.0)
-        with outbox.folder() as last:
-            assert sorted(first.parent.iterdir()) == sorted([running, last])
