@@ -168,7 +168,7 @@ EDGES = {
     "numba": {"decoder.kernels"},
     "omegaconf": {"checkpoints", "rendering"},
     "PIL": {"page"},
-    "psutil": {"memory"},
+    "psutil": {"bench", "memory"},
     "pydub": {"output"},
     "pyloudnorm": {"page"},
     "ray": {"cluster"},

@@ -62,12 +62,12 @@ class Round:
 
 def mixture(count: int, seed: int, melodies: bool) -> list[Inputs]:
     """So many requests: text, continuations and, where the model follows them, melodies."""
-    chance, tune = random.Random(seed), _tune()
+    chance, melody = random.Random(seed), tune()
     modes: list[Inputs] = [
         {"prompt": "lofi chill, warm piano, C minor, 80 bpm"},
         {"prompt": "trap, dark bells, D minor, 140 bpm"},
-        {"input_audio": tune, "continuation": True, "continuation_end": 1},
-        *([{"prompt": "string quartet", "input_audio": tune}] if melodies else []),
+        {"input_audio": melody, "continuation": True, "continuation_end": 1},
+        *([{"prompt": "string quartet", "input_audio": melody}] if melodies else []),
     ]
     requests = []
     for index in range(count):
@@ -87,7 +87,7 @@ def compare(weights: Path, callers: Sequence[int], count: int, seed: int) -> dic
             open(os.devnull, "w") as log,
             server.running("predict", log, {**environment, **limits}) as url,
         ):
-            requests = mixture(count, seed, _follows_melodies(url))
+            requests = mixture(count, seed, follows_melodies(url))
             for inputs in requests[:2]:
                 _ask(url, inputs)  # what is loaded or compiled when first needed
             rounds += [_round(url, requests, number, shared) for number in callers]
@@ -163,12 +163,12 @@ def _ask(url: str, inputs: Inputs) -> None:
         return
 
 
-def _follows_melodies(url: str) -> bool:
-    inputs = {"input_audio": _tune(), "duration": 1}
+def follows_melodies(url: str) -> bool:
+    inputs = {"input_audio": tune(), "duration": 1}
     return bool(server.call(f"{url}/predictions", {"input": inputs})["status"] == "succeeded")
 
 
-def _tune() -> str:
+def tune() -> str:
     """Two seconds of four notes, as a data URI."""
     instants = np.arange(2 * RATE) / RATE
     hertz = np.array(MELODY_HERTZ)[(instants * 2).astype(int)]

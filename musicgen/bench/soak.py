@@ -1,0 +1,214 @@
+"""scripts/soak: hours of mixed requests, faults among them, and whether anything grows meanwhile.
+
+Callers of a real server send what `callers.mixture` draws. One request in eight is at fault: it is
+cancelled, its client leaves, or its input is no audio. What is measured is of the server's own two
+processes and its folder of temporary files. Exits with 1 when the last quarter needs more than the
+second, or an answer was not what it had to be.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from musicgen.checkpoints import folders
+from musicgen.commands import server
+
+from .callers import Inputs, follows_melodies, mixture
+
+SAMPLES = 60  # of a whole run
+FAULTS = 1 / 8  # of the requests
+JSON = {"Content-Type": "application/json"}
+NO_AUDIO = "data:audio/wav;base64,UklGRg=="
+# Files are kept for ten minutes: a shorter run than this sees their number grow.
+MINUTES_FOR_FILES = 40
+# What -> how many times as much, and how much more, is not yet growth. Files and latency follow the
+# requests of the last minutes; allocators keep some of what they had.
+TOLERANCE: dict[str, tuple[float, float]] = {
+    "memory_mb": (1.05, 50),
+    "threads": (1.0, 2),
+    "descriptors": (1.0, 8),
+    "files": (1.5, 30),
+    "latency": (1.5, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The server at one time; `latency` is seconds of waiting for a second of audio, the median."""
+
+    minute: float
+    requests: int
+    memory_mb: float
+    threads: float
+    descriptors: float
+    files: float
+    latency: float
+
+
+class Traffic:
+    """Callers that go on until `stop`, and what came of it."""
+
+    def __init__(self, url: str, seed: int) -> None:
+        self.url = url
+        self.requests = mixture(1000, seed, follows_melodies(url))
+        self.chance = random.Random(seed)
+        self.numbers = itertools.count()
+        self.stop = threading.Event()
+        self.latencies: list[float] = []
+        self.wrong: list[str] = []
+        self.sent = 0
+
+    def caller(self) -> None:
+        while not self.stop.is_set():
+            number = next(self.numbers)
+            inputs = self.requests[number % len(self.requests)]
+            faults = (self.cancelled, self.left, self.refused)
+            fault = self.chance.choice(faults) if self.chance.random() < FAULTS else self.answered
+            try:
+                fault(inputs, f"soak-{number}")
+            except Exception as exc:  # whatever it is, it is a finding
+                self.wrong.append(f"{fault.__name__}: {exc!r}")
+            self.sent += 1
+
+    def answered(self, inputs: Inputs, name: str) -> None:
+        start = time.perf_counter()
+        self.expect("succeeded", inputs)
+        self.latencies.append((time.perf_counter() - start) / inputs["duration"])
+
+    def refused(self, inputs: Inputs, name: str) -> None:
+        self.expect("failed", {**inputs, "input_audio": NO_AUDIO})
+
+    def cancelled(self, inputs: Inputs, name: str) -> None:
+        timer = threading.Timer(self.chance.random(), self.cancel, [name])
+        timer.start()
+        body = json.dumps({"input": {**inputs, "duration": 60}}).encode()
+        url = f"{self.url}/predictions/{name}"
+        request = urllib.request.Request(
+            url, body, {"Content-Type": "application/json"}, method="PUT"
+        )
+        with urllib.request.urlopen(request) as response:
+            status = json.load(response)["status"]
+        timer.join()
+        if status not in ("canceled", "failed"):  # failed: Cog was still preparing the inputs
+            raise RuntimeError(f"cancelled, and yet {status}")
+
+    def cancel(self, name: str) -> None:
+        while not self.stop.is_set():
+            with suppress(urllib.error.HTTPError):  # not there yet
+                server.call(f"{self.url}/predictions/{name}/cancel", {})
+                return
+            time.sleep(0.05)
+
+    def left(self, inputs: Inputs, name: str) -> None:
+        body = json.dumps({"input": {**inputs, "duration": 60}}).encode()
+        request = urllib.request.Request(f"{self.url}/predictions", body, JSON)
+        with suppress(TimeoutError):
+            urllib.request.urlopen(request, timeout=0.1 + self.chance.random())
+            raise RuntimeError("a minute took less than a second")
+
+    def expect(self, status: str, inputs: Inputs) -> None:
+        answer = server.call(f"{self.url}/predictions", {"input": inputs})
+        if answer["status"] != status:
+            raise RuntimeError(f"{answer['status']}: {answer.get('error')}")
+
+
+def grown(samples: list[Sample]) -> list[str]:
+    """What the last quarter of a run has more of than the second; the first is for warming up."""
+    quarter = len(samples) // 4
+    findings = []
+    for name, (factor, more) in TOLERANCE.items():
+        if name == "files" and samples[-1].minute < MINUTES_FOR_FILES:
+            continue
+        before, after = (
+            median(getattr(sample, name) for sample in part)
+            for part in (samples[quarter : 2 * quarter], samples[-quarter:])
+        )
+        if after > before * factor + more:
+            findings.append(f"{name} grew from {before:.1f} to {after:.1f}")
+    return findings
+
+
+def soak(weights: Path, minutes: float, callers: int, seed: int) -> list[str]:
+    """Run it, print a line for every sample; what is wrong, as text."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as log:
+        environment = {"MUSICGEN_WEIGHTS": str(weights.resolve()), "TMPDIR": folder}
+        with server.running("predict", log, environment) as url:
+            traffic = Traffic(url, seed)
+            processes = _processes(folder)
+            samples = []
+            print(_row(Sample.__dataclass_fields__), flush=True)
+            with ThreadPoolExecutor(callers) as pool:
+                for _ in range(callers):
+                    pool.submit(traffic.caller)
+                try:
+                    for index in range(SAMPLES):
+                        time.sleep(minutes * 60 / SAMPLES)
+                        samples.append(_sample(traffic, processes, folder, index, minutes))
+                        print(
+                            "  ".join(f"{value:g}" for value in asdict(samples[-1]).values()),
+                            flush=True,
+                        )
+                finally:
+                    traffic.stop.set()
+    return [*traffic.wrong, *grown(samples)]
+
+
+def main() -> None:
+    """Exit code 1 when something grew or went wrong."""
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--callers", type=int, default=8)
+    parser.add_argument("--weights", type=Path, help="what is served")
+    parser.add_argument("--seed", type=int, default=0, help="of the requests and faults")
+    options = parser.parse_args()
+    findings = soak(folders.chosen(options.weights), options.minutes, options.callers, options.seed)
+    print("\n".join(findings) or "nothing grew, nothing went wrong")
+    sys.exit(bool(findings))
+
+
+def _row(values: Iterable[object]) -> str:
+    return "  ".join(f"{value:>11}" for value in values)
+
+
+def _processes(folder: str) -> list[psutil.Process]:
+    """Cog's server and its worker, known by their folder of temporary files."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.environ().get("TMPDIR") == folder
+    ]
+
+
+def _sample(
+    traffic: Traffic, processes: list[psutil.Process], folder: str, index: int, minutes: float
+) -> Sample:
+    latencies, traffic.latencies = traffic.latencies, []
+    return Sample(
+        minute=round((index + 1) * minutes / SAMPLES, 2),
+        requests=traffic.sent,
+        memory_mb=round(sum(process.memory_info().rss for process in processes) / 1e6, 1),
+        threads=sum(process.num_threads() for process in processes),
+        descriptors=sum(process.num_fds() for process in processes),
+        files=sum(len(files) + len(folders) for _, folders, files in os.walk(folder)),
+        latency=round(median(latencies), 3) if latencies else 0.0,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""scripts/soak: it runs against a real server, and it notices what grows."""
+
+from dataclasses import replace
+
+import pytest
+
+from musicgen.bench.soak import MINUTES_FOR_FILES, SAMPLES, Sample, grown, soak
+
+FLAT = Sample(0.0, 0, 1000.0, 30, 100, 50, 0.5)
+
+
+def series(minutes, **slopes):
+    """Samples of a run in which some things grow by so much a sample."""
+    return [
+        replace(
+            FLAT,
+            minute=(index + 1) * minutes / SAMPLES,
+            **{name: getattr(FLAT, name) + index * slope for name, slope in slopes.items()},
+        )
+        for index in range(SAMPLES)
+    ]
+
+
+def test_what_is_flat_has_not_grown():
+    assert grown(series(60)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "slope"),
+    [("memory_mb", 5), ("threads", 0.2), ("descriptors", 0.5), ("files", 3), ("latency", 0.05)],
+)
+def test_what_grows_is_named(name, slope):
+    [finding] = grown(series(60, **{name: slope}))
+    assert finding.startswith(f"{name} grew from ")
+
+
+def test_files_are_judged_only_in_runs_longer_than_they_are_kept():
+    assert grown(series(MINUTES_FOR_FILES - 1, files=3)) == []
+
+
+def test_a_short_soak_finds_nothing_wrong(checkpoints, capsys, monkeypatch):
+    monkeypatch.setenv("MUSICGEN_DEVICE", "cpu")
+    findings = soak(checkpoints["text"], minutes=0.25, callers=3, seed=0)
+    assert not [finding for finding in findings if "grew" not in finding]
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == list(Sample.__dataclass_fields__)
+    assert len(rows) == SAMPLES
+    assert int(rows[-1].split()[1]) > 3
