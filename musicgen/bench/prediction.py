@@ -142,6 +142,6 @@ def beside(prediction: Prediction, measured: float) -> str:
     """What the model is worth where its prediction can be measured, in seconds a step."""
     return (
         f"predicted for this CPU {1e3 * prediction.step:.1f} ms a step, measured"
-        f" {1e3 * measured:.1f} ms: {prediction.step / measured - 1:+.0%}"
+        f" {1e3 * measured:.1f} ms at least: {prediction.step / measured - 1:+.0%}"
         f" ({prediction.work.model}, {prediction.work.batch} clips)"
     )
