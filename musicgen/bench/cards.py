@@ -42,6 +42,7 @@ class Card:
     launch: float
     memory_latency: float
     cache_latency: float
+    overlaps: bool  # whether it computes while it reads: GPUs copy asynchronously
 
 
 def gpu(
@@ -61,6 +62,7 @@ def gpu(
         launch=LAUNCH,
         memory_latency=MEMORY_LATENCY,
         cache_latency=CACHE_LATENCY,
+        overlaps=True,
     )
 
 
@@ -103,6 +105,7 @@ def this_cpu(rows: int) -> Card:
         launch=_seconds(lambda: number.add_(1)),
         memory_latency=0.0,
         cache_latency=0.0,
+        overlaps=False,
     )
 
 
