@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -17,6 +16,7 @@ from musicgen.decoder.kernels import compiler
 from . import callers, machine, prediction, report
 from .cards import GPUS, this_cpu
 from .contenders import CONTENDERS, Absent, State
+from .least import least_step
 from .machine import Bandwidth, PeakMemory
 from .measure import Plan, make_plan, measure
 from .report import Record
@@ -113,14 +113,12 @@ def plan(options: argparse.Namespace) -> None:
 
 
 def plan_here(options: argparse.Namespace, batch: int) -> prediction.Prediction:
-    """Predict a step of this CPU's, and say what it takes when it is measured."""
+    """Predict a step of this CPU's, and say what it takes at least when it is measured."""
     cpu = torch.device("cpu")
     work = Work(options.model, MAX_SECONDS, batch, cpu)
+    measured = least_step(work)
     predicted = prediction.predict(work, this_cpu(2 * batch), Storage(weight=2, cache=4))
-    steps = make_plan(work, repeats=options.repeats, chunk=options.steps)
-    ours = CONTENDERS[report.OURS](work, random_state(work.config))
-    timing = measure(ours, work, steps)
-    print(prediction.beside(predicted, median(timing.steps)), flush=True)
+    print(prediction.beside(predicted, measured), flush=True)
     return predicted
 
 

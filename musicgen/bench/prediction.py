@@ -40,12 +40,13 @@ def _wave(launch: Traffic, card: Card, programs: int) -> float:
     """Programs that all run at once, as evenly spread as they can be."""
     of_one = math.ceil(programs / card.processors)  # on the processor that has most
     read = launch.memory + launch.cached
-    return max(
+    reading = max(
         programs * launch.memory / card.reachable,
         of_one * read / card.processor_bytes,
         read * card.memory_latency / launch.flight,
-        of_one * launch.operations * card.processors / card.arithmetic,
     )
+    computing = of_one * launch.operations * card.processors / card.arithmetic
+    return max(reading, computing) if card.overlaps else reading + computing
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,13 @@ def of_gpus(names: Sequence[str], model: str, batches: Sequence[int]) -> list[Pr
 
 def beside(prediction: Prediction, measured: float) -> str:
     """What the model is worth where its prediction can be measured, in seconds a step."""
+    card = prediction.card
     return (
         f"predicted for this CPU {1e3 * prediction.step:.1f} ms a step, measured"
-        f" {1e3 * measured:.1f} ms: {prediction.step / measured - 1:+.0%}"
-        f" ({prediction.work.model}, {prediction.work.batch} clips)"
+        f" {1e3 * measured:.1f} ms at least: {prediction.step / measured - 1:+.0%}"
+        f" ({prediction.work.model}, {prediction.work.batch} clips)\n"
+        f"predicted from what it does in pieces: {card.bandwidth / 1e9:.1f} GB/s from memory,"
+        f" {card.processors} x {card.processor_bytes / 1e9:.1f} GB/s of attention in a cache,"
+        f" {card.arithmetic / 1e9:.0f} GFLOP/s of products in a cache,"
+        f" {1e6 * card.launch:.1f} us an operation"
     )
