@@ -44,6 +44,7 @@ from audiocraft.modules.conditioners import (  # noqa: E402
     ConditioningProvider,
 )
 from audiocraft.modules.diffusion_schedule import (  # noqa: E402
+    MultiBandProcessor,
     NoiseSchedule,
     SampleProcessor,
     betas_from_alpha_bar,
@@ -57,6 +58,7 @@ __all__ = [
     "DelayedPatternProvider",
     "DiffusionUnet",
     "LMModel",
+    "MultiBandProcessor",
     "NoiseSchedule",
     "SampleProcessor",
     "TorchAutocast",

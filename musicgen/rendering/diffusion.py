@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from musicgen.audiocraft import (
     DiffusionUnet,
+    MultiBandProcessor,
     NoiseSchedule,
     SampleProcessor,
     betas_from_alpha_bar,
@@ -38,7 +39,7 @@ from musicgen.rendering.windows import crossfaded, padded
 # Of the 1000 steps that the models were trained on, those that are visited: 999, 949, ... 49, 0.
 STEPS = [*range(1000)[::-50], 0]
 EQUALIZER_BANDS = 32
-PIECE = 2**20  # samples that the equalizer splits at a time: 33 s
+PIECE = 2**20  # samples that are split into bands at a time: 33 s
 # Frames that a network sees at once: 30 s. Longer clips are denoised in windows that overlap by 2 s
 # and are put together at every step ("MultiDiffusion", Bar-Tal et al. 2023), as the network's
 # activations take 60 MB a second of stereo. Its sight is short; only the statistics of its
@@ -118,8 +119,18 @@ class Band:
             if self.clip:
                 current = current.clamp(-self.clip, self.clip)
             progress()
-        wav: Tensor = self.processor.return_sample(current)
-        return wav
+        return self.restore(current)
+
+    def restore(self, current: Tensor) -> Tensor:
+        """The band's wav [C, 1, N] of what its model made, whose spectrum is more like noise's."""
+        if not isinstance(self.processor, MultiBandProcessor):
+            return current
+        margin = self.processor.split_bands.lowpass.half_size
+        parts = [
+            self.processor.return_sample(current[..., read])[..., keep]
+            for read, keep in padded(current.shape[-1], PIECE, margin)
+        ]
+        return torch.cat(parts, dim=-1)
 
     def estimate(self, current: Tensor, number: int, condition: Tensor) -> Tensor:
         """The noise in `current` [C, 1, T * hop] at a step, in float32; condition [C, D, T]."""

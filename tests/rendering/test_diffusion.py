@@ -343,6 +343,14 @@ def test_the_equalizer_in_pieces_does_the_same(mono, monkeypatch):
     torch.testing.assert_close(mono._equalize(wav, reference), whole, rtol=1e-4, atol=1e-5)
 
 
+def test_the_processor_in_pieces_does_the_same(mono, monkeypatch):
+    wav = torch.randn(2, 1, 50_000).cumsum(-1) / 100
+    whole = [band.restore(wav) for band in mono.bands]
+    monkeypatch.setattr(diffusion, "PIECE", 12_345)
+    for band, expected in zip(mono.bands, whole, strict=True):
+        torch.testing.assert_close(band.restore(wav), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_half_precision_sounds_like_full(folders):
