@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -157,3 +158,8 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
             closing.set()
             server.shutdown()
             thread.join()
+
+
+def chain(exc: BaseException) -> str:
+    """All that a log could show of an error: texts, reprs, every cause."""
+    return "".join(traceback.format_exception(exc)) + str(exc) + repr(exc) + repr(exc.args)

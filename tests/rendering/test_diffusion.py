@@ -1,30 +1,22 @@
 """Diffusion: audiocraft's numbers, stereo by channel, nothing but a clip's codes and seed in it."""
 
-import pickle
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from audiocraft.models import MultiBandDiffusion as Oracle
 from audiocraft.models.builders import get_compression_model, get_diffusion_model, get_processor
 from audiocraft.models.multibanddiffusion import DiffusionProcess
 from audiocraft.modules.diffusion_schedule import NoiseSchedule
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
+from banded import CPU, FRAMES, HOP, draw, read
+from omegaconf import OmegaConf
 
-from musicgen.checkpoints import tiny, tiny_config
+from musicgen.checkpoints import tiny
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DIFFUSION_FILE, open_checkpoint
-from musicgen.errors import InputError, WeightsError
+from musicgen.errors import InputError
 from musicgen.pipeline import MusicGen
 from musicgen.rendering import diffusion
 from musicgen.rendering.codec import Codec
 from musicgen.rendering.diffusion import EQUALIZER_BANDS, MultiBandDiffusion
 from musicgen.request import Request
-
-CPU = torch.device("cpu")
-HOP = 640
-FRAMES = 20
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,44 +28,9 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A mono and a stereo checkpoint with the same EnCodec, both with diffusion."""
-    made = {}
-    for kind in ("text", "stereo"):
-        made[kind] = tmp_path_factory.mktemp(kind)
-        tiny.write_checkpoint(made[kind], kind)
-        tiny.write_diffusion(made[kind])
-    shutil.copy(made["text"] / CODEC_FILE, made["stereo"])
-    return made
-
-
-def load(folder):
-    checkpoint = open_checkpoint(folder)
-    return MultiBandDiffusion(checkpoint, Codec(checkpoint, CPU), CPU)
-
-
-@pytest.fixture(scope="module")
-def mono(folders):
-    return load(folders["text"])
-
-
-@pytest.fixture(scope="module")
-def stereo(folders):
-    return load(folders["stereo"])
-
-
-def draw(*shape):
-    return torch.randint(tiny_config.CARD, shape, generator=torch.Generator().manual_seed(5))
-
-
 def interleave(left, right):
     """[B, K, T] twice -> [B, 2 K, T] in the order left, right of each codebook."""
     return torch.stack([left, right], dim=2).flatten(1, 2)
-
-
-def read(path):
-    return torch.load(path, weights_only=False)
 
 
 def oracle(folder):
@@ -235,84 +192,6 @@ def test_pipeline_decodes_by_diffusion_and_loads_it_once(folders):
     assert not torch.allclose(by_codec, by_diffusion, atol=1e-3)
 
 
-class Payload:
-    """Pickles as a call that leaves a file behind."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.touch, (self.trace,)
-
-
-class Planted(dict):
-    """A state of its own class, which may not be in the file."""
-
-
-@pytest.mark.parametrize("place", ["top", "configuration", "state"])
-def test_pickled_code_is_refused_and_not_run(folders, tmp_path, place):
-    trace = tmp_path / "trace"
-    package = read(folders["text"] / DIFFUSION_FILE)
-    if place == "top":
-        package["extra"] = Payload(trace)
-    elif place == "configuration":
-        config = OmegaConf.create({"value": None}, flags={"allow_objects": True})
-        config.value = Payload(trace)
-        package[0]["cfg"] = config
-    else:
-        package[0]["model_state"] = Planted(package[0]["model_state"])
-    path = tmp_path / DIFFUSION_FILE
-    torch.save(package, path)
-    if place != "state":
-        pickle.loads(pickle.dumps(Payload(trace)))
-        assert trace.exists(), "the payload would work"
-        trace.unlink()
-    codec = Codec(open_checkpoint(folders["text"]), CPU)
-    with pytest.raises(WeightsError, match=r"never executed"):
-        diffusion.load_bands(path, codec, CPU)
-    assert not trace.exists()
-
-
-def _wider(package):
-    package[1]["cfg"].diffusion_unet.codec_dim = 128
-
-
-def _other_rate(package):
-    package["sample_rate"] = 24000
-
-
-def _no_band(package):
-    del package[3]
-
-
-def _no_parameter(package):
-    package[2]["model_state"].popitem()
-
-
-def _no_schedule(package):
-    del package[0]["cfg"]["schedule"]
-
-
-@pytest.mark.parametrize("spoil", [_wider, _other_rate, _no_band, _no_parameter, _no_schedule])
-def test_a_file_that_does_not_fit_is_reported_by_name(folders, tmp_path, spoil):
-    package = read(folders["text"] / DIFFUSION_FILE)
-    spoil(package)
-    path = tmp_path / DIFFUSION_FILE
-    torch.save(package, path)
-    codec = Codec(open_checkpoint(folders["text"]), CPU)
-    with pytest.raises(WeightsError, match=DIFFUSION_FILE):
-        diffusion.load_bands(path, codec, CPU)
-
-
-def test_allow_list_holds_no_name_that_files_do_not_need(folders):
-    needed = torch.serialization.get_unsafe_globals_in_checkpoint(folders["text"] / DIFFUSION_FILE)
-    allowed = {
-        item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}"
-        for item in diffusion.CONFIGURATION
-    }
-    assert allowed == set(needed)
-
-
 def test_tiny_diffusion_is_always_the_same_and_leaves_the_generator(folders, tmp_path):
     before = torch.get_rng_state()
     tiny.write_diffusion(tmp_path)
@@ -370,22 +249,3 @@ def test_half_precision_sounds_like_full(folders):
             wavs.append(decoder._equalize(clip.wav, clip.reference).cpu())
     error = (wavs[1] - wavs[0]).std() / wavs[0].std()
     assert float(error) < 0.01
-
-
-def test_configurations_that_hydra_composed_are_read(folders, mono, tmp_path):
-    """Upstream's are, and hydra leaves the resolved date of its folder in the root's cache."""
-    package = read(folders["text"] / DIFFUSION_FILE)
-    for index in range(package["n_bands"]):
-        name = f"band-{index}"
-        OmegaConf.save(package[index]["cfg"], tmp_path / f"{name}.yaml")
-        with initialize_config_dir(str(tmp_path), version_base="1.3"):
-            config = compose(name, return_hydra_config=True)
-        assert "outputs" in config.hydra.run.dir
-        with open_dict(config):
-            del config["hydra"]
-        assert config._metadata.resolver_cache["now"]
-        package[index]["cfg"] = config
-    folder = shutil.copytree(folders["text"], tmp_path / "composed")
-    torch.save(package, folder / DIFFUSION_FILE)
-    codes = draw(1, 4, FRAMES)
-    assert torch.equal(load(folder).decode(codes, [3]), mono.decode(codes, [3]))

@@ -1,0 +1,25 @@
+"""What the tests of Multi-Band Diffusion share."""
+
+import torch
+
+from musicgen.checkpoints import tiny_config
+from musicgen.checkpoints.checkpoint import open_checkpoint
+from musicgen.rendering.codec import Codec
+from musicgen.rendering.diffusion import MultiBandDiffusion
+
+CPU = torch.device("cpu")
+HOP = 640
+FRAMES = 20
+
+
+def load(folder):
+    checkpoint = open_checkpoint(folder)
+    return MultiBandDiffusion(checkpoint, Codec(checkpoint, CPU), CPU)
+
+
+def draw(*shape):
+    return torch.randint(tiny_config.CARD, shape, generator=torch.Generator().manual_seed(5))
+
+
+def read(path):
+    return torch.load(path, weights_only=False)
