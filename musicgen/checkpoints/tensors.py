@@ -51,7 +51,7 @@ class TensorFile(Mapping[str, Tensor]):
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (SafetensorError, OSError, ValueError) as exc:
+        except (SafetensorError, OSError, ValueError, RecursionError) as exc:
             raise WeightsError(
                 f"{path} is not a whole safetensors file ({exc}); fetch or convert it again."
             ) from exc
