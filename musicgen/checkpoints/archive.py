@@ -43,7 +43,7 @@ def fetch(url: str, root: Path, landmarks: Sequence[str]) -> Path:
 
 
 class _Member(tarfile.TarInfo):
-    """A header that is damaged. tarfile takes one for the archive's end, and leaves out the rest."""
+    """A damaged header is an error: tarfile takes it for the archive's end, and drops the rest."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
