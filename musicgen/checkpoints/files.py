@@ -16,7 +16,7 @@ from musicgen.errors import MusicGenError, WeightsError
 def find(folder: Path, name: str) -> Path:
     """A file of `folder`; raises WeightsError, with what to do, if it is not there."""
     path = folder / name
-    if not (path.is_file() or path.is_dir()):  # to open a pipe would be to wait for ever
+    if not path.exists():
         raise WeightsError(
             f"{path} is missing. Fetch a whole checkpoint, or point MUSICGEN_WEIGHTS at one "
             "that has this file (weights/README.md lists what a folder holds)."
@@ -42,6 +42,8 @@ def damage_reported(path: Path) -> Iterator[None]:
     There is no exception that damage does not cause somewhere in a library. What is raised here on
     purpose says more already, and a device without memory is not the file's fault.
     """
+    if not path.exists() or path.is_fifo():  # to open a pipe would be to wait for ever
+        raise WeightsError(f"{path} is no file; fetch it again.")
     try:
         yield
     except (MusicGenError, torch.OutOfMemoryError):

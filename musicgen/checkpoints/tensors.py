@@ -45,6 +45,8 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         """Raises WeightsError for a file that is truncated or no safetensors file."""
         try:
+            if not path.is_file():  # to open a pipe would be to wait for ever
+                raise ValueError("no file")
             with safe_open(path, framework="pt"):
                 pass  # it checks that the header is sound and that it describes the whole file
             with path.open("rb") as file:
