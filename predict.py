@@ -9,7 +9,7 @@ from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.report import Timings, log_to_stderr
 from musicgen.request import DRAWN, Request
-from musicgen.upload import Bucket, authorize, deliver
+from musicgen.upload import Bucket, authorize, deliver, settings
 from musicgen.workers import Workers
 
 
@@ -19,6 +19,7 @@ class Predictor(BasePredictor):
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the checkpoint and warm up."""
         log_to_stderr()
+        self.uploads = settings()
         self.model = MusicGen.load(weights)
         self.outbox = Outbox()
         self.outbox.receive_inputs()
@@ -117,7 +118,7 @@ class Predictor(BasePredictor):
             output_format=output_format,
             seed=DRAWN if seed is None else seed,
         )
-        bucket = authorize(song_id, key.get_secret_value() if key else None)
+        bucket = authorize(song_id, key.get_secret_value() if key else None, self.uploads)
         return await self.workers.run(self.answer, request, bucket, song_id)
 
     def answer(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from musicgen import cancellation, memory
 from musicgen.audio import load_slice
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolve
+from musicgen.checkpoints.files import damage_reported
 from musicgen.conditioning.conditioner import Conditioner
 from musicgen.decoder.clip import Clip, windows
 from musicgen.decoder.engine import BATCHES, Engine, slot_columns
@@ -88,10 +89,12 @@ class MusicGen:
         self.has_melody = checkpoint.chroma is not None
         checkpoint.read_ahead()  # the disk works while the other models are built
         self.turns = Turns()
-        self.codec = Codec(checkpoint, device)
+        with damage_reported(checkpoint.codec_file):
+            self.codec = Codec(checkpoint, device)
         for module in self.codec.pieces:
             self.turns.share(module)
-        self.conditioner = Conditioner(checkpoint, device, self.turns.share)
+        with damage_reported(checkpoint.lm_file):
+            self.conditioner = Conditioner(checkpoint, device, self.turns.share)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
         lm = checkpoint.load_lm(device, compute_dtype(device))

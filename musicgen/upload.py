@@ -8,7 +8,7 @@ import hmac
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -60,6 +60,14 @@ class Upload:
 
     gcs_uri: str
     url: str
+
+
+def settings(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """What `authorize` reads of the environment. The key leaves it with that: what this process
+    starts from now on (ffmpeg, a compiler, Google's command) does not inherit the secret."""
+    found = dict(environ)
+    environ.pop("UPLOAD_KEY", None)
+    return found
 
 
 def authorize(

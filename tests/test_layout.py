@@ -41,6 +41,7 @@ LAYERS = {
     "pipeline": {
         "audio",
         "checkpoints.checkpoint",
+        "checkpoints.files",
         "conditioning.conditioner",
         "decoder.clip",
         "decoder.engine",
@@ -109,6 +110,7 @@ LAYERS = {
     },
     "checkpoints.encodec": {"checkpoints.saved"},
     "checkpoints.saved": {"checkpoints.files", "checkpoints.tensors"},
+    "checkpoints.manifest": {"checkpoints.files"},
     "checkpoints.demucs": {"checkpoints.files", "checkpoints.tensors"},
     "checkpoints.upstream": FOLDER,
     "checkpoints.convert": {

@@ -35,6 +35,18 @@ GRANTED: dict[str, object] = {
     "fuser.input_interpolate": [],
     "conditioners.description.t5.normalize_text": False,
 }
+# What is counted, and the most of it that a MusicGen could have: more would fill the memory before
+# anything notices that the weights are not there.
+LIMITS: dict[str, int] = {
+    "transformer_lm.dim": 2**15,
+    "transformer_lm.num_heads": 2**10,
+    "transformer_lm.num_layers": 2**10,
+    "transformer_lm.hidden_scale": 2**6,
+    "transformer_lm.n_q": 2**6,
+    "transformer_lm.card": 2**20,
+    "dataset.segment_duration": 2**10,
+}
+MELODY_LIMITS: dict[str, int] = {"sample_rate": 2**20, "n_chroma": 2**10, "radix2_exp": 20}
 CROSS, PREPEND = "fuser.cross", "fuser.prepend"
 
 
@@ -47,6 +59,14 @@ def check_architecture(path: Path, config: DictConfig) -> None:
                 f"{path}: {key}={found!r} is not MusicGen's ({expected!r}); this server cannot "
                 "decode it."
             )
+    melody = {
+        f"conditioners.self_wav.chroma_stem.{name}": limit for name, limit in MELODY_LIMITS.items()
+    }
+    has_melody = _value(config, "conditioners.self_wav", None) is not None
+    for key, limit in (LIMITS | (melody if has_melody else {})).items():
+        found = _value(config, key, None)
+        if not isinstance(found, int | float) or not 0 < found <= limit:
+            raise WeightsError(f"{path}: {key}={found!r} is not a number up to {limit}.")
     cross, prepend = _value(config, CROSS, []), _value(config, PREPEND, [])
     codebooks, delays = _value(config, "transformer_lm.n_q", 0), _delays(config)
     used = _value(config, "compression_model_n_q", None)

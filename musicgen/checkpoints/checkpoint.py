@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from musicgen.checkpoints import archive, folders
 from musicgen.checkpoints.architecture import check_architecture
 from musicgen.checkpoints.encodec import AUDIOCRAFT, EncodecFiles, transformers_files
-from musicgen.checkpoints.files import find, local_name, read_package
+from musicgen.checkpoints.files import damage_reported, find, local_name, read_package
 from musicgen.checkpoints.manifest import MANIFEST_FILE, Manifest, read_manifest
 from musicgen.checkpoints.tensors import TensorFile, read_ahead
 from musicgen.decoder.lm import LM
@@ -48,10 +48,14 @@ DIFFUSION_FILE = "mbd_musicgen_32khz.th"
 LM_TENSORS = "lm.safetensors"
 CODEC_TENSORS = "codec.safetensors"
 DEMUCS_TENSORS = "htdemucs.safetensors"
+ENCODEC_FOLDER = "encodec_32khz"  # of converted checkpoints, where transformers saved EnCodec
 
 CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}
 NO_SEPARATOR = "none"
 PROVIDER_PREFIX = "condition_provider.conditioners."
+
+# A configuration that somebody else wrote could read a secret and have it shown in a message.
+OmegaConf.clear_resolver("oc.env")
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,8 @@ class Checkpoint:
     @cached_property
     def lm(self) -> LMConfig:
         """Shape of the decoder; raises WeightsError for one that is not MusicGen's."""
-        try:
+        with damage_reported(self.lm_file):
             return self._lm_config()
-        except OmegaConfBaseException as exc:
-            raise WeightsError(
-                f"{self.lm_file}: its configuration is not a MusicGen model's ({exc})."
-            ) from exc
 
     def _lm_config(self) -> LMConfig:
         check_architecture(self.lm_file, self.config)
@@ -103,10 +103,11 @@ class Checkpoint:
 
     def load_lm(self, device: torch.device, dtype: torch.dtype) -> LM:
         """The decoder on `device`; raises WeightsError naming the file if weights do not fit."""
-        try:
-            return LM.from_audiocraft(self.lm, self.state, device=device, dtype=dtype)
-        except ValueError as exc:
-            raise WeightsError(f"{self.lm_file}: {exc}") from exc
+        with damage_reported(self.lm_file):
+            try:
+                return LM.from_audiocraft(self.lm, self.state, device=device, dtype=dtype)
+            except ValueError as exc:
+                raise WeightsError(f"{self.lm_file}: {exc}") from exc
 
     @property
     def max_duration(self) -> float:
@@ -141,6 +142,13 @@ class Checkpoint:
     @property
     def text_folder(self) -> Path:
         return self.find(local_name(self.text_name))
+
+    @property
+    def codec_file(self) -> Path:
+        """EnCodec: a file, or a folder as transformers saves it."""
+        if self.manifest is None:
+            return self.folder / CODEC_FILE
+        return self.folder / (CODEC_TENSORS if self.manifest.codec else ENCODEC_FOLDER)
 
     @property
     def demucs_file(self) -> Path:
@@ -195,7 +203,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for name, opener in OPENERS.items():
         if (folder / name).exists():
             checkpoint = opener(folder)
-            _check_conditioners(checkpoint)
+            with damage_reported(checkpoint.lm_file):
+                _check_conditioners(checkpoint)
+                _ = checkpoint.lm, checkpoint.text_name, checkpoint.separates
             return checkpoint
     raise WeightsError(
         f"{folder} is not a MusicGen checkpoint: it has neither {' nor '.join(OPENERS)}. If "
@@ -211,10 +221,12 @@ def _open_converted(folder: Path) -> Checkpoint:
         if manifest.codec is None:
             return transformers_files(find(folder, local_name(str(manifest.codec_folder))))
         tensors = TensorFile(find(folder, CODEC_TENSORS))
-        return EncodecFiles(AUDIOCRAFT, folder, OmegaConf.create(manifest.codec), tensors)
+        with damage_reported(folder / MANIFEST_FILE):
+            return EncodecFiles(AUDIOCRAFT, folder, OmegaConf.create(manifest.codec), tensors)
 
     path = find(folder, LM_TENSORS)
-    config = OmegaConf.create(manifest.lm)
+    with damage_reported(folder / MANIFEST_FILE):
+        config = _dictionary(OmegaConf.create(manifest.lm))
     return Checkpoint(folder, path, config, TensorFile(path), codec, manifest)
 
 
@@ -227,7 +239,7 @@ def _open_upstream(folder: Path) -> Checkpoint:
         config, state = _configuration(path, package), _state(path, package)
         return EncodecFiles(AUDIOCRAFT, folder, config, state)
 
-    path = folder / LM_FILE
+    path = find(folder, LM_FILE)
     package = read_package(path)
     return Checkpoint(folder, path, _configuration(path, package), _state(path, package), codec)
 
@@ -236,13 +248,8 @@ OPENERS = {MANIFEST_FILE: _open_converted, LM_FILE: _open_upstream}
 
 
 def _check_conditioners(checkpoint: Checkpoint) -> None:
-    try:
-        specs = {str(k): spec for k, spec in checkpoint.config.conditioners.items() if k != "args"}
-        wrong = [name for name, spec in specs.items() if CONDITIONERS.get(name) != spec.model]
-    except (OmegaConfBaseException, AttributeError) as exc:
-        raise WeightsError(
-            f"{checkpoint.lm_file}: its configuration is not a MusicGen model's ({exc})."
-        ) from exc
+    specs = {str(k): spec for k, spec in checkpoint.config.conditioners.items() if k != "args"}
+    wrong = [name for name, spec in specs.items() if CONDITIONERS.get(name) != spec.model]
     if wrong:
         raise WeightsError(
             f"{checkpoint.lm_file}: conditioner {wrong[0]} ({specs[wrong[0]].model}) is not "
@@ -251,11 +258,17 @@ def _check_conditioners(checkpoint: Checkpoint) -> None:
 
 
 def _configuration(path: Path, package: Mapping[Any, Any]) -> DictConfig:
-    try:
-        config = OmegaConf.create(package["xp.cfg"])
-    except (KeyError, OmegaConfBaseException) as exc:
-        raise WeightsError(f"{path}: no readable configuration (xp.cfg) in it.") from exc
-    assert isinstance(config, DictConfig)
+    with damage_reported(path):
+        text = package["xp.cfg"]
+        # A few lines that refer to each other can stand for more than any memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader)):
+            raise WeightsError(f"{path}: its configuration (xp.cfg) has aliases, as none does.")
+        return _dictionary(OmegaConf.create(text))
+
+
+def _dictionary(config: Any) -> DictConfig:
+    if not isinstance(config, DictConfig):
+        raise ValueError("its configuration is no dictionary")
     return config
 
 

@@ -23,12 +23,13 @@ from musicgen.checkpoints.checkpoint import (
     CODEC_TENSORS,
     DEMUCS_TENSORS,
     DIFFUSION_FILE,
+    ENCODEC_FOLDER,
     LM_TENSORS,
     OPENERS,
     PROVIDER_PREFIX,
 )
 from musicgen.checkpoints.encodec import TRANSFORMERS, EncodecFiles
-from musicgen.checkpoints.files import local_name
+from musicgen.checkpoints.files import damage_reported, local_name
 from musicgen.checkpoints.manifest import FORMAT, FileFacts, Manifest, Source, describe_file
 from musicgen.checkpoints.saved import CONFIG_FILE, Saved
 from musicgen.checkpoints.tensors import write_tensors
@@ -45,7 +46,6 @@ LM_SECTIONS = (
     "interleave_stereo_codebooks",
 )
 CODEC_SECTIONS = ("compression_model", "encodec", "seanet")
-ENCODEC_FOLDER = "encodec_32khz"
 TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
@@ -220,7 +220,8 @@ def read_sources(folder: Path) -> list[Source]:
     path = folder / SOURCES_FILE
     if not path.exists():
         return [Source(folder.resolve().name, UNKNOWN_LICENCE)]
-    return [Source(**source) for source in json.loads(path.read_text())]
+    with damage_reported(path):
+        return [Source(**source) for source in json.loads(path.read_text())]
 
 
 def _write_saved(

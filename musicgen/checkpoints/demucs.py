@@ -15,7 +15,7 @@ import torch
 from demucs.htdemucs import HTDemucs
 from torch import Tensor
 
-from musicgen.checkpoints.files import read_package
+from musicgen.checkpoints.files import damage_reported, read_package
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
 
@@ -42,33 +42,40 @@ class DemucsFile:
 
     def load(self) -> HTDemucs:
         """The model on the CPU, in fp32 as audiocraft runs it."""
-        try:
+        with damage_reported(self.path):
             with torch.device("meta"):  # nothing to draw at random first: the state has it all
                 model = HTDemucs(*self.args, **self.kwargs)
             state = {name: value.float() for name, value in self.state.items()}
             model.load_state_dict(state, assign=True)
-        except (TypeError, RuntimeError) as exc:
-            raise WeightsError(f"{self.path}: its weights do not fit {CLASS} ({exc}).") from exc
         return model.eval()
 
 
 def open_demucs(path: Path) -> DemucsFile:
     """Read a file in either form; raises WeightsError unless it holds an HTDemucs."""
     reader = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
-    try:
+    with damage_reported(path):
         name, args, kwargs, state = reader(path)
-    except (KeyError, ValueError) as exc:
-        raise WeightsError(f"{path} does not say what model it is ({exc!r}).") from exc
-    if name != CLASS:
-        raise WeightsError(f"{path} is a {name}, not {CLASS}.")
-    return DemucsFile(path, tuple(args), dict(kwargs), state)
+        if name != CLASS:
+            raise WeightsError(f"{path} is a {name}, not {CLASS}.")
+        return DemucsFile(path, tuple(args), dict(kwargs), state)
 
 
 def _read_pickle(path: Path) -> tuple[str, Any, Any, Mapping[str, Tensor]]:
-    package = read_package(path, (HTDemucs, Fraction))
+    package = read_package(path, ((_named, CLASS), (_fraction, "fractions.Fraction")))
     klass = package["klass"]
-    name = f"{klass.__module__}.{klass.__qualname__}"
+    name = CLASS if klass is _named else str(klass)
     return name, package["args"], package["kwargs"], package["state"]
+
+
+def _named(*_: object) -> None:
+    """Stands for the class in a pickle, which may name it, not call it."""
+    raise ValueError(f"{CLASS} is called in it")
+
+
+def _fraction(*parts: Any) -> Fraction:
+    """What a pickle makes of 39 and 5, or "39/5". Fraction itself would compute "1e999999999"."""
+    numbers = str(parts[0]).split("/") if len(parts) == 1 else parts
+    return Fraction(*map(int, numbers))
 
 
 def _read_safetensors(path: Path) -> tuple[str, Any, Any, Mapping[str, Tensor]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from musicgen.checkpoints.files import damage_reported, read_json
 from musicgen.errors import WeightsError
 
 MANIFEST_FILE = "manifest.json"
@@ -86,8 +87,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """A folder's manifest. Raises WeightsError if it is damaged or of another format."""
     path = folder / MANIFEST_FILE
-    try:
-        document = json.loads(path.read_text())
+    document = read_json(path)
+    with damage_reported(path):
         if document["format"] != FORMAT:
             raise WeightsError(
                 f"{path} has format {document['format']}, this version reads {FORMAT}. Convert the "
@@ -95,11 +96,10 @@ def read_manifest(folder: Path) -> Manifest:
             )
         document["sources"] = [Source(**source) for source in document["sources"]]
         document["files"] = _files(document["files"])
-        return Manifest(**document)
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise WeightsError(
-            f"{path} cannot be read ({exc!r}); convert the checkpoint again."
-        ) from exc
+        manifest = Manifest(**document)
+    if not (isinstance(manifest.name, str) and isinstance(manifest.licence, str)):
+        raise WeightsError(f"{path} has a name or a licence that is no text.")
+    return manifest
 
 
 def _files(entries: Mapping[str, Any]) -> dict[str, FileFacts]:

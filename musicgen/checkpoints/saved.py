@@ -1,6 +1,5 @@
 """A model's folder as transformers saves it: config.json and weights. Needs no transformers."""
 
-import json
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from musicgen.checkpoints.files import find, read_package
+from musicgen.checkpoints.files import damage_reported, find, read_json, read_package
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
 
@@ -31,12 +30,7 @@ def read_saved(folder: Path) -> Saved:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    path = find(folder, CONFIG_FILE)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as exc:
-        raise WeightsError(f"{path} is no JSON ({exc}); fetch it again.") from exc
-    return config
+    return read_json(find(folder, CONFIG_FILE))
 
 
 def read_state(folder: Path) -> Mapping[str, Tensor]:
@@ -45,6 +39,7 @@ def read_state(folder: Path) -> Mapping[str, Tensor]:
             return read(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            with damage_reported(index):
+                names = set(read_json(index)["weight_map"].values())
             return ChainMap(*(read(find(folder, Path(part).name)) for part in sorted(names)))  # type: ignore[arg-type]
     raise WeightsError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")

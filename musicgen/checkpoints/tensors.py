@@ -45,13 +45,15 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         """Raises WeightsError for a file that is truncated or no safetensors file."""
         try:
+            if not path.is_file():  # to open a pipe would be to wait for ever
+                raise ValueError("no file")
             with safe_open(path, framework="pt"):
                 pass  # it checks that the header is sound and that it describes the whole file
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (SafetensorError, OSError, ValueError) as exc:
+        except (SafetensorError, OSError, ValueError, RecursionError) as exc:
             raise WeightsError(
                 f"{path} is not a whole safetensors file ({exc}); fetch or convert it again."
             ) from exc

@@ -5,7 +5,6 @@ or `MusicgenMelodyForConditionalGeneration`, one state with everything in it, un
 melody model needs Demucs (htdemucs.th or htdemucs.safetensors) put beside it.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from musicgen.checkpoints.checkpoint import (
     open_checkpoint,
 )
 from musicgen.checkpoints.encodec import EncodecFiles, from_saved
+from musicgen.checkpoints.files import damage_reported, read_json
 from musicgen.checkpoints.saved import CONFIG_FILE, Saved, read_config, read_saved
 from musicgen.errors import WeightsError
 
@@ -104,8 +104,12 @@ def follows_melodies(folder: Path) -> bool:
 
 
 def _open_transformers(folder: Path) -> Upstream:
-    melody = follows_melodies(folder)
     saved = read_saved(folder)
+    with damage_reported(folder / CONFIG_FILE):
+        return _from_transformers(folder, saved, follows_melodies(folder))
+
+
+def _from_transformers(folder: Path, saved: Saved, melody: bool) -> Upstream:
     names = _names(saved.state, saved.config["decoder"], melody)
     _check_mapped(folder, saved.state, names)
 
@@ -207,7 +211,7 @@ def _configuration(folder: Path, config: Mapping[str, Any], melody: bool) -> dic
 def _melody(folder: Path) -> dict[str, Any]:
     """The melody conditioner; the processor's settings, where they are, must be MusicGen's."""
     path = folder / MELODY_SETTINGS
-    settings = json.loads(path.read_text()) if path.exists() else {}
+    settings = read_json(path) if path.exists() else {}
     for key, expected in MELODY.items():
         if settings.get(key, expected) != expected:
             raise WeightsError(f"{path}: {key}={settings[key]} is not MusicGen's ({expected}).")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
+from musicgen.checkpoints.files import damage_reported
 from musicgen.checkpoints.saved import read_saved
 from musicgen.conditioning.chroma import Chroma
 from musicgen.conditioning.t5 import T5Encoder
@@ -38,7 +39,8 @@ class TextEncoder:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         folder = checkpoint.text_folder
         self.tokenize = open_tokenizer(folder)
-        self.encoder = T5Encoder(read_saved(folder), device)
+        with damage_reported(folder):
+            self.encoder = T5Encoder(read_saved(folder), device)
         self.projection = _projection(checkpoint, "description", device)
         self.device = device
 

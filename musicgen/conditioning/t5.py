@@ -39,7 +39,7 @@ class T5Encoder:
         self.epsilon: float = config["layer_norm_epsilon"]
         self.buckets: int = config["relative_attention_num_buckets"]
         self.distance: int = config["relative_attention_max_distance"]
-        self.state = _encoder_state(saved, config["num_layers"], device)
+        self.state = _encoder_state(saved, config["num_layers"], self.buckets, self.heads, device)
         self.layers = [
             {key: self.state[name] for key, name in _layer_names(i).items()}
             for i in range(config["num_layers"])
@@ -97,7 +97,9 @@ def _layer_names(index: int) -> dict[str, str]:
     }
 
 
-def _encoder_state(saved: Saved, layers: int, device: torch.device) -> dict[str, Tensor]:
+def _encoder_state(
+    saved: Saved, layers: int, buckets: int, heads: int, device: torch.device
+) -> dict[str, Tensor]:
     """The encoder's weights in fp32; its embedding, shared with the decoder, has two names."""
     embedding = "shared.weight" if "shared.weight" in saved.state else "encoder.embed_tokens.weight"
     names = {
@@ -109,4 +111,8 @@ def _encoder_state(saved: Saved, layers: int, device: torch.device) -> dict[str,
     missing = [name for name in names.values() if name not in saved.state]
     if missing:
         raise WeightsError(f"{saved.folder}: the text encoder has no {missing[0]}; fetch it again.")
+    if saved.state[names["bias"]].shape != (buckets, heads):
+        raise WeightsError(
+            f"{saved.folder}: the text encoder's weights are not those of its configuration."
+        )
     return {key: saved.state[name].to(device, torch.float32) for key, name in names.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from musicgen.checkpoints.files import find
+from musicgen.checkpoints.files import damage_reported, find
 from musicgen.errors import WeightsError
 
 SENTENCEPIECE_FILE = "spiece.model"
@@ -21,9 +21,11 @@ def open_tokenizer(folder: Path) -> Tokenize:
     compare the two alphabet by alphabet. A `</s>` that somebody types is text to sentencepiece.
     """
     sentencepiece = folder / SENTENCEPIECE_FILE
-    if sentencepiece.exists():
+    if sentencepiece.is_file():
         return _open_sentencepiece(sentencepiece)
-    return _open_tokenizers(find(folder, TOKENIZERS_FILE))
+    path = find(folder, TOKENIZERS_FILE)
+    with damage_reported(path):
+        return _open_tokenizers(path)
 
 
 def _open_sentencepiece(path: Path) -> Tokenize:

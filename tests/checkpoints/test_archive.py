@@ -7,6 +7,7 @@ import tarfile
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 
 import pytest
 from cryptography import x509
@@ -116,6 +117,9 @@ OUTSIDE = {
     ],
     "hard link": [("evil", tarfile.LNKTYPE, "../../evil")],
     "device": [("evil", tarfile.CHRTYPE, "")],
+    "pipe": [("evil", tarfile.FIFOTYPE, "")],
+    "link to the inside": [("a/b", tarfile.REGTYPE, ""), ("a/evil", tarfile.SYMTYPE, "b")],
+    "hard link to the inside": [("a/b", tarfile.REGTYPE, ""), ("a/evil", tarfile.LNKTYPE, "a/b")],
 }
 
 
@@ -163,3 +167,45 @@ def test_an_untrusted_certificate_is_refused(web, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(WeightsError, match="certificate verify failed"):
         weights.resolve(f"{web.url}/weights.tar")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_of_more_than_the_disk_holds_is_refused_before_it_is_written(web, tmp_path, mode):
+    """Its header says so; what follows is a fraction of that."""
+    member = tarfile.TarInfo("state_dict.bin")
+    member.size = 2**60
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode=mode) as tar:
+        tar.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+        tar.fileobj.write(bytes(10**6))
+    web.files["/bomb.tar"] = data.getvalue()
+    with pytest.raises(WeightsError, match=r"bomb\.tar could not be .* more than are free"):
+        weights.resolve(f"{web.url}/bomb.tar")
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_damaged_tar_is_named_and_leaves_nothing(web, tmp_path, mode):
+    """Any byte of it changed: all of it or an error, never a part."""
+    folder = tmp_path / "made"
+    (folder / "t5-base").mkdir(parents=True)
+    contents = {name: Random(name).randbytes(700) for name in ("state_dict.bin", "t5-base/x")}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    whole = tar_of(folder, mode=mode)
+    refused = loaded = 0
+    for seed in range(60):
+        rng, data = Random(seed), bytearray(whole)
+        data[rng.randrange(min(len(data), 2500))] ^= 1 << rng.randrange(8)
+        web.files[f"/{seed}.tar"] = bytes(data)
+        try:
+            found = weights.resolve(f"{web.url}/{seed}.tar")
+        except WeightsError as exc:
+            refused += f"/{seed}.tar" in str(exc)
+        else:
+            sizes = [file.stat().st_size for file in found.rglob("*") if file.is_file()]
+            assert sizes == [700, 700], seed
+            loaded += 1
+    assert refused + loaded == 60
+    assert refused > 5
+    assert not [path for path in (tmp_path / "weights").iterdir() if "fetching" in path.name]

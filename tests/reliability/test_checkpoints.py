@@ -1,0 +1,426 @@
+"""Files of a checkpoint that are damaged, swapped or hostile: named, never executed, never partly
+loaded. The same way as a server's: MusicGen.load and all that is loaded later.
+"""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from demucs.htdemucs import HTDemucs
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from musicgen.checkpoints import tiny
+from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, LM_FILE
+from musicgen.checkpoints.convert import convert
+from musicgen.checkpoints.manifest import MANIFEST_FILE
+from musicgen.errors import WeightsError
+from musicgen.pipeline import MusicGen
+
+PICKLES = (LM_FILE, CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, "t5-base/pytorch_model.bin")
+UNREAD = "t5-base/tokenizer_config.json"  # is there, and nothing here reads it
+
+
+@pytest.fixture(scope="module")
+def originals(checkpoints, tmp_path_factory):
+    """form -> a melody model with diffusion and a text encoder that is a pickle, or safetensors."""
+    root = tmp_path_factory.mktemp("originals")
+    upstream = shutil.copytree(checkpoints["melody"], root / "upstream")
+    tiny.write_diffusion(upstream)
+    convert(upstream, root / "converted")
+    text = upstream / "t5-base"
+    torch.save(load_file(text / "model.safetensors"), text / "pytorch_model.bin")
+    (text / "model.safetensors").unlink()
+    return {"upstream": upstream, "converted": root / "converted"}
+
+
+@pytest.fixture
+def upstream(originals, tmp_path):
+    return shutil.copytree(originals["upstream"], tmp_path / "upstream")
+
+
+@pytest.fixture
+def converted(originals, tmp_path):
+    return shutil.copytree(originals["converted"], tmp_path / "converted")
+
+
+def load(folder):
+    """All of it, as a server loads it sooner or later."""
+    model = MusicGen.load(folder, "cpu")
+    model.load_all()
+    return model
+
+
+def believed(folder):
+    """Let the manifest say what the files now are: a hostile one would."""
+    path = folder / MANIFEST_FILE
+    if path.exists():
+        manifest = json.loads(path.read_text())
+        for name, facts in manifest["files"].items():
+            if (folder / name).is_file():
+                facts["bytes"] = (folder / name).stat().st_size
+        path.write_text(json.dumps(manifest))
+
+
+def resaved(path, change):
+    package = torch.load(path, weights_only=False)
+    change(package)
+    torch.save(package, path)
+
+
+# --- damaged and swapped ----------------------------------------------------------------------
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_loop(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_secret(path):
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def holding(content):
+    return lambda path: path.write_bytes(content)
+
+
+def damages(data):
+    """label -> what happens to a file that holds `data`, none of which may load."""
+    return {
+        "empty": holding(b""),
+        "half": holding(data[: len(data) // 2]),
+        "a byte less": holding(data[:-1]),
+        "zeros": holding(bytes(len(data))),
+        "noise": holding(random.Random(1).randbytes(5000)),
+        "a list": holding(b"[]"),
+        "nothing in it": holding(b"{}"),
+        "null": holding(b"null"),
+        "deep": holding(b"[" * 100_000),
+        "another alphabet": holding(b"\xff\xfe{}"),
+        "folder": as_folder,
+        "loop": as_loop,
+        "pipe": as_pipe,
+        "another file": as_secret,
+    }
+
+
+def files(folder):
+    names = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name for name in names if name != UNREAD]
+
+
+def spoken(name):
+    """What else a message may call a file: the text encoder is its folder, the codec its model."""
+    return [word for part, word in (("t5-base/", "t5-base"), ("codec", "EnCodec")) if part in name]
+
+
+def refused(folder, name, damage):
+    """Whether a copy with `damage` done to file `name` is refused with the file's name."""
+    copy = shutil.copytree(folder, folder.with_name("copy"), symlinks=True)
+    try:
+        damage(copy / name)
+        if name != MANIFEST_FILE:
+            believed(copy)
+        with pytest.raises(WeightsError) as caught:
+            load(copy)
+        told = str(caught.value)
+        return str(copy) in told and any(part in told for part in (Path(name).name, *spoken(name)))
+    finally:
+        shutil.rmtree(copy)
+
+
+# Without what it ends with this one is still whole: a line end.
+WHOLE = {(MANIFEST_FILE, "a byte less"), ("t5-base/config.json", "a byte less")}
+# An optional file that is not there is not asked for; the manifest of a converted folder asks.
+OPTIONAL = {(DIFFUSION_FILE, "loop")}
+
+
+@pytest.mark.parametrize("form", ["upstream", "converted"])
+def test_every_file_damaged_in_every_way_is_named(request, form):
+    folder = request.getfixturevalue(form)
+    for name in files(folder):
+        for label, damage in damages((folder / name).read_bytes()).items():
+            exempt = WHOLE | (OPTIONAL if form == "upstream" else set())
+            if (name, label) not in exempt:
+                assert refused(folder, name, damage), (name, label)
+
+
+@pytest.mark.parametrize("form", ["upstream", "converted"])
+def test_every_file_in_the_place_of_every_other_is_named(request, form):
+    folder = request.getfixturevalue(form)
+    for name in files(folder):
+        for other in files(folder):
+            if name != other:
+                assert refused(folder, name, holding((folder / other).read_bytes())), (name, other)
+
+
+def flip(folder, seeds):
+    """Whatever bits are flipped: a model that loads, or an error that names the file."""
+    told: list[str] = []
+    for name in files(folder):
+        whole = (folder / name).read_bytes()
+        for seed in range(seeds):
+            rng, data = random.Random(f"{name} {seed}"), bytearray(whole)
+            reach = rng.choice([len(data), min(2000, len(data))])
+            for _ in range(rng.choice([1, 5])):
+                data[rng.randrange(reach)] ^= 1 << rng.randrange(8)
+            (folder / name).write_bytes(data)
+            if name != MANIFEST_FILE:
+                believed(folder)
+            try:
+                load(folder)
+            except WeightsError as exc:
+                told.append(str(exc))
+        (folder / name).write_bytes(whole)
+        believed(folder)
+    assert told
+    assert [message for message in told if str(folder) not in message] == []
+
+
+@pytest.mark.parametrize("form", ["upstream", "converted"])
+def test_flipped_bits_are_music_or_named(request, form):
+    flip(request.getfixturevalue(form), 6)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["upstream", "converted"])
+def test_many_flipped_bits_are_music_or_named(request, form):
+    flip(request.getfixturevalue(form), 300)
+
+
+def test_weights_of_another_model_are_named(converted, checkpoints, tmp_path):
+    """A whole file of the same kind, of another shape."""
+    convert(checkpoints["stereo-melody"], tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "lm.safetensors", converted)
+    believed(converted)
+    with pytest.raises(WeightsError, match=r"lm\.safetensors: decoder weight"):
+        load(converted)
+
+
+def test_heads_that_are_not_the_weights_are_named(converted):
+    path = converted / "t5-base" / "config.json"
+    path.write_text(path.read_text().replace('"num_heads": 4', '"num_heads": 2'))
+    believed(converted)
+    with pytest.raises(WeightsError, match=r"t5-base: .* not those of its configuration"):
+        load(converted)
+
+
+# --- pickles ----------------------------------------------------------------------------------
+
+
+class Calls:
+    """Unpickling it calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("name", PICKLES)
+@pytest.mark.parametrize("kind", ["in a zip", "bare", "an old tar"])
+def test_code_in_a_pickle_is_never_executed(upstream, tmp_path, name, kind):
+    marker = tmp_path / "executed"
+    bomb = Calls(os.mkdir, str(marker))
+    write = {
+        "in a zip": lambda path: torch.save({"xp.cfg": bomb, "best_state": bomb, 0: bomb}, path),
+        "bare": lambda path: path.write_bytes(pickle.dumps(bomb)),
+        "an old tar": lambda path: torch.save(bomb, path, _use_new_zipfile_serialization=False),
+    }[kind]
+    write(upstream / name)
+    with pytest.raises(WeightsError, match=f"{upstream / name} .*never executed"):
+        load(upstream)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(bomb))
+    assert marker.exists()  # it would have been
+
+
+def compressed(path):
+    """A part of the archive stands for a thousand times its size."""
+    parts = {}
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, bytes(2**26) if name.endswith("data.pkl") else data)
+
+
+def overlapping(path):
+    """Several parts of the archive are the same bytes of the file."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**20))
+        [part] = archive.filelist
+        for number in range(1000):
+            again = zipfile.ZipInfo(f"archive/data/{number}")
+            again.file_size = again.compress_size = part.file_size
+            again.header_offset, again.CRC = part.header_offset, part.CRC
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+        archive._didModify = True
+
+
+def wide(path):
+    """One number that claims to be a terabyte of them."""
+    huge = torch.zeros(1).expand(2**38)
+    resaved(path, lambda package: package.setdefault("best_state", {}).update(x=huge))
+
+
+def foreign(path):
+    """No plain tensor."""
+    other = torch.zeros(2**10, 2**10, device="meta")
+    resaved(path, lambda package: package.update(x=other))
+
+
+@pytest.mark.parametrize("name", PICKLES)
+@pytest.mark.parametrize("bomb", [compressed, overlapping, wide, foreign])
+def test_what_is_larger_than_its_file_is_refused(upstream, name, bomb):
+    bomb(upstream / name)
+    with pytest.raises(WeightsError, match=f"{upstream / name} .*(compressed|larger than the)"):
+        load(upstream)
+
+
+def test_demucs_is_named_in_its_pickle_not_called(upstream):
+    """Its arguments are checked when it is made, and made without memory."""
+    torch.save({"klass": Calls(HTDemucs, ["drums"])}, upstream / DEMUCS_FILE)
+    with pytest.raises(WeightsError, match=r"htdemucs\.HTDemucs is called in it"):
+        load(upstream)
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "1/0", "x", "1" * 10_000])
+def test_a_fraction_in_a_pickle_is_a_fraction(upstream, text):
+    from fractions import Fraction
+
+    class Lie:
+        def __reduce__(self):
+            return Fraction, (text,)
+
+    resaved(upstream / DEMUCS_FILE, lambda package: package["kwargs"].update(segment=Lie()))
+    with pytest.raises(WeightsError, match=str(upstream / DEMUCS_FILE)):
+        load(upstream)
+
+
+# --- configurations ---------------------------------------------------------------------------
+
+
+def reconfigured(path, **changes):
+    """Settings by their dotted names, in the training configuration."""
+
+    def change(package):
+        config = OmegaConf.create(package["xp.cfg"])
+        for name, value in changes.items():
+            OmegaConf.update(config, name, value)
+        package["xp.cfg"] = OmegaConf.to_yaml(config)
+
+    resaved(path, change)
+
+
+COUNTS = [
+    "transformer_lm.dim",
+    "transformer_lm.num_heads",
+    "transformer_lm.num_layers",
+    "transformer_lm.hidden_scale",
+    "transformer_lm.n_q",
+    "transformer_lm.card",
+    "dataset.segment_duration",
+    "conditioners.self_wav.chroma_stem.radix2_exp",
+    "conditioners.self_wav.chroma_stem.n_chroma",
+    "conditioners.self_wav.chroma_stem.sample_rate",
+]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [10**9, -1, 0, float("nan"), float("inf"), "x", None, [1]])
+def test_counts_that_no_model_has_are_named(upstream, name, value):
+    reconfigured(upstream / LM_FILE, **{name: value})
+    with pytest.raises(WeightsError, match=f"{upstream / LM_FILE}: {name}="):
+        load(upstream)
+
+
+def test_a_configuration_cannot_read_the_environment(upstream, monkeypatch):
+    monkeypatch.setenv("UPLOAD_KEY", "0xC0FFEE")
+    reconfigured(upstream / LM_FILE, **{"transformer_lm.activation": "${oc.env:UPLOAD_KEY}"})
+    with pytest.raises(WeightsError, match=str(upstream / LM_FILE)) as caught:
+        load(upstream)
+    assert "C0FFEE" not in str(caught.value)
+
+
+def test_a_few_lines_cannot_stand_for_a_billion(upstream):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    bomb = "\n".join(lines)
+    resaved(upstream / LM_FILE, lambda package: package.update({"xp.cfg": bomb}))
+    with pytest.raises(WeightsError, match=r"state_dict\.bin: .*aliases"):
+        load(upstream)
+
+
+@pytest.mark.parametrize("name", ["..", "a/..", "/", ""])
+def test_a_configuration_cannot_name_a_folder_outside(upstream, name):
+    reconfigured(upstream / LM_FILE, **{"conditioners.description.t5.name": name})
+    with pytest.raises(WeightsError, match="not the name of a model"):
+        load(upstream)
+
+
+# --- safetensors whose header lies ------------------------------------------------------------
+
+
+def header(**entries):
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(64)
+
+
+def entry(dtype="F32", shape=(16,), offsets=(0, 64)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+LIES = {
+    "size": (2**62).to_bytes(8, "little") + b"{}",
+    "negative": (2**64 - 1).to_bytes(8, "little") + b"{}",
+    "beyond the file": header(x=entry(shape=(2**40,), offsets=(0, 2**42))),
+    "backwards": header(x=entry(offsets=(64, 0))),
+    "overlap": header(x=entry(), y=entry()),
+    "hole": header(x=entry(shape=(1,), offsets=(60, 64))),
+    "shape": header(x=entry(shape=(17,))),
+    "overflow": header(x=entry(shape=(2**32, 2**32))),
+    "no number": header(x=entry(shape=("16",))),
+    "dtype": header(x=entry(dtype="F8_E4M3", shape=(64,))),
+    "unknown dtype": header(x=entry(dtype="X")),
+    "metadata": header(x=entry(), __metadata__={"format": 3}),
+    "nothing": header(),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("name", ["lm", "codec", "htdemucs", "t5-base/model"])
+def test_a_header_that_lies_is_named(converted, name, lie):
+    path = converted / f"{name}.safetensors"
+    path.write_bytes(LIES[lie])
+    believed(converted)
+    with pytest.raises(WeightsError, match=str(path.parent)):
+        load(converted)
+
+
+def test_a_tensor_that_only_claims_to_be_there_is_named(converted):
+    """The right names with nothing in them."""
+    path = converted / "lm.safetensors"
+    save_file({name: torch.zeros(0) for name in load_file(path)}, path)
+    believed(converted)
+    with pytest.raises(WeightsError, match=r"lm\.safetensors"):
+        load(converted)
