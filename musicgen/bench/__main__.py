@@ -38,6 +38,7 @@ def main() -> None:
         callers.main(options.callers, options.weights, options.requests, options.seed)
         return
     warnings.simplefilter("ignore")  # of the contenders' libraries; nobody here can act on them
+    warnings.filterwarnings("default", "decoding without Triton")  # but this one explains figures
     document = run(options)
     print(report.table(document))
     if options.save:
@@ -134,6 +135,8 @@ def compete(name: str, work: Work, state: State, plan: Plan, roof: Bandwidth) ->
         return report.measured(name, work, contender, timing, roof, memory.bytes())
     except (Absent, ImportError) as exc:
         return report.missing(name, work, report.ABSENT, str(exc))
+    except torch.OutOfMemoryError as exc:  # a large batch on a small card says nothing of others
+        return report.missing(name, work, report.FAILED, str(exc)[:300])
     except Exception as exc:
         if name == report.OURS:
             raise

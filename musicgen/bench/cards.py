@@ -76,6 +76,16 @@ GPUS = {
     "b200": gpu("B200", 100, 8.0, 148, 1.965, 2250, 228),
 }
 
+# What the driver calls them. Others of a family (PCIe, NVL) have other memory, and no plan.
+DEVICES = {
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA L40S": "l40s",
+    "Tesla T4": "t4",
+    "NVIDIA B200": "b200",
+}
+
 
 def this_cpu(rows: int) -> Card:
     """This machine, from pieces of work that fit its caches and from reading its memory.

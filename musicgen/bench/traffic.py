@@ -44,13 +44,14 @@ def _product(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
     x, weight = given["x"], given["weight"]
     programs = math.prod(launch.grid)
     stages, tile = options["num_stages"], 2 * given["DEPTH"] * x.itemsize
+    rows = min(len(x), given["ROWS"])
     return Traffic(
         label=f"product {weight.shape[0]} x {weight.shape[1]}, {given['THEN']}",
         programs=programs,
         memory=weight.nbytes / programs,
-        # Every program of a part of the depth reads that part of all rows.
-        cached=x.nbytes / math.prod(launch.grid[1:]),
-        flight=(stages - 1) * tile * (given["COLUMNS"] + len(x)),
+        # Its rows, and the weights that programs with other rows bring from memory.
+        cached=rows * x[0].nbytes + given["COLUMNS"] * weight[0].nbytes - weight.nbytes / programs,
+        flight=(stages - 1) * tile * (given["COLUMNS"] + rows),
         operations=2 * len(x) * weight.numel() / programs,
         shared=(stages - 1) * tile * (given["COLUMNS"] + given["ROWS"]),
         threads=32 * options["num_warps"],

@@ -116,6 +116,16 @@ def test_this_engine_must_run(monkeypatch):
         command.compete("ours", tiny(), {}, None, None)
 
 
+def test_a_batch_that_does_not_fit_leaves_the_others(monkeypatch):
+    def build(work, state):
+        raise torch.OutOfMemoryError("tried to allocate too much")
+
+    monkeypatch.setitem(CONTENDERS, "ours", build)
+    record = command.compete("ours", tiny(batch=32), {}, None, None)
+    assert record["status"] == report.FAILED
+    assert "too much" in record["reason"]
+
+
 @pytest.mark.parametrize("model", ["tiny", "tiny-stereo-melody"])
 @pytest.mark.parametrize(
     "build",

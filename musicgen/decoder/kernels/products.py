@@ -3,9 +3,9 @@
 The rows are the residual stream, float32 [R, D]; a weight is [N, D], as `nn.Linear` keeps it.
 
 The Triton form reads every weight once and spends its time on that: a program multiplies all the
-rows with a few of the matrix's, several tiles ahead, and what follows the product happens before
-anything is written. An element is a sum over D in the same steps of the same instruction, whatever
-the number of rows, so a row's result has nothing to do with its neighbours.
+rows, or a part of many, with a few of the matrix's, several tiles ahead, and what follows the
+product happens before anything is written. An element is a sum over D in the same steps of the same
+instruction, whatever the number of rows, so a row's result has nothing to do with its neighbours.
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
@@ -14,6 +14,7 @@ the number of rows, so a row's result has nothing to do with its neighbours.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -165,20 +166,46 @@ def _product(
     """Product of x [R, D] and weight [N, D]; `then` says what becomes of it: see the kernel."""
     rows, depth = x.shape
     width = len(weight)
-    tile_rows = max(8, triton.next_power_of_2(rows))
-    # Narrow matrices are cut finer, so that every processor of the GPU gets a part.
-    tile_columns = 32 if width >= 4096 or tile_rows > 16 else 16
+    tile_rows, tile_columns = _tile(rows, width, _processors(x.device))
     tile_depth = 128 if depth % 256 == 0 else 32
     tile_bytes = 2 * tile_depth * (tile_rows + tile_columns) * x.element_size()
     head_dim, row_stride, head_stride = 1, 0, 0
     if keys is not None:
         head_dim, (row_stride, head_stride) = keys.shape[3], keys.stride()[:2]
-    _product_kernel[(width // tile_columns,)](
+    # Who shares weights runs side by side, so that they come from memory once.
+    _product_kernel[(triton.cdiv(rows, tile_rows), width // tile_columns)](
         x, weight, y, keys, values, cache_rows, positions, rows, width, row_stride, head_stride,
         THEN=then, HEAD_DIM=head_dim, D=depth,
         ROWS=tile_rows, COLUMNS=tile_columns, DEPTH=tile_depth,
         num_warps=2 if tile_rows <= 16 else 4, num_stages=_stages(tile_bytes, x.device),
     )  # fmt: skip
+
+
+def _tile(rows: int, width: int, processors: int) -> tuple[int, int]:
+    """Rows and columns of a program.
+
+    Few rows: nearly all that is read is weights, and narrow matrices are cut finer, so that every
+    processor gets a part. Many: every program reads its rows again, so rows and columns are cut
+    such that the processor that has most to read has least. No tile is wider than 32 columns: from
+    64 on some GPUs would multiply by another instruction, whose sums may differ.
+    """
+    if rows <= 16:
+        return max(8, triton.next_power_of_2(rows)), 32 if width >= 4096 else 16
+
+    def read(tile: tuple[int, int]) -> tuple[int, int]:
+        tile_rows, columns = tile
+        programs = triton.cdiv(rows, tile_rows) * (width // columns)
+        return triton.cdiv(programs, processors) * (tile_rows + columns), programs
+
+    heights = [height for height in (16, 32, 64) if height < 2 * rows]
+    return min(itertools.product(heights, (16, 32)), key=read)
+
+
+def _processors(device: torch.device) -> int:
+    if device.type == "cpu":
+        return 128  # so that the interpreter cuts as a GPU would
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 def _stages(tile_bytes: int, device: torch.device) -> int:
@@ -214,14 +241,14 @@ def _product_kernel(
     THEN: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS columns of x [rows, D] @ weight [width, D].T, for all rows, summed in float32.
+    """ROWS rows, COLUMNS columns of x [rows, D] @ weight [width, D].T, summed in float32.
 
     THEN: "store" it in y, its "gelu", or "add" it to what is there; "append" stores a first third
     of the columns in y and the other two in the caches, at each row's row and position there.
     """
     # The weights are the first factor, whose tiles may not be smaller than 16: of rows 8 will do.
-    row = tl.arange(0, ROWS)
-    first = tl.program_id(0) * COLUMNS
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(1) * COLUMNS
     column = first + tl.arange(0, COLUMNS)
     step = tl.arange(0, DEPTH)
     there = (row < rows)[:, None]

@@ -31,6 +31,8 @@ SHARED_MEMORY = {
     100: 227 * 1024,
     120: 99 * 1024,
 }
+# Of the cards that plans are made for; of the other capabilities, of an A40 and an RTX 5090.
+PROCESSORS = {75: 40, 80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 170}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
         compiled = Code(kernel, signature, constants, attributes, rest)
         launches.append(Launch(kernel.__name__, tuple(grid), arguments, compiled))
 
-    properties = SimpleNamespace(shared_memory_per_block_optin=SHARED_MEMORY[capability])
+    properties = SimpleNamespace(
+        shared_memory_per_block_optin=SHARED_MEMORY[capability],
+        multi_processor_count=PROCESSORS[capability],
+    )
     with (
         patch.object(triton.runtime.jit.JITFunction, "run", run),
         patch.object(torch.cuda, "get_device_properties", lambda device: properties),

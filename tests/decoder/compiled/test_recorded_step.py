@@ -1,6 +1,7 @@
 """What a decode step launches, recorded with tensors that have no memory: nothing can be read."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from musicgen.bench.launches import CUDA, step_launches
 from musicgen.bench.traffic import traffic
 from musicgen.bench.work import MAX_SECONDS, PUBLISHED, Storage, Work, step_bytes
+from musicgen.decoder.kernels.recorder import PROCESSORS
 
 SHORT = ("small", "stereo-melody-large")
 LONG = [pytest.param(model, marks=pytest.mark.full) for model in PUBLISHED if model not in SHORT]
@@ -32,3 +34,13 @@ def test_bytes_of_the_launches_are_bytes_of_the_step(model):
     parts = [traffic(launch, work) for launch in step_launches(work.config, work.batch, 90)]
     read = sum(part.programs * part.memory for part in parts)
     assert read == pytest.approx(step_bytes(work, Storage(2, 2)), rel=0.002)
+
+
+@pytest.mark.parametrize("clips", [16, 32])
+@pytest.mark.parametrize("model", ["small", "medium", "large"])
+def test_products_of_many_rows_keep_the_processors_busy(model, clips):
+    launches = step_launches(replace(PUBLISHED[model], num_layers=1), clips, 90)
+    products = [one for one in launches if one.name == "_product_kernel"]
+    assert len(products) > 4
+    for launch in products:
+        assert prod(launch.grid) > 2 / 3 * PROCESSORS[90], launch.grid
