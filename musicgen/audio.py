@@ -1,5 +1,6 @@
 """Any audio file -> wav [C, N] float32. Decodes by PyAV, which carries its own ffmpeg."""
 
+import errno
 import logging
 import math
 from collections.abc import Iterator
@@ -105,7 +106,9 @@ def _decode(path: Path, start: float, stop: float, wanted_rate: int) -> _Heard:
                     reached_end = False
                     break
     except av.error.FFmpegError as exc:
-        problem = f"cannot be read as audio ({exc.strerror})"
+        # What ffmpeg says of a format that it may not open is "Invalid argument".
+        reason = "not one of its formats" if exc.errno == errno.EINVAL else exc.strerror
+        problem = f"cannot be read as audio ({reason})"
         raise InputError("input_audio", path.name, problem, FIX) from exc
     if not position:
         raise InputError("input_audio", path.name, "holds no audio samples", FIX)

@@ -169,7 +169,7 @@ def test_input_by_http(predict_server, folder, tune):
         ),
         ({"audio": "broken.wav"}, "input_audio=.*cannot be read as audio.*Send an audio file"),
         ({"audio": "empty.wav"}, "input_audio=.*cannot be read as audio"),
-        ({"audio": "picture.png"}, "input_audio=.*holds no audio"),
+        ({"audio": "picture.png"}, "input_audio=.*cannot be read as audio"),
         ({"input_audio": "/etc/passwd"}, "input_audio='/etc/passwd': not a file.*URL"),
         ({"input_audio": "file:///etc/passwd"}, "input_audio='file:///etc/passwd': not a file"),
         ({"input_audio": ""}, "input_audio='': not a file"),
