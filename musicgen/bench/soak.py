@@ -33,6 +33,7 @@ from .callers import Inputs, follows_melodies, mixture
 
 SAMPLES = 60  # of a whole run
 FAULTS = 1 / 8  # of the requests
+LONG = 300  # seconds of what is given up before it is done
 JSON = {"Content-Type": "application/json"}
 NO_AUDIO = "data:audio/wav;base64,UklGRg=="
 # Files are kept for ten minutes: a shorter run than this sees their number grow.
@@ -97,7 +98,7 @@ class Traffic:
     def cancelled(self, inputs: Inputs, name: str) -> None:
         timer = threading.Timer(self.chance.random(), self.cancel, [name])
         timer.start()
-        body = json.dumps({"input": {**inputs, "duration": 60}}).encode()
+        body = json.dumps({"input": {**inputs, "duration": LONG}}).encode()
         url = f"{self.url}/predictions/{name}"
         request = urllib.request.Request(
             url, body, {"Content-Type": "application/json"}, method="PUT"
@@ -116,11 +117,11 @@ class Traffic:
             time.sleep(0.05)
 
     def left(self, inputs: Inputs, name: str) -> None:
-        body = json.dumps({"input": {**inputs, "duration": 60}}).encode()
+        body = json.dumps({"input": {**inputs, "duration": LONG}}).encode()
         request = urllib.request.Request(f"{self.url}/predictions", body, JSON)
         with suppress(TimeoutError):
             urllib.request.urlopen(request, timeout=0.1 + self.chance.random())
-            raise RuntimeError("a minute took less than a second")
+            raise RuntimeError("five minutes took less than two seconds")
 
     def expect(self, status: str, inputs: Inputs) -> None:
         answer = server.call(f"{self.url}/predictions", {"input": inputs})

@@ -22,7 +22,7 @@ PATIENCE = 120_000  # ms for something to appear: a guard against waiting for ev
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright runs an event loop for as long as it is open
 def browser():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
