@@ -45,6 +45,8 @@ def main() -> None:
         )
     except (MusicGenError, OSError) as exc:
         sys.exit(f"Error: {exc}")
+    except KeyboardInterrupt:  # while it starts
+        sys.exit(130)
 
 
 def parsed() -> argparse.Namespace:

@@ -33,14 +33,16 @@ def run(options: Options, address: str | None, update: bool, host: str, port: in
         if not update:
             where = "EveryNode" if address else "HeadOnly"
             serve.start(where, http_options={"host": host, "port": port})
-        serve.run(application(options), name=NAME)
-        if update:
-            print("Replaced what the cluster serves.")
-            return
-        print(f"Serving on http://{host}:{port}, ctrl-C ends it.", flush=True)
-        wait_for_signal()
-        if address:
-            serve.shutdown()
+        try:
+            serve.run(application(options), name=NAME)
+            if update:
+                print("Replaced what the cluster serves.")
+                return
+            print(f"Serving on http://{host}:{port}, ctrl-C ends it.", flush=True)
+            wait_for_signal()
+        finally:
+            if address and not update:  # a cluster of our own ends as a whole
+                serve.shutdown()
     finally:
         ray.shutdown()
 
