@@ -5,10 +5,12 @@ from contextlib import ExitStack
 import pytest
 import torch
 from cog_client import CogClient
+from storage import fault_proxy, storage_server
 
 from musicgen.checkpoints import tiny, tiny_config
 from musicgen.commands import server
 from musicgen.pipeline import MusicGen
+from musicgen.upload import _BACK_OFF
 
 # The models here are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -58,3 +60,19 @@ def predict_server(start_server):
 @pytest.fixture(scope="session")
 def songstarter_server(start_server):
     return start_server("songstarter")
+
+
+@pytest.fixture(scope="module")
+def storage_url():
+    """The URL of a storage server with the bucket `songs`."""
+    with storage_server("songs") as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(storage_url, monkeypatch):
+    """What uploads go through: a proxy in front of that server, that breaks on demand."""
+    with fault_proxy(storage_url) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        monkeypatch.setitem(_BACK_OFF, "initial", 0.05)
+        yield proxy

@@ -19,6 +19,9 @@ from typing import Any, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
+# Bytes of a file. Above 8 MiB the client takes two requests (a resumable session) instead of one.
+SMALL, LARGE = 100_000, 9 * 2**20
+
 
 @dataclass(frozen=True)
 class Drop:

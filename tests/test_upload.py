@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 from random import Random
@@ -12,32 +11,15 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from storage import Fault, Proxy, chain, fault_proxy, storage_server
+from storage import LARGE, SMALL, Fault, Proxy, chain, fault_proxy
 
 from musicgen.errors import UploadError
-from musicgen.upload import _BACK_OFF, Bucket, Upload, authorize, upload
+from musicgen.upload import Bucket, Upload, authorize, upload
 
 KEY = "correct-horse-battery-staple"
 SERVER = {"UPLOAD_BUCKET": "songs", "UPLOAD_KEY": KEY}
 SONGS = Bucket("songs")
 METADATA = {"seed": "7", "duration": "2.0", "sample_rate": "32000", "model": "tiny"}
-
-# Above 8 MiB the client takes two requests (a resumable session) instead of one.
-SMALL, LARGE = 100_000, 9 * 2**20
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with storage_server(SONGS.name) as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with fault_proxy(server) as proxy:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        monkeypatch.setitem(_BACK_OFF, "initial", 0.05)
-        yield proxy
 
 
 @pytest.fixture
@@ -51,16 +33,16 @@ def write(path: Path, size: int, seed: int = 0) -> Path:
     return path
 
 
-def resource(server: str, name: str) -> dict[str, object]:
+def resource(storage_url: str, name: str) -> dict[str, object]:
     """The stored object's properties, asked of the server itself."""
-    answer = httpx.get(f"{server}/storage/v1/b/songs/o/{quote(name, safe='')}")
+    answer = httpx.get(f"{storage_url}/storage/v1/b/songs/o/{quote(name, safe='')}")
     answer.raise_for_status()
     found: dict[str, object] = answer.json()
     return found
 
 
-def exists(server: str, name: str) -> bool:
-    return httpx.get(f"{server}/songs/{name}").status_code == 200
+def exists(storage_url: str, name: str) -> bool:
+    return httpx.get(f"{storage_url}/songs/{name}").status_code == 200
 
 
 # --- what is stored ---------------------------------------------------------------------------
@@ -69,25 +51,25 @@ def exists(server: str, name: str) -> bool:
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["one request", "resumable"])
 @pytest.mark.parametrize(("suffix", "kind"), [(".mp3", "audio/mpeg"), (".wav", "audio/wav")])
 def test_object_equals_file(
-    proxy: Proxy, server: str, tmp_path: Path, suffix: str, kind: str, size: int
+    proxy: Proxy, storage_url: str, tmp_path: Path, suffix: str, kind: str, size: int
 ) -> None:
     path = write(tmp_path / f"any name{suffix}", size)
     stored = upload(path, SONGS, 12, METADATA)
     assert stored == Upload(f"gs://songs/songs/12{suffix}", f"{proxy.url}/songs/songs/12{suffix}")
     assert httpx.get(stored.url).content == path.read_bytes()
-    found = resource(server, f"songs/12{suffix}")
+    found = resource(storage_url, f"songs/12{suffix}")
     assert found["contentType"] == kind
     assert found["metadata"] == METADATA
     assert found["cacheControl"] == "no-cache"
 
 
-def test_second_upload_replaces(proxy: Proxy, server: str, tmp_path: Path) -> None:
+def test_second_upload_replaces(proxy: Proxy, storage_url: str, tmp_path: Path) -> None:
     old, new = write(tmp_path / "old.mp3", 5000, seed=1), write(tmp_path / "new.mp3", 400, seed=2)
     first = upload(old, SONGS, 3, {"seed": "1"})
     second = upload(new, SONGS, 3, {"seed": "2"})
     assert first == second
     assert httpx.get(second.url).content == new.read_bytes()
-    assert resource(server, "songs/3.mp3")["metadata"] == {"seed": "2"}
+    assert resource(storage_url, "songs/3.mp3")["metadata"] == {"seed": "2"}
 
 
 @pytest.mark.parametrize("prefix", ["", "a/b/", "no-slash-", "späce ü?#%/"])
@@ -184,12 +166,12 @@ def test_missing_bucket(proxy: Proxy, song: Path) -> None:
     ("size", "faults"), [(SMALL, ["corrupt"]), (LARGE, [None, "corrupt"])], ids=["one", "resumable"]
 )
 def test_damaged_transfer_is_noticed(
-    proxy: Proxy, server: str, tmp_path: Path, size: int, faults: list[Fault]
+    proxy: Proxy, storage_url: str, tmp_path: Path, size: int, faults: list[Fault]
 ) -> None:
     proxy.inject(faults)
     with pytest.raises(UploadError):
         upload(write(tmp_path / "song.wav", size), SONGS, 8, METADATA)
-    assert not exists(server, "songs/8.wav")
+    assert not exists(storage_url, "songs/8.wav")
 
 
 @pytest.fixture
@@ -212,7 +194,7 @@ def test_no_credentials(song: Path) -> None:
     [(400, 60.0, "credentials were refused"), ("drop", 1.0, "check the network")],
 )
 def test_service_account_gets_no_token(
-    server: str,
+    storage_url: str,
     song: Path,
     tmp_path: Path,
     no_emulator: None,
@@ -221,7 +203,7 @@ def test_service_account_gets_no_token(
     deadline: float,
     says: str,
 ) -> None:
-    with fault_proxy(server) as tokens:
+    with fault_proxy(storage_url) as tokens:
         tokens.inject(repeat(fault))
         account = service_account(f"{tokens.url}/token")
         (tmp_path / "account.json").write_text(json.dumps(account))
@@ -268,7 +250,7 @@ def test_bad_file(proxy: Proxy, tmp_path: Path, name: str) -> None:
 
 def test_key_appears_nowhere(
     proxy: Proxy,
-    server: str,
+    storage_url: str,
     song: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -284,7 +266,7 @@ def test_key_appears_nowhere(
     assert len(proxy.seen) > 1
     assert caplog.records
     requests = "".join(f"{seen}" for seen in proxy.seen)
-    told = [repr(bucket), repr(stored), repr(resource(server, "songs/9.mp3")), requests]
+    told = [repr(bucket), repr(stored), repr(resource(storage_url, "songs/9.mp3")), requests]
     for text in [*told, chain(caught.value), caplog.text]:
         assert KEY not in text
 

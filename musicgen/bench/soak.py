@@ -8,7 +8,6 @@ second, or an answer was not what it had to be.
 
 import argparse
 import itertools
-import json
 import os
 import random
 import sys
@@ -16,7 +15,6 @@ import tempfile
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,7 +32,6 @@ from .callers import Inputs, follows_melodies, mixture
 SAMPLES = 60  # of a whole run
 FAULTS = 1 / 8  # of the requests
 LONG = 300  # seconds of what is given up before it is done
-JSON = {"Content-Type": "application/json"}
 NO_AUDIO = "data:audio/wav;base64,UklGRg=="
 # Files are kept for ten minutes: a shorter run than this sees their number grow.
 MINUTES_FOR_FILES = 40
@@ -98,13 +95,8 @@ class Traffic:
     def cancelled(self, inputs: Inputs, name: str) -> None:
         timer = threading.Timer(self.chance.random(), self.cancel, [name])
         timer.start()
-        body = json.dumps({"input": {**inputs, "duration": LONG}}).encode()
-        url = f"{self.url}/predictions/{name}"
-        request = urllib.request.Request(
-            url, body, {"Content-Type": "application/json"}, method="PUT"
-        )
-        with urllib.request.urlopen(request) as response:
-            status = json.load(response)["status"]
+        body = {"input": {**inputs, "duration": LONG}}
+        status = server.call(f"{self.url}/predictions/{name}", body, "PUT")["status"]
         timer.join()
         if status not in ("canceled", "failed"):  # failed: Cog was still preparing the inputs
             raise RuntimeError(f"cancelled, and yet {status}")
@@ -117,10 +109,9 @@ class Traffic:
             time.sleep(0.05)
 
     def left(self, inputs: Inputs, name: str) -> None:
-        body = json.dumps({"input": {**inputs, "duration": LONG}}).encode()
-        request = urllib.request.Request(f"{self.url}/predictions", body, JSON)
+        body = {"input": {**inputs, "duration": LONG}}
         with suppress(TimeoutError):
-            urllib.request.urlopen(request, timeout=0.1 + self.chance.random())
+            server.call(f"{self.url}/predictions", body, timeout=0.1 + self.chance.random())
             raise RuntimeError("five minutes took less than two seconds")
 
     def expect(self, status: str, inputs: Inputs) -> None:
@@ -161,10 +152,7 @@ def soak(weights: Path, minutes: float, callers: int, seed: int) -> list[str]:
                     for index in range(SAMPLES):
                         time.sleep(minutes * 60 / SAMPLES)
                         samples.append(_sample(traffic, processes, folder, index, minutes))
-                        print(
-                            "  ".join(f"{value:g}" for value in asdict(samples[-1]).values()),
-                            flush=True,
-                        )
+                        print(_row(asdict(samples[-1]).values()), flush=True)
                 finally:
                     traffic.stop.set()
     return [*traffic.wrong, *grown(samples)]

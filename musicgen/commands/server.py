@@ -99,11 +99,17 @@ def stop(process: subprocess.Popen[bytes], url: str) -> None:
         process.wait()
 
 
-def call(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """GET `url`, or POST `body` to it as JSON; the JSON object that comes back."""
+def call(
+    url: str,
+    body: Mapping[str, Any] | None = None,
+    method: str | None = None,
+    timeout: float | None = None,
+) -> dict[str, Any]:
+    """GET `url`, or POST `body` (or another `method`) to it as JSON; the JSON that comes back."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as response:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers, method=method)
+    with urllib.request.urlopen(request, timeout=timeout) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
 

@@ -1,6 +1,6 @@
 """Uploads that are cut anywhere, and storage servers that never come to an end."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import repeat
 from pathlib import Path
 from random import Random
@@ -8,29 +8,13 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from storage import Drop, Fault, Proxy, fault_proxy, storage_server
+from storage import LARGE, SMALL, Drop, Fault, Proxy
 
 from musicgen.errors import UploadError
-from musicgen.upload import _BACK_OFF, Bucket, upload
+from musicgen.upload import Bucket, upload
 
 SONGS = Bucket("songs")
 METADATA = {"seed": "7"}
-# Above 8 MiB the client takes two requests (a resumable session) instead of one.
-SMALL, LARGE = 100_000, 9 * 2**20
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with storage_server(SONGS.name) as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with fault_proxy(server) as proxy:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        monkeypatch.setitem(_BACK_OFF, "initial", 0.05)
-        yield proxy
 
 
 def write(path: Path, size: int) -> Path:
@@ -50,7 +34,7 @@ def test_what_still_moves_is_cut_at_the_deadline(
         upload(path, SONGS, 16, METADATA, deadline=1.0)
 
 
-def check_cuts(proxy: Proxy, server: str, path: Path, cuts: Iterable[int]) -> None:
+def check_cuts(proxy: Proxy, storage_url: str, path: Path, cuts: Iterable[int]) -> None:
     """Cut after so many bytes, for good: nothing new is there. Cut once: the whole file is."""
     old, name = path.with_suffix(".old.mp3"), "songs/17.mp3"
     old.write_bytes(b"the song that was there before")
@@ -59,7 +43,7 @@ def check_cuts(proxy: Proxy, server: str, path: Path, cuts: Iterable[int]) -> No
         proxy.inject(repeat(Drop(cut)))
         with pytest.raises(UploadError):
             upload(path, SONGS, 17, METADATA, deadline=0.1)
-        stored = f"{server}/storage/v1/b/songs/o/{quote(name, safe='')}?alt=media"
+        stored = f"{storage_url}/storage/v1/b/songs/o/{quote(name, safe='')}?alt=media"
         assert httpx.get(stored).content == old.read_bytes(), cut
         proxy.inject([Drop(cut)])
         upload(path, SONGS, 17, METADATA)
@@ -67,13 +51,13 @@ def check_cuts(proxy: Proxy, server: str, path: Path, cuts: Iterable[int]) -> No
 
 
 def test_a_cut_anywhere_leaves_the_old_song_or_the_new_one(
-    proxy: Proxy, server: str, tmp_path: Path
+    proxy: Proxy, storage_url: str, tmp_path: Path
 ) -> None:
-    check_cuts(proxy, server, write(tmp_path / "song.mp3", 1000), range(0, 1500, 150))
+    check_cuts(proxy, storage_url, write(tmp_path / "song.mp3", 1000), range(0, 1500, 150))
 
 
 @pytest.mark.full
 def test_a_cut_at_every_byte_leaves_the_old_song_or_the_new_one(
-    proxy: Proxy, server: str, tmp_path: Path
+    proxy: Proxy, storage_url: str, tmp_path: Path
 ) -> None:
-    check_cuts(proxy, server, write(tmp_path / "song.mp3", 100), range(900))
+    check_cuts(proxy, storage_url, write(tmp_path / "song.mp3", 100), range(900))
