@@ -14,6 +14,7 @@ import pytest
 import torch
 from audiocraft.modules.transformer import create_sin_embedding
 from train_demo import captions, codec, dataset, lm, measures, song, synth, text
+from train_demo.muon import Muon
 from train_demo.run import LOSSES, Run, schedule
 
 from musicgen.pipeline import MusicGen
@@ -158,6 +159,24 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[-1] < 0.021
 
 
+def test_muon_goes_where_torchs_goes():
+    """Which rounds to bfloat16 on its way."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((64, 256), (256, 64), (48, 48)):
+        start = torch.randn(shape, generator=generator)
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        optimizers = [
+            Muon([ours], 0.02),
+            torch.optim.Muon([theirs], 0.02, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        ]
+        for _ in range(4):
+            ours.grad = torch.randn(shape, generator=generator)
+            theirs.grad = ours.grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+        assert (ours - theirs).norm() < 0.03 * (theirs - start).norm()
+
+
 def test_heads_begin_at_the_moments_chroma_and_at_the_words():
     """Before any training: what the first layer's first two heads look at."""
     model = lm.Demo().requires_grad_(False)
@@ -273,6 +292,33 @@ def test_distances_are_what_they_say():
     assert measures.si_sdr(wav, 3 * wav + 3 * noise) == pytest.approx(20, abs=0.1)
     loud = np.random.default_rng(1).standard_normal(len(wav))
     assert measures.log_spectral_distance(loud, 0.5 * loud) == pytest.approx(6.02, abs=0.1)
+
+
+def test_the_floor_is_that_of_the_quietest_moments():
+    wav = tone([60])
+    wav[:, : RATE // 2] *= 1e-3
+    assert measures.floor(wav) == pytest.approx(-63, abs=1)
+    wav[:, : RATE // 2] = 0
+    assert measures.floor(wav) == measures.SILENCE
+
+
+def test_hats_are_what_sounds_high():
+    low, high = tone([60]), tone([120])  # 8.4 kHz
+    assert measures.hats([low]) < -60
+    assert measures.hats([high]) == pytest.approx(0, abs=0.5)  # two full-scale sines
+    assert measures.hats([low, high]) == pytest.approx(-3, abs=0.5)
+
+
+def test_sets_are_as_far_apart_as_they_sound():
+    rng = np.random.default_rng(0)
+    noises = [0.1 * rng.standard_normal((2, 4 * RATE)) for _ in range(3)]
+    near = measures.frechet_distance(noises[:1], noises[1:2])
+    assert measures.frechet_distance(noises, noises) == pytest.approx(0, abs=0.01)
+    assert near < 1
+    quiet = [0.1 * noise for noise in noises]  # 20 dB are 2 in each of the bands
+    assert measures.frechet_distance(noises, quiet) == pytest.approx(
+        4 * measures.MEL_BANDS, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("beats", [75, 120, 160])

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from musicgen.checkpoints import tiny_config
 from train_demo import song, synth
-from train_demo.run import Run
+from train_demo.run import Run, precision
 
 CARD = 512
 STEPS, RATE, SEED = 3000, 1e-3, 1
@@ -56,7 +56,7 @@ def train(folder: Path, steps: int = STEPS, device: str = "cpu") -> EncodecModel
         torch.manual_seed(step)
         model.train()
         wav = segments(step).to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with precision(device):
             result = model(wav)
         loss = distance(wav, result.x.float())
         run.update(loss + COMMITMENT * result.penalty.float().mean())

@@ -14,6 +14,7 @@ from torch import Tensor
 from musicgen.checkpoints import tiny_config
 from musicgen.conditioning.chroma import Chroma
 from train_demo import captions, codec, song, synth, text
+from train_demo.run import precision
 
 SECONDS = 8
 CHROMA_EXPONENT = 14
@@ -109,7 +110,7 @@ class Clips:
 
     def _encode(self, wav: np.ndarray) -> Tensor:
         """wav [2, N] -> codes [K, T], left and right interleaved."""
-        with torch.autocast(self.device, torch.bfloat16):
+        with precision(self.device):
             sides = torch.from_numpy(wav)[:, None].to(self.device)
             left, right = self.encodec.encode(sides)[0].cpu()
         return torch.stack([left, right], dim=1).flatten(0, 1).short()

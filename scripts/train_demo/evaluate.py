@@ -1,7 +1,8 @@
 """The command: measures a checkpoint over fixed seeds, with the same one untrained beside it.
 
 Songs are drawn from seeds that training never uses. What is asked of a model is asked of the
-songs themselves too ("recordings"): no model can be expected to do better than those.
+songs themselves too ("recordings"): no model can be expected to do better than those. As a set,
+other songs stand in for them.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -59,9 +61,9 @@ class Recording:
         return self.key in measures.keys(wav)[:3]
 
 
-def recordings(count: int) -> list[Recording]:
+def recordings(count: int, first: int = FIRST_SEED) -> list[Recording]:
     made = []
-    for seed in range(FIRST_SEED, FIRST_SEED + count):
+    for seed in range(first, first + count):
         drawn = song.draw(np.random.default_rng(seed))
         stems = synth.render(drawn, SECONDS)
         made.append(Recording(drawn, seed, synth.mix(stems), stems["lead"]))
@@ -73,6 +75,7 @@ class Judge:
 
     def __init__(self, model: MusicGen, heard: list[Recording], folder: Path) -> None:
         self.model, self.heard, self.folder = model, heard, folder
+        self.prompted = cache(self._prompted)
 
     def generate(self, recording: Recording, **fields: object) -> np.ndarray:
         """One clip [2, N]; `audio` may be a wav [C, N]."""
@@ -84,6 +87,10 @@ class Judge:
         seed = recording.seed % 2**16
         request = Request(**{"duration": SECONDS, "seed": seed} | fields)  # type: ignore[arg-type]
         return self.model.generate(request).wavs[0].numpy()
+
+    def _prompted(self, guidance: float) -> list[np.ndarray]:
+        """What each recording's prompt gives."""
+        return [self.generate(one, prompt=one.prompt, cfg_coef=guidance) for one in self.heard]
 
     def rebuild(self, wav: np.ndarray) -> np.ndarray:
         """wav [2, N] through the codec."""
@@ -108,11 +115,14 @@ class Judge:
         """Hits of tempo and key at each guidance."""
         found = {}
         for scale in guidance:
-            wavs = [self.generate(one, prompt=one.prompt, cfg_coef=scale) for one in self.heard]
-            pairs = list(zip(self.heard, wavs, strict=True))
+            pairs = list(zip(self.heard, self.prompted(scale), strict=True))
             found[tempo_row(scale)] = sum(one.has_tempo(wav) for one, wav in pairs)
             found[key_row(scale)] = sum(one.has_key(wav) for one, wav in pairs)
         return found
+
+    def sound(self) -> dict[str, float]:
+        """How near the clips of all prompts come to the recordings, as a set."""
+        return sound(self.prompted(DEFAULT_GUIDANCE), [one.wav for one in self.heard])
 
     def melody(self) -> dict[str, float]:
         """Chroma cosine with a melody that was given, and with one that was not."""
@@ -159,7 +169,7 @@ class Judge:
 
     def everything(self) -> dict[str, float]:
         parts: list[Callable[[], dict[str, float]]] = [
-            self.codec, self.text, self.melody, self.continuation, self.greedy
+            self.codec, self.text, self.sound, self.melody, self.continuation, self.greedy
         ]  # fmt: skip
         found: dict[str, float] = {}
         for part in parts:
@@ -169,12 +179,23 @@ class Judge:
         return found
 
 
+def sound(wavs: list[np.ndarray], recorded: list[np.ndarray]) -> dict[str, float]:
+    """Level of rests, power of hats, and the distance of wavs [2, N] from what was recorded."""
+    return {
+        "rests: level, dBFS": mean(measures.floor(wav) for wav in wavs),
+        "hats: power from 6 to 12 kHz, dBFS": measures.hats(wavs),
+        "Frechet distance from the recordings": measures.frechet_distance(wavs, recorded),
+    }
+
+
 def reference(heard: list[Recording]) -> dict[str, float]:
     """The same questions asked of the recordings themselves."""
     others = [*heard[3:], *heard[:3]]
     cut = round(PROMPT_SECONDS * synth.SAMPLE_RATE)
     pairs = list(zip(heard, others, strict=True))
+    more = recordings(len(heard), FIRST_SEED + len(heard))
     return {
+        **sound([one.wav for one in more], [one.wav for one in heard]),
         tempo_row(DEFAULT_GUIDANCE): sum(one.has_tempo(one.wav) for one in heard),
         key_row(DEFAULT_GUIDANCE): sum(one.has_key(one.wav) for one in heard),
         "melody: cosine, given": mean(

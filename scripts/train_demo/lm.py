@@ -17,7 +17,7 @@ from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
 from audiocraft.modules.conditioners import BaseConditioner, ConditionFuser, ConditioningProvider
 from audiocraft.modules.transformer import set_efficient_attention_backend
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from musicgen.checkpoints import tiny_config
 from train_demo import codec, song, synth, text
@@ -36,7 +36,8 @@ from train_demo.dataset import (
     K,
     with_mistakes,
 )
-from train_demo.run import Run
+from train_demo.muon import Muon
+from train_demo.run import Run, precision
 
 TEXT_NAME = "t5-demo"
 STEPS, RATE = 17000, 2e-3
@@ -183,7 +184,7 @@ def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str =
         indices = rng.integers(CLIPS, size=kind.batch).tolist()
         batch = clips.batch(kind, indices, rng)
         batch = replace(batch, heard=with_mistakes(batch.codes, rng)).to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with precision(device):
             losses = model(batch)
         answers = sum(losses[name] for name in QUESTIONS)
         run.update((losses["codes"] * levels).sum() + ASKED_WEIGHT * answers)
@@ -198,7 +199,7 @@ def optimizers(model: Demo) -> list[Optimizer]:
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        Muon(matrices, RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, RATE),
         AdamW(others, RATE, (0.9, 0.98), weight_decay=0.01),
     ]
 
@@ -212,7 +213,7 @@ def measure(model: Demo, whole: Batch, beginning: Batch, device: str) -> dict[st
         "other_text": replace(beginning, tokens=beginning.tokens.roll(1, 0)),
         "other_melody": replace(beginning, chroma=beginning.chroma.roll(1, 0)),
     }
-    with torch.autocast(device, torch.bfloat16):
+    with precision(device):
         losses = {name: model(batch) for name, batch in batches.items()}
     codes = {name: found["codes"].mean().item() for name, found in losses.items()}
     return codes | {name: losses["beginning"][name].item() for name in QUESTIONS}

@@ -1,27 +1,27 @@
-"""What is measured of audio: how alike two recordings are, tempo, key, melody, a seam.
+"""What is measured of audio: how alike two recordings or two sets are, tempo, key, melody, a seam.
 
-Beats and chroma are librosa's: no code of the model that is judged.
+Beats, chroma and keys are librosa's: no code of the model that is judged.
 """
+
+from collections.abc import Iterable
 
 import librosa
 import numpy as np
+import scipy.linalg
 import torch
 
+from musicgen.page import analysis
 from train_demo import codec
-from train_demo.captions import SHARP
-from train_demo.song import SCALES
-from train_demo.synth import SAMPLE_RATE
+from train_demo.synth import FRAME, SAMPLE_RATE
 
 OCTAVES = (0.5, 1.0, 2.0)
 TEMPO_TOLERANCE = 0.05
 SIZES = (2048, 1024, 512)
 RANGE = 80.0  # dB below a clip's loudest bin; what is quieter counts as silence
-CHROMA_WINDOW, CHROMA_HOP = 16384, 4096
-# How well each pitch class fits a key (Krumhansl and Kessler 1982), from the tonic on.
-PROFILES = {
-    "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
-    "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
-}
+QUIETEST = 0.05  # share of a side's frames whose level is its floor
+SILENCE = -120.0  # dBFS; no floor is lower
+HATS = (6000.0, 12000.0)  # Hz
+MEL_BANDS, MEL_WINDOW = 64, 2048
 
 
 def log_spectral_distance(wav: np.ndarray, other: np.ndarray) -> float:
@@ -46,6 +46,48 @@ def si_sdr(wav: np.ndarray, other: np.ndarray) -> float:
     return codec.si_sdr(*pair).item()
 
 
+def floor(wav: np.ndarray) -> float:
+    """Level in dBFS of the quietest frames, 20 ms each, of the sides of wav [C, N]: their mean."""
+    frames = wav[:, : wav.shape[1] // FRAME * FRAME].reshape(len(wav), -1, FRAME)
+    power = np.sort(np.square(frames).mean(2), axis=1)
+    quiet = power[:, : max(1, round(QUIETEST * power.shape[1]))].mean(1)
+    return float(10 * np.log10(np.maximum(quiet, 10 ** (SILENCE / 10))).mean())
+
+
+def hats(wavs: Iterable[np.ndarray]) -> float:
+    """Mean power in dB of what wavs [C, N] have where hats sound, both sides together."""
+    found = []
+    for wav in wavs:
+        power = np.square(np.abs(np.fft.rfft(wav))) * 2 / wav.shape[1] ** 2
+        hertz = np.fft.rfftfreq(wav.shape[1], 1 / SAMPLE_RATE)
+        found.append(power[:, (hertz >= HATS[0]) & (hertz < HATS[1])].sum())
+    return float(10 * np.log10(np.mean(found) + 1e-20))
+
+
+def frechet_distance(wavs: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
+    """Between two sets of wavs [C, N], as sets of log-mel frames in units of 10 dB.
+
+    Each set is taken for a Gaussian (Heusel et al. 2017, Kilgour et al. 2019); in the place of a
+    trained network's embedding stands the mel spectrum of each side.
+    """
+    (mean, cov), (mean_2, cov_2) = (_gaussian(set_) for set_ in (wavs, others))
+    root = scipy.linalg.sqrtm(cov @ cov_2).real
+    return float(np.square(mean - mean_2).sum() + np.trace(cov + cov_2 - 2 * root))
+
+
+def _gaussian(wavs: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [MEL_BANDS] and covariance of the frames."""
+    power = [
+        librosa.feature.melspectrogram(
+            y=side, sr=SAMPLE_RATE, n_fft=MEL_WINDOW, hop_length=MEL_WINDOW, n_mels=MEL_BANDS
+        )
+        for wav in wavs
+        for side in wav
+    ]
+    frames = librosa.power_to_db(np.concatenate(power, axis=1), amin=10 ** (-RANGE / 10)) / 10
+    return frames.mean(1), np.cov(frames)
+
+
 def tempo(wav: np.ndarray) -> float:
     """Beats a minute that librosa's beat tracker finds in wav [C, N]; 0 if none."""
     return float(np.ravel(librosa.beat.beat_track(y=wav.mean(0), sr=SAMPLE_RATE)[0])[0])
@@ -56,31 +98,14 @@ def is_tempo(found: float, wanted: float) -> bool:
     return any(abs(found * factor / wanted - 1) <= TEMPO_TOLERANCE for factor in OCTAVES)
 
 
-def chroma(wav: np.ndarray) -> np.ndarray:
-    """Pitch classes over time [12, frames] of wav [C, N], C first."""
-    return librosa.feature.chroma_stft(
-        y=wav.mean(0), sr=SAMPLE_RATE, n_fft=CHROMA_WINDOW, hop_length=CHROMA_HOP, tuning=0
-    )
-
-
-def keys(wav: np.ndarray) -> list[str]:
-    """All 24 keys, the most likely first: "A minor"."""
-    heard = librosa.feature.chroma_cqt(y=wav.mean(0), sr=SAMPLE_RATE, tuning=0).mean(1)
-    likely = {
-        f"{SHARP[tonic]} {mode}": np.corrcoef(np.roll(PROFILES[mode], tonic), heard)[0, 1]
-        for mode in SCALES
-        for tonic in range(12)
-    }
-    return sorted(likely, key=lambda key: -np.nan_to_num(likely[key], nan=-1.0))
+def keys(wav: np.ndarray) -> tuple[str, ...]:
+    """All 24 keys of wav [C, N], the most likely first: "A minor"; none of silence."""
+    return analysis.keys(wav.mean(0), SAMPLE_RATE)
 
 
 def chroma_similarity(wav: np.ndarray, other: np.ndarray) -> float:
     """Mean cosine of the chroma frames of [C, N] and [C', N], from 0 to 1."""
-    a, b = chroma(wav), chroma(other)
-    frames = min(a.shape[1], b.shape[1])
-    a, b = a[:, :frames], b[:, :frames]
-    lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
-    return float(np.mean((a * b).sum(0) / np.maximum(lengths, 1e-9)))
+    return analysis.similarity(*(analysis.chroma(x.mean(0), SAMPLE_RATE) for x in (wav, other)))
 
 
 def seam(wav: np.ndarray, sample: int, reach: int = 32) -> float:

@@ -12,6 +12,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 STATE, LOSSES = "state.pt", "losses.csv"
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what x86 and ARM call multiplying it
+
+
+def precision(device: str) -> torch.autocast:
+    """bfloat16 where the processor multiplies it; a CPU that does not takes far longer with it."""
+    able = torch.cpu.get_capabilities()
+    fast = device != "cpu" or any(able.get(name, False) for name in BFLOAT16)
+    return torch.autocast(device, torch.bfloat16, enabled=fast)
 
 
 class Run:
