@@ -15,16 +15,21 @@ from . import machine
 
 # Of all GPUs. `sources` in the printed plan says the same.
 LAUNCH = 1.3e-6  # s from one kernel of a CUDA graph to the next
+DEPENDENT_LAUNCH = LAUNCH / 2  # where one begins before the other has ended
 REACHED = 0.92  # of the data sheet's bandwidth that a kernel which only reads can have
 MEMORY_LATENCY = 0.6e-6  # s until a read comes back from a memory that is busy
 CACHE_LATENCY = 0.25e-6  # s from the cache that all processors share
+# Threads and programs that fit a processor, by compute capability.
+THREADS = {75: 1024, 80: 2048, 89: 1536, 90: 2048, 100: 2048}
+PROGRAMS = {75: 16, 80: 32, 89: 24, 90: 32, 100: 32}
 CACHE_BYTES = 32  # a processor gets from that cache in a clock cycle
 SOURCES = """\
 predicted from NVIDIA's data sheets: bandwidth, processors, clock, float16 arithmetic
 predicted from what others measured: 1.3 us a launch in a graph, on H100 (Spector et al. 2025,
 predicted from   "Look Ma, No Bubbles!", Hazy Research), taken for all GPUs
 predicted from assumptions: 92% of the bandwidth within reach; 0.6 us for a read from busy memory,
-predicted from   0.25 us from the shared cache; 32 bytes a cycle from there to a processor"""
+predicted from   0.25 us from the shared cache; 32 bytes a cycle from there to a processor; half of
+predicted from   the 1.3 us where launches overlap (MUSICGEN_DEPENDENT_LAUNCHES=1)"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,10 @@ class Card:
     reachable: float  # bytes a second, all processors together
     processor_bytes: float  # a second that one processor can take in
     shared_memory: int  # bytes a processor
+    threads: int  # that fit a processor, and
+    programs: int  # of them at most
     launch: float
+    dependent_launch: float
     memory_latency: float
     cache_latency: float
     overlaps: bool  # whether it computes while it reads: GPUs copy asynchronously
@@ -59,7 +67,10 @@ def gpu(
         reachable=REACHED * terabytes * 1e12,
         processor_bytes=CACHE_BYTES * gigahertz * 1e9,
         shared_memory=shared_memory * 1024,
+        threads=THREADS[capability],
+        programs=PROGRAMS[capability],
         launch=LAUNCH,
+        dependent_launch=DEPENDENT_LAUNCH,
         memory_latency=MEMORY_LATENCY,
         cache_latency=CACHE_LATENCY,
         overlaps=True,
@@ -103,6 +114,7 @@ def this_cpu(rows: int) -> Card:
     q, keys, one = torch.randn(2, 512), torch.randn(2, 8, 256, 64), torch.arange(2)
     attend = _seconds(lambda: cpu_ops().attention(q, keys, keys, one, torch.full((2,), 256)))
     number = torch.zeros(1)
+    launch = _seconds(lambda: number.add_(1))
     return Card(
         name=machine.device_name(cpu),
         capability=90,
@@ -112,7 +124,10 @@ def this_cpu(rows: int) -> Card:
         reachable=bandwidth,
         processor_bytes=2 * keys.nbytes / attend,
         shared_memory=1 << 20,
-        launch=_seconds(lambda: number.add_(1)),
+        threads=THREADS[90],
+        programs=PROGRAMS[90],
+        launch=launch,
+        dependent_launch=launch,
         memory_latency=0.0,
         cache_latency=0.0,
         overlaps=False,

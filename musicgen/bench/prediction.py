@@ -16,7 +16,7 @@ import torch
 from . import cards
 from .cards import Card
 from .launches import step_launches
-from .traffic import PROGRAMS, THREADS, Traffic, traffic
+from .traffic import Traffic, traffic
 from .work import MAX_SECONDS, Storage, Work, step_bytes
 
 HALF = Storage(2, 2)
@@ -24,13 +24,14 @@ HALF = Storage(2, 2)
 
 def seconds(launch: Traffic, card: Card) -> float:
     """How long a launch takes, alone on the card."""
-    begin = card.launch + launch.waits * card.cache_latency
-    if launch.memory:
+    begin = card.dependent_launch if launch.dependent else card.launch
+    begin += launch.waits * card.cache_latency
+    if launch.memory and not launch.fetches:
         begin += card.memory_latency
     if not launch.programs:
         return begin + max(launch.memory / card.reachable, launch.operations / card.arithmetic)
     places = card.processors * min(
-        card.shared_memory // (launch.shared + 1024), THREADS // launch.threads, PROGRAMS
+        card.shared_memory // (launch.shared + 1024), card.threads // launch.threads, card.programs
     )
     waves = [places] * (launch.programs // places) + [launch.programs % places]
     return begin + sum(_wave(launch, card, programs) for programs in waves if programs)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,9 +12,6 @@ from musicgen.decoder.kernels.recorder import Launch
 
 from .launches import PREFIX
 from .work import Work
-
-THREADS = 2048  # that fit a processor, and
-PROGRAMS = 16  # of them at most
 
 
 @dataclass(frozen=True)
@@ -30,31 +27,44 @@ class Traffic:
     shared: int = 1024  # bytes of shared memory
     threads: int = 128
     waits: int = 2  # one after another, for something out of the shared cache
+    dependent: bool = False  # begins before the launch that it depends on has ended
+    fetches: bool = False  # asks for what it reads from memory when it begins
 
 
 def traffic(launch: Launch, work: Work, cache_bytes: int = 2) -> Traffic:
     """Raises KeyError for a kernel of Triton's that is not known."""
     if launch.code is None:
         return _operation(launch)
-    return KERNELS[launch.name](launch, work, cache_bytes)
+    moved = KERNELS[launch.name](launch, work, cache_bytes)
+    return replace(moved, dependent=launch.arguments["DEPENDENT"])
 
 
 def _product(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
     given, options = launch.arguments, launch.code.options if launch.code else {}
-    x, weight = given["x"], given["weight"]
+    x, weight, normed, parts = (given[name] for name in ("x", "weight", "NORM", "PARTS"))
     programs = math.prod(launch.grid)
-    stages, tile = options["num_stages"], 2 * given["DEPTH"] * x.itemsize
-    rows = min(len(x), given["ROWS"])
+    columns, rows = given["COLUMNS"] * given["STRIPS"], min(len(x), given["ROWS"])
+    own = given["CHUNKS"] // parts
+    step = own * given["DEPTH"]  # of the depth, at a time
+    own_weight = columns * weight[0].nbytes / parts
+    # A norm reads its rows, then them again with its scale and shift at every step.
+    further = 2 * x.nbytes + 2 * x[0].nbytes if normed else rows * x[0].nbytes / parts
+    if parts > 1:
+        further += rows * columns * 4  # written, for the norm that follows
+    flight = (options["num_stages"] - 1) * step
     return Traffic(
         label=f"product {weight.shape[0]} x {weight.shape[1]}, {given['THEN']}",
         programs=programs,
         memory=weight.nbytes / programs,
-        # Its rows, and the weights that programs with other rows bring from memory.
-        cached=rows * x[0].nbytes + given["COLUMNS"] * weight[0].nbytes - weight.nbytes / programs,
-        flight=(stages - 1) * tile * (given["COLUMNS"] + rows),
+        # With the weights that programs with other rows bring from memory.
+        cached=further + own_weight - weight.nbytes / programs,
+        flight=flight * (columns * weight.itemsize + rows * x.itemsize),
         operations=2 * len(x) * weight.numel() / programs,
-        shared=(stages - 1) * tile * (given["COLUMNS"] + given["ROWS"]),
+        shared=flight * (columns * weight.itemsize + given["ROWS"] * x.itemsize + 8 * bool(normed)),
         threads=32 * options["num_warps"],
+        # Before the first product a norm's rows come, and each is summed twice.
+        waits=3 + normed if normed else 2,
+        fetches=given["DEPENDENT"],
     )
 
 
@@ -62,6 +72,10 @@ def _filled(keys: Tensor, work: Work) -> float:
     """Positions of a cache that a step reads, on average over the clip."""
     if work.config.cross_attention and keys.shape[2] == PREFIX:
         return work.cross_length
+    return _context(work)
+
+
+def _context(work: Work) -> float:
     return work.prefix_length + (work.steps + 1) / 2
 
 
@@ -69,30 +83,39 @@ def _split(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
     given = launch.arguments
     filled = _filled(given["keys"], work)
     splits = math.ceil(filled / given["SPLIT"])
-    read = 2 * filled / splits * given["HEAD_DIM"] * cache_bytes
+    programs = 1 if given["WHOLE"] else splits
+    read = 2 * filled / programs * given["HEAD_DIM"] * cache_bytes
+    # The next split comes into shared memory while one is worked on.
+    ahead = 2 * given["SPLIT"] * given["HEAD_DIM"] * cache_bytes
     return Traffic(
         label="attention" if splits > 1 else "cross-attention",
-        programs=launch.grid[0] * splits,
+        programs=launch.grid[0] * programs,
         memory=read,
-        flight=read,
+        cached=4 * given["HEAD_DIM"],  # what it writes
+        flight=min(read, ahead),
+        shared=ahead if given["WHOLE"] else 1024,
         waits=3,  # for the length, then the row's place, and to write
     )
 
 
 def _combine(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
     given = launch.arguments
+    splits = math.ceil(_context(work) / given["SPLIT"])
     return Traffic(
         label="attention's combination",
         programs=launch.grid[0],
-        cached=given["parts"].nbytes / launch.grid[0],
-        threads=64,
-        waits=1 + 2 * given["GROUPS"],
+        cached=4 * given["HEAD_DIM"] * splits,
+        threads=32,
+        # One split after the other: all have come with the first, four take as long as to come.
+        waits=3 + splits // 4,
     )
 
 
 def _norm(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
-    x = launch.arguments["x"]
-    return Traffic("norm", programs=len(x), cached=3 * x[0].nbytes, waits=3)
+    """Reads a row and what is pending, scale and shift; writes the row, and the half of it."""
+    x, parts = launch.arguments["x"], launch.arguments["PARTS"]
+    moved = (3.5 + (parts + 1 if parts else 0)) * x[0].nbytes
+    return Traffic("norm", programs=len(x), cached=moved, threads=64, waits=3)
 
 
 def _sample(launch: Launch, work: Work, cache_bytes: int) -> Traffic:

@@ -217,7 +217,7 @@ class LM(nn.Module):
                 x = ops.linear_add(y, layer.cross_out, x)
             x = ops.linear_add(ops.norm_linear(x, layer.norm2, layer.up, gelu=True), layer.down, x)
         logits = ops.norm_linear(x, self.out_norm, self.heads)
-        return logits.view(len(x), self.config.n_q, self.config.card)
+        return logits.view(len(rows), self.config.n_q, self.config.card)
 
     def _prefill_cross(self, cross: Tensor, cache: Cache) -> None:
         length = cross.shape[1]

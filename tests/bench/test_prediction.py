@@ -73,6 +73,17 @@ def test_a_launch_takes_at_least_what_begins_it_and_what_it_reads():
     assert seconds(Traffic("", programs=1), H200) == H200.launch + 2 * H200.cache_latency
 
 
+def test_launches_that_overlap_wait_less():
+    plain = Traffic("", programs=132, memory=1e5)
+    overlapping = replace(plain, dependent=True)
+    fetching = replace(overlapping, fetches=True)
+    saved = H200.launch - H200.dependent_launch
+    assert seconds(plain, H200) - seconds(overlapping, H200) == pytest.approx(saved)
+    assert seconds(overlapping, H200) - seconds(fetching, H200) == pytest.approx(
+        H200.memory_latency
+    )
+
+
 def test_too_few_programs_cannot_use_the_bandwidth():
     halves = [Traffic("", programs=n, memory=132e7 / n) for n in (132, 66)]
     whole, half = (seconds(one, H200) for one in halves)

@@ -5,22 +5,26 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from musicgen.decoder import sampling
 
-from . import attention, compiler, draw, products
+from . import attention, compiler, draw, fused, products
 
 
 @dataclass(frozen=True)
 class Ops:
-    """What a decode step is made of; the contracts are the docstrings of the PyTorch twins."""
+    """What a decode step is made of; the contracts are the docstrings of the PyTorch twins.
+
+    Rows that `linear_add` returns are for a norm, and complete once that has seen them.
+    """
 
     norm_linear: Callable[..., Tensor]
     norm_qkv: Callable[..., Tensor]
-    linear_add: Callable[..., Tensor]
+    linear_add: Callable[..., Any]
     attention: Callable[..., Tensor]
     sample: Callable[..., Tensor]
 
@@ -36,9 +40,9 @@ TORCH = Ops(
 
 # On CUDA: reads weights and caches once, whatever the number of rows; each row on its own.
 TRITON = Ops(
-    norm_linear=products.norm_linear_triton,
-    norm_qkv=products.norm_qkv_triton,
-    linear_add=products.linear_add_triton,
+    norm_linear=fused.norm_linear,
+    norm_qkv=fused.norm_qkv,
+    linear_add=fused.linear_add,
     attention=attention.attention_triton,
     sample=draw.sample_triton,
 )
@@ -140,11 +144,14 @@ def check(
     def run(ops: Ops) -> dict[str, Tensor]:
         k, v = keys.clone(), values.clone()
         q = ops.norm_qkv(x, norm, qkv, k, v, order, positions)
+        residual = x.clone()
+        added = ops.norm_linear(ops.linear_add(hidden, down, residual), norm, up)
         return {
             "norm_qkv": torch.cat([part.flatten() for part in (q, k, v)]),
             "norm_linear": ops.norm_linear(x, norm, up),
             "norm_linear with GELU": ops.norm_linear(x, norm, up, gelu=True),
-            "linear_add": ops.linear_add(hidden, down, x.clone()),
+            "linear_add": residual,
+            "norm_linear after linear_add": added,
             "attention": ops.attention(query, keys, values, order, positions + 1),
         }
 

@@ -1,8 +1,9 @@
 """Attention of one query per row over the filled part of that row's cache.
 
-The Triton form cuts the cache into splits of a fixed size, so that even the few heads of one clip
-fill the GPU ("Flash-Decoding", Dao et al. 2023). The cut depends on nothing but the position, and
-the splits are put together in a fixed order: a row's result has nothing to do with its neighbours.
+The Triton form works through the cache in splits of a fixed size. Few heads share theirs among
+programs, so that one clip fills the GPU too ("Flash-Decoding", Dao et al. 2023), and the splits are
+put together by a launch more; of many heads each has one program. Either way the same splits are
+put together in the same order: a row's result has nothing to do with its neighbours.
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
@@ -15,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compiler import jit, tl, triton
+from .compiler import begin, jit, launch, tl, triton
 
-SPLIT = 128  # positions that one program reads
-GROUP = 16  # splits that are put together at a time
+SPLIT = 128  # positions
+ENOUGH = 1.5  # heads to a processor, from which on each has but one program
+INTERPRETED = 16  # processors, so that the interpreter meets both
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
@@ -44,87 +46,113 @@ def attention_triton(
     """`attention` that reads only what is filled, in float32."""
     rows, (_, heads, capacity, head_dim) = len(q), keys.shape
     splits = triton.cdiv(capacity, SPLIT)
+    whole = splits == 1 or rows * heads >= ENOUGH * _processors(q.device)
     y = torch.empty_like(q)
-    parts = q.new_empty((rows * heads, splits, head_dim), dtype=torch.float32)
-    tops, sums = q.new_empty((2, rows * heads, splits), dtype=torch.float32)
+    parts = tops = sums = y  # of which nothing is written
+    if not whole:
+        parts = q.new_empty((rows * heads, splits, head_dim), dtype=torch.float32)
+        tops, sums = q.new_empty((2, rows * heads, splits), dtype=torch.float32)
     row_stride, head_stride = keys.stride()[:2]
-    _split_kernel[(rows * heads, splits)](
+    _split_kernel[(rows * heads, 1 if whole else splits)](
         q, keys, values, cache_rows, lengths, y, parts, tops, sums, heads, splits, row_stride,
-        head_stride, head_dim**-0.5, HEAD_DIM=head_dim, SPLIT=SPLIT, WHOLE=splits == 1, num_warps=4,
+        head_stride, head_dim**-0.5, HEAD_DIM=head_dim, SPLIT=SPLIT, WHOLE=whole, num_warps=4,
+        **launch(q.device),
     )  # fmt: skip
-    if splits == 1:
-        return y
-    _combine_kernel[(rows * heads,)](
-        parts, tops, sums, lengths, y, heads, splits, HEAD_DIM=head_dim, SPLIT=SPLIT,
-        GROUPS=triton.cdiv(splits, GROUP), GROUP=GROUP, num_warps=2,
-    )  # fmt: skip
+    if not whole:
+        _combine_kernel[(rows * heads,)](
+            parts, tops, sums, lengths, y, heads, splits, HEAD_DIM=head_dim, SPLIT=SPLIT,
+            num_warps=1, **launch(q.device),
+        )  # fmt: skip
     return y
+
+
+def _processors(device: torch.device) -> int:
+    if device.type == "cpu":
+        return INTERPRETED
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+@jit
+def _split(
+    q, keys, values, start, first, length, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr
+):
+    """One split of one head: its softmax's maximum, sum, and weighted values."""
+    lane = tl.arange(0, HEAD_DIM)
+    position = first + tl.arange(0, SPLIT)
+    filled = position < length
+    offset = start + position[:, None] * HEAD_DIM + lane[None, :]
+    # Both loads stand before the arithmetic, so that both are on their way at once.
+    k = tl.load(keys + offset, mask=filled[:, None], other=0.0)
+    v = tl.load(values + offset, mask=filled[:, None], other=0.0)
+    query = tl.load(q + lane).to(tl.float32) * scale
+    score = tl.sum(k.to(tl.float32) * query[None, :], axis=1)
+    score = tl.where(filled, score, float("-inf"))
+    top = tl.max(score, axis=0)
+    weight = tl.exp(score - top)
+    return top, tl.sum(weight, axis=0), tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
+
+
+@jit
+def _put(top, total, value, part_top, part_total, part):
+    """A further split to those before, scaled to the common maximum; rounds alike everywhere."""
+    new_top = tl.maximum(top, part_top)
+    before = tl.exp(top - new_top)
+    weight = tl.exp(part_top - new_top)
+    total = tl.fma(total, before, part_total * weight)
+    return new_top, total, tl.fma(value, before, part * weight)
 
 
 @jit
 def _split_kernel(
     q, keys, values, cache_rows, lengths, y, parts, tops, sums, heads, splits, row_stride,
     head_stride, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """One split of one head of one row: its softmax's maximum, sum, and weighted values.
-
-    WHOLE: there is but one split, so that is the result.
-    """
+    """One split of one head of one row; or, WHOLE, all that are filled and what they come to."""
+    begin(DEPENDENT)
     row_head, split = tl.program_id(0), tl.program_id(1)
     row, head = row_head // heads, row_head % heads
+    lane = tl.arange(0, HEAD_DIM)
     length = tl.load(lengths + row)
-    if split * SPLIT < length:
-        lane = tl.arange(0, HEAD_DIM)
-        position = split * SPLIT + tl.arange(0, SPLIT)
-        filled = position < length
-        head_start = tl.load(cache_rows + row) * row_stride + head * head_stride
-        offset = head_start + position[:, None] * HEAD_DIM + lane[None, :]
-        # Both loads stand before the arithmetic, so that both are on their way at once.
-        k = tl.load(keys + offset, mask=filled[:, None], other=0.0)
-        v = tl.load(values + offset, mask=filled[:, None], other=0.0)
-        query = tl.load(q + row_head * HEAD_DIM + lane).to(tl.float32) * scale
-        score = tl.sum(k.to(tl.float32) * query[None, :], axis=1)
-        score = tl.where(filled, score, float("-inf"))
-        top = tl.max(score, axis=0)
-        weight = tl.exp(score - top)
-        part = tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
-        total = tl.sum(weight, axis=0)
-        if WHOLE:
-            tl.store(y + row_head * HEAD_DIM + lane, (part / total).to(y.dtype.element_ty))
-        else:
-            place = row_head * splits + split
-            tl.store(parts + place * HEAD_DIM + lane, part)
-            tl.store(tops + place, top)
-            tl.store(sums + place, total)
+    start = tl.load(cache_rows + row) * row_stride + head * head_stride
+    query = q + row_head * HEAD_DIM
+    if WHOLE:
+        top, total = float("-inf"), 0.0
+        value = tl.zeros((HEAD_DIM,), dtype=tl.float32)
+        for first in tl.range(0, length, SPLIT, num_stages=2):
+            part_top, part_total, part = _split(
+                query, keys, values, start, first, length, scale, HEAD_DIM, SPLIT
+            )
+            top, total, value = _put(top, total, value, part_top, part_total, part)
+        tl.store(y + row_head * HEAD_DIM + lane, (value / total).to(y.dtype.element_ty))
+    elif split * SPLIT < length:
+        top, total, value = _split(
+            query, keys, values, start, split * SPLIT, length, scale, HEAD_DIM, SPLIT
+        )
+        place = row_head * splits + split
+        tl.store(parts + place * HEAD_DIM + lane, value)
+        tl.store(tops + place, top)
+        tl.store(sums + place, total)
 
 
 @jit
 def _combine_kernel(
-    parts, tops, sums, lengths, y, heads, splits,
-    HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
+    parts, tops, sums, lengths, y, heads, splits, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """One head of one row: the splits' results, each scaled to the common maximum.
-
-    A group that is not used changes nothing, bit for bit: the capacity does not matter either.
-    """
+    """One head of one row: the splits that are filled, put together in order."""
+    begin(DEPENDENT)
     row_head = tl.program_id(0)
-    used = tl.cdiv(tl.load(lengths + row_head // heads), SPLIT)
+    length = tl.load(lengths + row_head // heads)
     lane = tl.arange(0, HEAD_DIM)
-    top = float("-inf")
-    total = 0.0
+    top, total = float("-inf"), 0.0
     value = tl.zeros((HEAD_DIM,), dtype=tl.float32)
-    for group in range(GROUPS):
-        split = group * GROUP + tl.arange(0, GROUP)
-        there = split < used
-        place = row_head * splits + split
-        part_top = tl.load(tops + place, mask=there, other=float("-inf"))
-        part_sum = tl.load(sums + place, mask=there, other=0.0)
-        offset = place[:, None] * HEAD_DIM + lane[None, :]
-        part = tl.load(parts + offset, mask=there[:, None], other=0.0)
-        new_top = tl.maximum(top, tl.max(part_top, axis=0))
-        weight = tl.exp(part_top - new_top)
-        before = tl.exp(top - new_top)
-        total = total * before + tl.sum(weight * part_sum, axis=0)
-        value = value * before + tl.sum(weight[:, None] * part, axis=0)
-        top = new_top
+    place = row_head * splits
+    for _ in tl.range(0, length, SPLIT, num_stages=4):
+        part = tl.load(parts + place * HEAD_DIM + lane)
+        top, total, value = _put(
+            top, total, value, tl.load(tops + place), tl.load(sums + place), part
+        )
+        place += 1
     tl.store(y + row_head * HEAD_DIM + lane, (value / total).to(y.dtype.element_ty))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from musicgen.decoder.sampling import SamplingRows
 
-from .compiler import jit, tl, triton
+from .compiler import begin, jit, launch, tl, triton
 
 
 def sample_triton(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
@@ -24,16 +24,18 @@ def sample_triton(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
     codes = torch.empty((clips, n_q), dtype=torch.int64, device=logits.device)
     _sample_kernel[(clips, n_q)](
         logits, noise, rows.top_k, rows.top_p, rows.temperature, rows.cfg_coef, codes, n_q, card,
-        BLOCK=triton.next_power_of_2(card), num_warps=8,
+        BLOCK=triton.next_power_of_2(card), num_warps=8, **launch(logits.device),
     )  # fmt: skip
     return codes
 
 
 @jit
 def _sample_kernel(
-    logits, noise, top_k, top_p, temperature, cfg_coef, codes, n_q, card, BLOCK: tl.constexpr
-):
+    logits, noise, top_k, top_p, temperature, cfg_coef, codes, n_q, card, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """One code of one clip from logits [2B, K, card] and noise [B, K, card]."""
+    begin(DEPENDENT)
     clip, book = tl.program_id(0), tl.program_id(1)
     code = tl.arange(0, BLOCK)
     inside = code < card

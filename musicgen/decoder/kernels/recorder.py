@@ -93,6 +93,7 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
     properties = SimpleNamespace(
         shared_memory_per_block_optin=SHARED_MEMORY[capability],
         multi_processor_count=PROCESSORS[capability],
+        major=capability // 10,
     )
     with (
         patch.object(triton.runtime.jit.JITFunction, "run", run),

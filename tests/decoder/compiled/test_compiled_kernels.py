@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,13 @@ from musicgen.bench.launches import CUDA, step_launches
 from musicgen.bench.traffic import traffic
 from musicgen.bench.work import MAX_SECONDS, PUBLISHED, Work
 from musicgen.decoder import kernels
+from musicgen.decoder.kernels import compiler
 from musicgen.decoder.kernels.recorder import SHARED_MEMORY, Launch
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SPILL = 16  # bytes of a thread's local memory
 HALF_TO_FLOAT = re.compile(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.(f\d+)\.f16\.f16\.(f\d+)")
+ACCESS = re.compile(r"\b(ld|st|atom|red)\.\S*global|cp\.async\.c")
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global .*?\], \[.*?\], (0x\w+|\d+)")
 
 
@@ -29,6 +32,7 @@ class Machine:
     """What became of the kernel of a launch."""
 
     launch: Launch
+    ttgir: str
     ptx: str
     shared: int  # bytes
     stack: int  # bytes a thread
@@ -37,9 +41,17 @@ class Machine:
     def name(self):
         return self.launch.name
 
-    def copies(self):
-        """Bytes of each asynchronous copy into shared memory that stands in the code."""
-        return [int(size, 0) for size in COPY.findall(self.ptx)]
+    def copied(self):
+        """{bytes of a copy: bytes that all asynchronous copies of this size bring}, once each."""
+        sizes = Counter(int(size, 0) for size in COPY.findall(self.ptx))
+        threads = 32 * self.launch.code.options["num_warps"]
+        return {size: size * count * threads for size, count in sizes.items()}
+
+    def sums(self):
+        """How the tensors are laid out over threads that are summed."""
+        layouts = dict(re.findall(r"^(#\w+) = (.*)$", self.ttgir, re.MULTILINE))
+        summed = re.findall(r'"tt.reduce".*?\}\) : \((.*?)\) ->', self.ttgir, re.DOTALL)
+        return {re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), s) for s in summed}
 
 
 BUILT = {}
@@ -52,7 +64,9 @@ def build(launch, capability):
         target = GPUTarget("cuda", capability, 32)
         built = triton.compile(source, target=target, options=code.options)
         stack = resources(built.asm["cubin"])["STACK"]
-        BUILT[key] = Machine(launch, built.asm["ptx"], built.metadata.shared, stack)
+        BUILT[key] = Machine(
+            launch, built.asm["ttgir"], built.asm["ptx"], built.metadata.shared, stack
+        )
     return BUILT[key]
 
 
@@ -93,7 +107,10 @@ def step(request):
 
 def test_kernels_build_and_do_not_spill(step):
     found = built(*step)
-    assert {"_split_kernel", "_combine_kernel", "_sample_kernel"} <= {made.name for made in found}
+    names = {made.name for made in found}
+    assert {"_split_kernel", "_sample_kernel"} <= names
+    whole = [m.launch.arguments["WHOLE"] for m in found if m.name == "_split_kernel"]
+    assert ("_combine_kernel" in names) == (not all(whole))
     for made in found:
         assert made.stack <= SPILL, made.name
 
@@ -116,18 +133,45 @@ def test_products_use_tensor_cores_and_sum_in_float32(step):
 def test_weights_come_in_copies_of_16_bytes(step):
     for made in built(*step):
         if made.name == "_product_kernel":
-            options, given = made.launch.code.options, made.launch.arguments
-            tiles = 2 * 2 * given["DEPTH"] * (given["ROWS"] + given["COLUMNS"])
-            assert set(made.copies()) == {16}
+            given, copied = made.launch.arguments, made.copied()
+            steps = made.launch.code.options["num_stages"] * depth(given)
+            x_bytes = given["x"].itemsize * given["ROWS"]
             # None comes in another way: before the loop and in it, as many as there are stages.
-            copied = sum(made.copies()) * 32 * options["num_warps"]
-            assert copied == options["num_stages"] * tiles
+            weights = steps * (2 * given["COLUMNS"] * given["STRIPS"] + x_bytes)
+            assert copied.pop(16) == weights
+            # What is left are a norm's scale and shift.
+            assert sum(copied.values()) == (steps * 8 if given["NORM"] else 0)
 
 
-def test_keys_and_values_come_in_loads_of_16_bytes(step):
+def depth(given):
+    return given["CHUNKS"] // given["PARTS"] * given["DEPTH"]
+
+
+def test_norms_sum_alike_wherever_they_are_made(step):
+    """Few rows are normed inside of products, many outside, and the bits are to be the same."""
+    capability, model, _ = step
+    made = [one for clips in (1, 32) for one in built(capability, model, clips)]
+    norms = [one for one in made if "TILE" in one.launch.arguments and one.sums()]
+    kinds = {(one.name, one.launch.arguments["PARTS"]) for one in norms}
+    assert len(kinds) == (3 if divmod(capability, 10) >= kernels.TENSOR_CORES else 0)
+    layouts = {layout for one in norms for layout in one.sums()}
+    assert len(layouts) == bool(norms), layouts
+
+
+def test_keys_and_values_come_in_pieces_of_16_bytes(step):
     for made in built(*step):
         if made.name == "_split_kernel":
-            assert made.ptx.count("ld.global.v4.b32") >= 16
+            copies = made.copied() if made.launch.arguments["WHOLE"] else {}
+            assert set(copies) == {16} or made.ptx.count("ld.global.v4.b32") >= 16
+
+
+def test_splits_sum_alike_whoever_puts_them_together(step):
+    """One clip's are shared among programs, many clips' are not; the bits are to be the same."""
+    capability, model, _ = step
+    made = [one for clips in (1, 32) for one in built(capability, model, clips)]
+    splits = [one for one in made if one.name == "_split_kernel"]
+    assert any(one.launch.arguments["WHOLE"] for one in splits)
+    assert len({frozenset(one.sums()) for one in splits}) == 1
 
 
 def test_a_plan_knows_the_shared_memory_of_products(step):
@@ -135,4 +179,31 @@ def test_a_plan_knows_the_shared_memory_of_products(step):
     work = Work(model, MAX_SECONDS, clips, CUDA)
     for made in built(*step):
         if made.name == "_product_kernel":
-            assert traffic(made.launch, work).shared == made.shared
+            planned, norm = traffic(made.launch, work).shared, made.launch.arguments["NORM"]
+            # With a norm there is a place more in which its factors change their layout.
+            assert made.shared - 4096 * bool(norm) <= planned <= made.shared
+
+
+@pytest.mark.parametrize("clips", [1, 32])
+@pytest.mark.parametrize("capability", [90, 120])
+def test_dependent_launches_touch_nothing_before_they_have_waited(capability, clips, monkeypatch):
+    monkeypatch.setattr(compiler, "DEPENDENT", True)
+    launches = step_launches(replace(PUBLISHED["small"], num_layers=1), clips, capability)
+    for launch in {str(one.code): one for one in launches if one.code}.values():
+        made = build(launch, capability)
+        assert launch.code.options["launch_pdl"]
+        assert made.stack <= SPILL
+        before, after = made.ptx.split("griddepcontrol.wait;")
+        assert not ACCESS.search(before), launch.name
+        assert ACCESS.search(after)
+        assert "griddepcontrol.launch_dependents;" in after
+        assert ("prefetch.global.L2" in before) == (launch.name == "_product_kernel")
+
+
+def test_only_gpus_that_can_have_dependent_launches(monkeypatch):
+    monkeypatch.setattr(compiler, "DEPENDENT", True)
+    launches = step_launches(replace(PUBLISHED["small"], num_layers=1), 1, 89)
+    given = [
+        (one.arguments["DEPENDENT"], one.code.options["launch_pdl"]) for one in launches if one.code
+    ]
+    assert set(given) == {(False, False)}

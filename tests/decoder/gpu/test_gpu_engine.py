@@ -9,6 +9,7 @@ import torch
 from musicgen.decoder import kernels
 from musicgen.decoder.clip import Clip, Conditions, windows
 from musicgen.decoder.engine import Engine
+from musicgen.decoder.kernels import compiler
 from musicgen.decoder.lm import LM, Cache
 from musicgen.decoder.pattern import interleave
 from musicgen.decoder.sampling import Sampling
@@ -107,6 +108,19 @@ def test_a_clip_decodes_beside_others_as_it_does_alone(lm):
     for batch in (clips[::-1], clips, (clips * 7)[:32]):
         for asked, codes in zip(batch, made.generate(batch), strict=True):
             assert torch.equal(codes, alone[clips.index(asked)])
+
+
+def test_launches_that_overlap_decode_the_same_codes(lm, monkeypatch):
+    if torch.cuda.get_device_capability()[0] < compiler.HOPPER:
+        pytest.skip("launches overlap from Hopper on")
+    clips = mixed_clips(lm.config)
+    expected = [engine(lm).generate(batch) for batch in (clips[:1], clips * 6)]
+    monkeypatch.setattr(compiler, "DEPENDENT", True)
+    made = engine(lm)
+    for _ in range(3):
+        for batch, theirs in zip((clips[:1], clips * 6), expected, strict=True):
+            for ours, codes in zip(made.generate(batch), theirs, strict=True):
+                assert torch.equal(ours, codes)
 
 
 def test_codes_are_codes(lm):
