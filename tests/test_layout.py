@@ -154,6 +154,7 @@ LAYERS = {
         "decoder.sampling",
         "decoder.state",
         "decoder.weights",
+        "outbox",
     },
 }
 # library -> the only modules or rooms that may import it
