@@ -56,6 +56,7 @@ LAYERS = {
         "report",
         "turns",
     },
+    "outbox": {"cancellation"},
     "output": {"cancellation", "pipeline", "report"},
     "request": {"decoder.sampling"},
     "turns": {"cancellation"},
