@@ -13,7 +13,7 @@ from musicgen.outbox import COG_FOLDER, LEFTOVER_SECONDS
 
 SHORTEST = {"duration": 1, "output_format": "wav", "normalization_strategy": "clip"}
 NAME = f"leftover-{os.getpid()}"  # Cog's folders of all servers are in one place
-FAILING = 2  # one in so many requests has an input that cannot be fetched
+FAILING = 2  # one in so many predictions has an input that cannot be fetched
 
 
 def send(server, web, numbers):
@@ -38,33 +38,48 @@ def leftovers(server):
 
 
 def needs(server):
-    """Of the worker and of Cog's server before it, and the descriptors that both have open."""
+    """Of the worker and of Cog's server before it.
+
+    Cog leaves a file that it did not fetch open, for Python to collect: a few are always waiting.
+    """
     processes = [server.worker(), server.worker().parent()]
+    waiting = [sum("/inputs/" in file.path for file in one.open_files()) for one in processes]
     return {
         "memory": [process.memory_info().rss for process in processes],
         "threads": [process.num_threads() for process in processes],
-        "descriptors": [process.num_fds() for process in processes],
+        "waiting": waiting,
+        "descriptors": [one.num_fds() - few for one, few in zip(processes, waiting, strict=True)],
     }
+
+
+ALLOWED = {"memory": (1.1, 0), "threads": (1, 4), "waiting": (1, 20), "descriptors": (1, 4)}
+
+
+def grown(before, after):
+    """What has become more than so many times as much, and so much more."""
+    return [
+        what
+        for what, (factor, more) in ALLOWED.items()
+        for was, now in zip(before[what], after[what], strict=True)
+        if now > factor * was + more
+    ]
 
 
 def check(server, sound, count):
     with web_server({"a.wav": sound}) as web:
         send(server, web, range(count // 10))
-        before = needs(server)
-        start = time.monotonic()
+        before, start = needs(server), time.monotonic()
         send(server, web, range(count // 10, count))
         after = needs(server)
         print(f"{0.9 * count / (time.monotonic() - start):.1f} predictions/s", before, after)
-        assert all(b < 1.1 * a for a, b in zip(before["memory"], after["memory"], strict=True))
-        for what in ("threads", "descriptors"):
-            assert all(b <= a + 4 for a, b in zip(before[what], after[what], strict=True)), what
+        assert grown(before, after) == []
         left = leftovers(server)
         assert left  # or else the search below finds nothing because it looks in the wrong place
         then = time.time() - LEFTOVER_SECONDS - 1
         for path in left:  # instead of waiting until they are that old
             os.utime(path, (then, then))
         time.sleep(LEFTOVER_SECONDS / 10 + 1)
-        send(server, web, [count + 1])
+        send(server, web, [count + 1])  # an odd number: one that succeeds
         assert [path.name for path in leftovers(server)] == [f"{NAME}-{count + 1}"]
 
 
