@@ -15,7 +15,7 @@ from musicgen.checkpoints import tiny
 LONGEST = 300
 # Bytes of the worker at its peak, beyond what it has when idle: with EnCodec, and with Multi-Band
 # Diffusion, both without what depends on the width of a network, as the tiny ones' is small.
-MEMORY = {"codec": 1.0e9, "diffusion": 1.6e9}
+MEMORY = {"codec": 1.5e9, "diffusion": 2.0e9}
 MODES = [
     ("text", "mp3", "loudness"),
     ("text", "wav", "clip"),

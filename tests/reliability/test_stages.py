@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -28,7 +29,7 @@ from web import Web, web_server
 
 from musicgen.checkpoints import tiny
 
-KEY = "open sesame"
+KEY = "open-sesame-0xC0FFEE"
 NEIGHBOURS = range(7)
 STAGES = {
     "fetching": {"input_audio": "held/tune.wav", "duration": 2},
@@ -142,6 +143,11 @@ def reads_input(server: CogClient) -> bool:
     return any(
         "/inputs/" in file.path and file.mode == "r" for file in server.worker().open_files()
     )
+
+
+def key_found_in(server: CogClient) -> list[Path]:
+    files = [server.log, *server.temporary.rglob("*")]
+    return [path for path in files if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
 def answered(connection, pause=lambda: None):
@@ -269,6 +275,7 @@ def check(around, start, alone, stage, fault):
     with held_at(stage, server, around, name, inputs) as held:
         answer = FAULTS[fault](held)
         answers = [other.result() for other in held.others]
+    assert key_found_in(server) == []
     if fault != "kill -9":
         assert [answer["output"] for answer in answers] == expected
     if fault in GIVEN_UP:
