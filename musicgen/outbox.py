@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, time
 
+from musicgen.cancellation import current
+
 # Results: Cog reads a file as soon as a prediction has returned it, but says nobody when it has.
 KEEP_SECONDS = 120.0
 # Inputs, which are read when a prediction begins, and Cog's folders.
@@ -35,11 +37,12 @@ class Outbox:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A fresh folder for one prediction. If that fails, it is removed at once."""
+        """A fresh folder for one prediction; removed at once if that fails or is given up."""
         self._sweep()
         folder = Path(tempfile.mkdtemp(dir=self._root))
         try:
             yield folder
+            current.get().check()
         except BaseException:  # a cancellation is no Exception
             shutil.rmtree(folder, ignore_errors=True)
             raise

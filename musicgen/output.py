@@ -139,6 +139,7 @@ def write_clips(
             cancellation.current.get().check()
             level = normalize(wav, request.normalization, rate)
             files.append(write(level, folder / f"clip-{index}.{extension}", rate, extension))
+    cancellation.current.get().check()  # or else it would still replace a song in the bucket
     return files
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from musicgen import memory
 from musicgen.cancellation import Cancellation, current
 
 P = ParamSpec("P")
@@ -30,9 +31,14 @@ class Workers:
         cancellation = Cancellation()
         context = contextvars.copy_context()
         context.run(current.set, cancellation)
-        work = asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: context.run(function, *args, **kwargs)
-        )
+
+        def straight_way() -> T:
+            try:
+                return context.run(function, *args, **kwargs)
+            finally:
+                memory.give_back()
+
+        work = asyncio.get_running_loop().run_in_executor(self._threads, straight_way)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

@@ -1,7 +1,9 @@
 """A client of a Cog server, as a user writes one."""
 
 import base64
+import http.client
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -38,6 +40,18 @@ class CogClient:
         assert answer.get("status") == "failed", answer
         assert "Traceback" not in str(answer)
         return answer["error"]
+
+    def begin(self, prediction_id, **inputs):
+        """A connection on which a prediction was asked for, and nothing read."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"))
+        body = json.dumps({"id": prediction_id, "input": inputs})
+        connection.request("POST", "/predictions", body, {"Content-Type": "application/json"})
+        return connection
+
+    def says(self, prediction_id, text):
+        """Whether a prediction has logged a text."""
+        lines = self.log.read_text().splitlines()
+        return any(f'"{prediction_id}"' in line and text in line for line in lines)
 
     def worker(self):
         """The process that has the model."""

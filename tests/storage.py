@@ -19,6 +19,8 @@ from typing import Any, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from gate import Gate
+
 # Bytes of a file. Above 8 MiB the client takes two requests (a resumable session) instead of one.
 SMALL, LARGE = 100_000, 9 * 2**20
 
@@ -33,8 +35,8 @@ class Drop:
 # What happens to one request; None lets it through, a number is answered as that status.
 # drop: the connection is reset after half of the body; lose: the request is served, its answer
 # is not sent; corrupt: a byte in the middle of the body changes; stall: no answer at all; sip: the
-# body is read a little at a time, for ever; drip: so is the answer.
-Fault = int | Drop | Literal["drop", "lose", "corrupt", "stall", "sip", "drip"] | None
+# body is read a little at a time, for ever; drip: so is the answer. Behind a gate it waits.
+Fault = int | Drop | Gate | Literal["drop", "lose", "corrupt", "stall", "sip", "drip"] | None
 
 
 @contextmanager
@@ -119,6 +121,8 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
             elif fault == "stall":
                 closing.wait()
             else:
+                if isinstance(fault, Gate):
+                    fault.pass_through()
                 if fault == "corrupt":
                     body = (
                         body[: length // 2]

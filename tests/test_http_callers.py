@@ -125,7 +125,7 @@ def test_sixteen_callers_at_once_each_get_their_own_answer_logs_and_metrics(pred
     for seed, answer in enumerate(answers):
         assert answer["output"]["seed"] == seed
         assert answer["logs"].count("seed: ") == answer["logs"].count(f"seed: {seed}\n") == 1
-        assert answer["logs"].count("100%") == 1
+        assert "100%" in answer["logs"]  # more than once where steps take seconds
         assert answer["metrics"]["seconds"]["waiting"] >= 0
         assert samples(answer["output"]["audio"])[0].shape == (2, 32000)
     assert len({answer["output"]["audio"] for answer in answers}) == 16

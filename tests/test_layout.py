@@ -56,10 +56,11 @@ LAYERS = {
         "report",
         "turns",
     },
+    "outbox": {"cancellation"},
     "output": {"cancellation", "pipeline", "report"},
     "request": {"decoder.sampling"},
     "turns": {"cancellation"},
-    "workers": {"cancellation"},
+    "workers": {"cancellation", "memory"},
     # Conditions in, codes out.
     "decoder.clip": {"decoder.sampling"},
     "decoder.engine": {
@@ -154,6 +155,7 @@ LAYERS = {
         "decoder.sampling",
         "decoder.state",
         "decoder.weights",
+        "outbox",
     },
 }
 # library -> the only modules or rooms that may import it

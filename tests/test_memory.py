@@ -61,3 +61,14 @@ def test_what_allocators_say_is_understood():
     assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
     assert not memory.is_exhausted(RuntimeError("shapes differ"))
     assert not memory.is_exhausted(ValueError("out of memory"))
+
+
+def test_what_was_freed_goes_back_to_the_system():
+    """200 MB of small blocks, freed below one that is still in use."""
+    blocks = [bytearray(50_000) for _ in range(4000)]
+    last = blocks[-1]
+    del blocks
+    held = psutil.Process().memory_info().rss
+    memory.give_back()
+    assert psutil.Process().memory_info().rss < held - 150e6
+    assert len(last) == 50_000

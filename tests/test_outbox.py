@@ -1,11 +1,14 @@
 """Files on their way, and what is swept."""
 
+import contextvars
 import os
 import time
+from concurrent.futures import CancelledError
 
 import pytest
 
 from musicgen import outbox as module
+from musicgen.cancellation import Cancellation, current
 from musicgen.outbox import LEFTOVER_SECONDS, Outbox, sweep
 
 
@@ -26,6 +29,21 @@ def test_outbox_keeps_what_others_send_and_nothing_of_a_failed_prediction(monkey
         monkeypatch.setattr(module, "KEEP_SECONDS", -1.0)
         with outbox.folder() as last:
             assert sorted(first.parent.glob("tmp*")) == sorted([running, last])
+
+
+def test_nothing_is_kept_of_a_prediction_that_was_given_up():
+    outbox, cancellation = Outbox(), Cancellation()
+
+    def given_up():
+        current.set(cancellation)
+        with outbox.folder() as folder:
+            (folder / "a.wav").write_bytes(b"a")
+            cancellation.cancel()
+
+    with pytest.raises(CancelledError):
+        contextvars.copy_context().run(given_up)
+    with outbox.folder() as only:
+        assert list(only.parent.glob("tmp*")) == [only]
 
 
 def test_old_leftovers_go_and_nothing_else(tmp_path):

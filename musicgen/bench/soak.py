@@ -1,9 +1,10 @@
 """scripts/soak: hours of mixed requests, faults among them, and whether anything grows meanwhile.
 
 Callers of a real server send what `callers.mixture` draws. One request in eight is at fault: it is
-cancelled, its client leaves, or its input is no audio. What is measured is of the server's own two
-processes and its folder of temporary files. Exits with 1 when the last quarter needs more than the
-second, or an answer was not what it had to be.
+cancelled, its client leaves, or its input is no audio or cannot be fetched. What is measured is of
+the server's own two processes, its folder of temporary files, and Cog's folders of these requests.
+Exits with 1 when the last quarter needs more than the second, or an answer was not what it had to
+be.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.error
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ import psutil
 
 from musicgen.checkpoints import folders
 from musicgen.commands import server
+from musicgen.outbox import COG_FOLDER, LEFTOVER_SECONDS
 
 from .callers import Inputs, follows_melodies, mixture
 
@@ -33,29 +35,42 @@ SAMPLES = 60  # of a whole run
 FAULTS = 1 / 8  # of the requests
 LONG = 300  # seconds of what is given up before it is done
 NO_AUDIO = "data:audio/wav;base64,UklGRg=="
+NOWHERE = "http://127.0.0.1:9/a.wav"
 # Files are kept for ten minutes: a shorter run than this sees their number grow.
 MINUTES_FOR_FILES = 40
+# What is older than this should have been swept: that happens once a minute.
+STALE_SECONDS = LEFTOVER_SECONDS + 120
 # What -> how many times as much, and how much more, is not yet growth. Files and latency follow the
-# requests of the last minutes; allocators keep some of what they had.
+# requests of the last minutes; allocators keep some of what they had. What the machine's other work
+# does to the latency it hardly does to the processor's time.
 TOLERANCE: dict[str, tuple[float, float]] = {
     "memory_mb": (1.05, 50),
     "threads": (1.0, 2),
     "descriptors": (1.0, 8),
     "files": (1.5, 30),
+    "stale": (1.0, 0),
+    "cpu": (1.25, 0.05),
     "latency": (1.5, 0.5),
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The server at one time; `latency` is seconds of waiting for a second of audio, the median."""
+    """The server at one time, and what it did since the sample before.
+
+    `stale` are files that should have been swept; `cpu` is seconds of a processor, and `latency`
+    seconds of waiting, the median, for a second of audio.
+    """
 
     minute: float
     requests: int
+    wrong: int
     memory_mb: float
     threads: float
     descriptors: float
     files: float
+    stale: float
+    cpu: float
     latency: float
 
 
@@ -64,11 +79,13 @@ class Traffic:
 
     def __init__(self, url: str, seed: int) -> None:
         self.url = url
+        self.name = f"soak-{os.getpid()}"  # Cog's folders of all servers are in one place
         self.requests = mixture(1000, seed, follows_melodies(url))
         self.chance = random.Random(seed)
         self.numbers = itertools.count()
         self.stop = threading.Event()
         self.latencies: list[float] = []
+        self.audio = 0.0
         self.wrong: list[str] = []
         self.sent = 0
 
@@ -76,21 +93,25 @@ class Traffic:
         while not self.stop.is_set():
             number = next(self.numbers)
             inputs = self.requests[number % len(self.requests)]
-            faults = (self.cancelled, self.left, self.refused)
+            faults = (self.cancelled, self.left, self.refused, self.unfetched)
             fault = self.chance.choice(faults) if self.chance.random() < FAULTS else self.answered
             try:
-                fault(inputs, f"soak-{number}")
+                fault(inputs, f"{self.name}-{number}")
             except Exception as exc:  # whatever it is, it is a finding
                 self.wrong.append(f"{fault.__name__}: {exc!r}")
             self.sent += 1
 
     def answered(self, inputs: Inputs, name: str) -> None:
         start = time.perf_counter()
-        self.expect("succeeded", inputs)
+        self.expect("succeeded", inputs, name)
         self.latencies.append((time.perf_counter() - start) / inputs["duration"])
+        self.audio += inputs["duration"]
 
     def refused(self, inputs: Inputs, name: str) -> None:
-        self.expect("failed", {**inputs, "input_audio": NO_AUDIO})
+        self.expect("failed", {**inputs, "input_audio": NO_AUDIO}, name)
+
+    def unfetched(self, inputs: Inputs, name: str) -> None:
+        self.expect("failed", {**inputs, "input_audio": NOWHERE}, name)
 
     def cancelled(self, inputs: Inputs, name: str) -> None:
         timer = threading.Timer(self.chance.random(), self.cancel, [name])
@@ -109,13 +130,13 @@ class Traffic:
             time.sleep(0.05)
 
     def left(self, inputs: Inputs, name: str) -> None:
-        body = {"input": {**inputs, "duration": LONG}}
+        body = {"id": name, "input": {**inputs, "duration": LONG}}
         with suppress(TimeoutError):
             server.call(f"{self.url}/predictions", body, timeout=0.1 + self.chance.random())
             raise RuntimeError("five minutes took less than two seconds")
 
-    def expect(self, status: str, inputs: Inputs) -> None:
-        answer = server.call(f"{self.url}/predictions", {"input": inputs})
+    def expect(self, status: str, inputs: Inputs, name: str) -> None:
+        answer = server.call(f"{self.url}/predictions", {"id": name, "input": inputs})
         if answer["status"] != status:
             raise RuntimeError(f"{answer['status']}: {answer.get('error')}")
 
@@ -125,7 +146,7 @@ def grown(samples: list[Sample]) -> list[str]:
     quarter = len(samples) // 4
     findings = []
     for name, (factor, more) in TOLERANCE.items():
-        if name == "files" and samples[-1].minute < MINUTES_FOR_FILES:
+        if name in ("files", "stale") and samples[-1].minute < MINUTES_FOR_FILES:
             continue
         before, after = (
             median(getattr(sample, name) for sample in part)
@@ -142,7 +163,7 @@ def soak(weights: Path, minutes: float, callers: int, seed: int) -> list[str]:
         environment = {"MUSICGEN_WEIGHTS": str(weights.resolve()), "TMPDIR": folder}
         with server.running("predict", log, environment) as url:
             traffic = Traffic(url, seed)
-            processes = _processes(folder)
+            meter = Meter(traffic, folder)
             samples = []
             print(_row(Sample.__dataclass_fields__), flush=True)
             with ThreadPoolExecutor(callers) as pool:
@@ -151,7 +172,7 @@ def soak(weights: Path, minutes: float, callers: int, seed: int) -> list[str]:
                 try:
                     for index in range(SAMPLES):
                         time.sleep(minutes * 60 / SAMPLES)
-                        samples.append(_sample(traffic, processes, folder, index, minutes))
+                        samples.append(meter.sample((index + 1) * minutes / SAMPLES))
                         print(_row(asdict(samples[-1]).values()), flush=True)
                 finally:
                     traffic.stop.set()
@@ -184,19 +205,44 @@ def _processes(folder: str) -> list[psutil.Process]:
     ]
 
 
-def _sample(
-    traffic: Traffic, processes: list[psutil.Process], folder: str, index: int, minutes: float
-) -> Sample:
-    latencies, traffic.latencies = traffic.latencies, []
-    return Sample(
-        minute=round((index + 1) * minutes / SAMPLES, 2),
-        requests=traffic.sent,
-        memory_mb=round(sum(process.memory_info().rss for process in processes) / 1e6, 1),
-        threads=sum(process.num_threads() for process in processes),
-        descriptors=sum(process.num_fds() for process in processes),
-        files=sum(len(files) + len(folders) for _, folders, files in os.walk(folder)),
-        latency=round(median(latencies), 3) if latencies else 0.0,
-    )
+class Meter:
+    """Looks at a server from time to time."""
+
+    def __init__(self, traffic: Traffic, folder: str) -> None:
+        self.traffic = traffic
+        self.folder = folder
+        self.processes = _processes(folder)
+        self.cpu, self.audio = self._cpu(), 0.0
+
+    def sample(self, minute: float) -> Sample:
+        traffic, processes = self.traffic, self.processes
+        latencies, traffic.latencies = traffic.latencies, []
+        cpu, audio = self._cpu(), traffic.audio
+        spent, made = cpu - self.cpu, audio - self.audio
+        self.cpu, self.audio = cpu, audio
+        ages = list(self._ages())
+        return Sample(
+            minute=round(minute, 2),
+            requests=traffic.sent,
+            wrong=len(traffic.wrong),
+            memory_mb=round(sum(process.memory_info().rss for process in processes) / 1e6, 1),
+            threads=sum(process.num_threads() for process in processes),
+            descriptors=sum(process.num_fds() for process in processes),
+            files=len(ages),
+            stale=sum(age > STALE_SECONDS for age in ages),
+            cpu=round(spent / made, 3) if made else 0.0,
+            latency=round(median(latencies), 3) if latencies else 0.0,
+        )
+
+    def _cpu(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self.processes)
+
+    def _ages(self) -> Iterator[float]:
+        """Seconds since each file and folder of the server's was changed."""
+        for root in (Path(self.folder), *COG_FOLDER.glob(f"{self.traffic.name}-*")):
+            for path in (root, *root.rglob("*")):
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    yield time.time() - path.lstat().st_mtime
 
 
 if __name__ == "__main__":

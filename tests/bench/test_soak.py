@@ -6,7 +6,7 @@ import pytest
 
 from musicgen.bench.soak import MINUTES_FOR_FILES, SAMPLES, Sample, grown, soak
 
-FLAT = Sample(0.0, 0, 1000.0, 30, 100, 50, 0.5)
+FLAT = Sample(0.0, 0, 0, 1000.0, 30, 100, 50, 3, 0.5, 0.5)
 
 
 def series(minutes, **slopes):
@@ -27,7 +27,15 @@ def test_what_is_flat_has_not_grown():
 
 @pytest.mark.parametrize(
     ("name", "slope"),
-    [("memory_mb", 5), ("threads", 0.2), ("descriptors", 0.5), ("files", 3), ("latency", 0.05)],
+    [
+        ("memory_mb", 5),
+        ("threads", 0.2),
+        ("descriptors", 0.5),
+        ("files", 3),
+        ("stale", 0.1),
+        ("cpu", 0.02),
+        ("latency", 0.05),
+    ],
 )
 def test_what_grows_is_named(name, slope):
     [finding] = grown(series(60, **{name: slope}))

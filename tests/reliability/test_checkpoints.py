@@ -2,7 +2,6 @@
 loaded. The same way as a server's: MusicGen.load and all that is loaded later.
 """
 
-import json
 import os
 import pickle
 import random
@@ -12,66 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from broken import believed, load, resaved
 from demucs.htdemucs import HTDemucs
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
 
-from musicgen.checkpoints import tiny
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, LM_FILE
 from musicgen.checkpoints.convert import convert
 from musicgen.checkpoints.manifest import MANIFEST_FILE
 from musicgen.errors import WeightsError
-from musicgen.pipeline import MusicGen
 
 PICKLES = (LM_FILE, CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, "t5-base/pytorch_model.bin")
 UNREAD = "t5-base/tokenizer_config.json"  # is there, and nothing here reads it
-
-
-@pytest.fixture(scope="module")
-def originals(checkpoints, tmp_path_factory):
-    """form -> a melody model with diffusion and a text encoder that is a pickle, or safetensors."""
-    root = tmp_path_factory.mktemp("originals")
-    upstream = shutil.copytree(checkpoints["melody"], root / "upstream")
-    tiny.write_diffusion(upstream)
-    convert(upstream, root / "converted")
-    text = upstream / "t5-base"
-    torch.save(load_file(text / "model.safetensors"), text / "pytorch_model.bin")
-    (text / "model.safetensors").unlink()
-    return {"upstream": upstream, "converted": root / "converted"}
-
-
-@pytest.fixture
-def upstream(originals, tmp_path):
-    return shutil.copytree(originals["upstream"], tmp_path / "upstream")
-
-
-@pytest.fixture
-def converted(originals, tmp_path):
-    return shutil.copytree(originals["converted"], tmp_path / "converted")
-
-
-def load(folder):
-    """All of it, as a server loads it sooner or later."""
-    model = MusicGen.load(folder, "cpu")
-    model.load_all()
-    return model
-
-
-def believed(folder):
-    """Let the manifest say what the files now are: a hostile one would."""
-    path = folder / MANIFEST_FILE
-    if path.exists():
-        manifest = json.loads(path.read_text())
-        for name, facts in manifest["files"].items():
-            if (folder / name).is_file():
-                facts["bytes"] = (folder / name).stat().st_size
-        path.write_text(json.dumps(manifest))
-
-
-def resaved(path, change):
-    package = torch.load(path, weights_only=False)
-    change(package)
-    torch.save(package, path)
 
 
 # --- damaged and swapped ----------------------------------------------------------------------
@@ -376,51 +326,3 @@ def test_a_configuration_cannot_name_a_folder_outside(upstream, name):
     reconfigured(upstream / LM_FILE, **{"conditioners.description.t5.name": name})
     with pytest.raises(WeightsError, match="not the name of a model"):
         load(upstream)
-
-
-# --- safetensors whose header lies ------------------------------------------------------------
-
-
-def header(**entries):
-    text = json.dumps(entries).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(64)
-
-
-def entry(dtype="F32", shape=(16,), offsets=(0, 64)):
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-
-
-LIES = {
-    "size": (2**62).to_bytes(8, "little") + b"{}",
-    "negative": (2**64 - 1).to_bytes(8, "little") + b"{}",
-    "beyond the file": header(x=entry(shape=(2**40,), offsets=(0, 2**42))),
-    "backwards": header(x=entry(offsets=(64, 0))),
-    "overlap": header(x=entry(), y=entry()),
-    "hole": header(x=entry(shape=(1,), offsets=(60, 64))),
-    "shape": header(x=entry(shape=(17,))),
-    "overflow": header(x=entry(shape=(2**32, 2**32))),
-    "no number": header(x=entry(shape=("16",))),
-    "dtype": header(x=entry(dtype="F8_E4M3", shape=(64,))),
-    "unknown dtype": header(x=entry(dtype="X")),
-    "metadata": header(x=entry(), __metadata__={"format": 3}),
-    "nothing": header(),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize("name", ["lm", "codec", "htdemucs", "t5-base/model"])
-def test_a_header_that_lies_is_named(converted, name, lie):
-    path = converted / f"{name}.safetensors"
-    path.write_bytes(LIES[lie])
-    believed(converted)
-    with pytest.raises(WeightsError, match=str(path.parent)):
-        load(converted)
-
-
-def test_a_tensor_that_only_claims_to_be_there_is_named(converted):
-    """The right names with nothing in them."""
-    path = converted / "lm.safetensors"
-    save_file({name: torch.zeros(0) for name in load_file(path)}, path)
-    believed(converted)
-    with pytest.raises(WeightsError, match=r"lm\.safetensors"):
-        load(converted)

@@ -1,0 +1,95 @@
+"""The longest clips, in stereo and in every mode: a bounded amount of memory, and nobody's way is
+barred.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sounds
+from cog_client import data_uri, samples
+from gate import until
+
+from musicgen.checkpoints import tiny
+
+LONGEST = 300
+# Bytes of the worker at its peak, beyond what it has when idle: with EnCodec, and with Multi-Band
+# Diffusion, both without what depends on the width of a network, as the tiny ones' is small.
+MEMORY = {"codec": 1.5e9, "diffusion": 2.0e9}
+MODES = [
+    ("text", "mp3", "loudness"),
+    ("text", "wav", "clip"),
+    ("melody", "mp3", "rms"),
+    ("continuation", "wav", "peak"),
+    ("diffusion", "mp3", "loudness"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(start_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diffusing")
+    tiny.write_checkpoint(folder, "stereo-melody")
+    tiny.write_diffusion(folder)
+    return start_server("predict", folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """mode -> what asks for it; the melody is as long as the clip."""
+    folder = tmp_path_factory.mktemp("long")
+    song = data_uri(sounds.write(folder / "a.mp3", sounds.melody(float(LONGEST))), "audio/mp3")
+    return {
+        "text": {"prompt": "warm piano"},
+        "melody": {"prompt": "warm piano", "input_audio": song},
+        "continuation": {"input_audio": song, "continuation": True, "continuation_end": 200},
+        "diffusion": {"multi_band_diffusion": True},
+    }
+
+
+def peak(worker):
+    """Bytes that a process had at its peak, since `forget_peak`."""
+    lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak(worker):
+    Path(f"/proc/{worker.pid}/clear_refs").write_text("5")
+
+
+def needed(server, **inputs):
+    """An answer, and the bytes that it took of the worker's memory."""
+    worker = server.worker()
+    forget_peak(worker)
+    idle = worker.memory_info().rss
+    return server.predict(**inputs)["output"], peak(worker) - idle
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("mode", "output_format", "normalization"), MODES)
+def test_five_minutes_of_stereo_take_bounded_memory(
+    server, inputs, mode, output_format, normalization
+):
+    common = {"output_format": output_format, "normalization_strategy": normalization}
+    begun = inputs[mode] | {"continuation_end": 1} if mode == "continuation" else inputs[mode]
+    server.predict(**common, **begun, duration=2)  # what is loaded when first asked for
+    output, more = needed(server, **common, **inputs[mode], duration=LONGEST)
+    print(mode, output_format, normalization, f"{more / 1e6:.0f} MB")
+    assert output["duration"] == LONGEST
+    if output_format == "wav":
+        wav, rate = samples(output["audio"])
+        assert wav.shape == (2, LONGEST * rate)
+        assert np.isfinite(wav).all()
+    assert more < MEMORY["diffusion" if mode == "diffusion" else "codec"]
+
+
+def test_a_short_clip_is_made_while_a_long_diffusion_runs(server):
+    """Its decode steps, its codec and its file."""
+    long = server.begin("long", multi_band_diffusion=True, duration=10)
+    until(lambda: server.says("long", "diffusion band 1"))
+    for _ in range(2):
+        server.predict(duration=1)
+    assert not server.says("long", "Prediction worker completed")
+    assert not server.says("long", "band 4/4: 100%")
+    long.close()
+    until(lambda: server.says("long", "cancelled"))

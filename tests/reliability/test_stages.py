@@ -1,0 +1,304 @@
+"""A fault at every stage of one prediction, among seven others: none of them notices.
+
+The stages that could be over before a test acts wait at a gate: the input's web server, ffmpeg
+behind a door, the bucket behind a proxy. The others say in the log that they have begun.
+"""
+
+import http.client
+import json
+import os
+import signal
+import stat
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import soundfile
+import sounds
+import storage
+from cog_client import CogClient, content
+from gate import Gate, until
+from web import Web, web_server
+
+from musicgen.checkpoints import tiny
+
+KEY = "open-sesame-0xC0FFEE"
+NEIGHBOURS = range(7)
+STAGES = {
+    "fetching": {"input_audio": "held/tune.wav", "duration": 2},
+    "reading": {"input_audio": "whole/hour.flac", "continuation_start": 3590, "duration": 2},
+    "decoding": {"duration": 20},
+    "rendering": {"multi_band_diffusion": True, "duration": 3},
+    "encoding": {"output_format": "mp3", "duration": 1},
+    "uploading": {"duration": 1},
+}
+# Waits for the web server's gate, then is ffmpeg.
+DOOR = """#!/bin/bash
+exec 3<>/dev/tcp/{host}/{port}
+printf 'GET /held/door HTTP/1.0\\r\\n\\r\\n' >&3
+cat <&3 >/dev/null
+exec 3>&- {ffmpeg} "$@"
+"""
+
+
+@dataclass
+class Around:
+    """What stands around the servers: inputs, ffmpeg's door, the bucket and the way to it."""
+
+    web: Web
+    door: Web
+    bucket: str
+    proxy: storage.Proxy
+    environment: dict[str, str]
+
+    def close(self) -> dict[str, Gate]:
+        """Stages that now wait -> their gates."""
+        gates = {stage: Gate() for stage in ("fetching", "encoding", "uploading")}
+        self.web.gate, self.door.gate = gates["fetching"], gates["encoding"]
+        self.proxy.inject([gates["uploading"]])
+        return gates
+
+    def stored(self, name: str) -> bytes:
+        path = f"{self.bucket}/storage/v1/b/songs/o/{quote('songs/' + name, safe='')}?alt=media"
+        return httpx.get(path).raise_for_status().content
+
+    def request(self, inputs):
+        """Inputs with the address of their file, of which a second is continued."""
+        fields = {"output_format": "wav", "seed": 99, **inputs}
+        if "input_audio" in fields:
+            fields["input_audio"] = f"{self.web.url}/{fields['input_audio']}"
+            fields["continuation_end"] = fields.get("continuation_start", 0) + 1
+            fields["continuation"] = True
+        return fields
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("around")
+    tune = sounds.write(folder / "tune.wav", sounds.melody(2.0, 32000), 32000)
+    soundfile.write(folder / "hour.flac", np.zeros(3600 * 44100, np.int16), 44100)
+    files = {path.name: path.read_bytes() for path in (tune, folder / "hour.flac")}
+    with (
+        web_server(files) as web,
+        web_server({"door": b"--"}) as door,
+        storage.storage_server("songs") as bucket,
+        storage.fault_proxy(bucket) as proxy,
+    ):
+        program = folder / "ffmpeg"
+        host, port = door.url.removeprefix("http://").split(":")
+        program.write_text(
+            DOOR.format(host=host, port=port, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe())
+        )
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        environment = {
+            "UPLOAD_BUCKET": "songs",
+            "UPLOAD_KEY": KEY,
+            "STORAGE_EMULATOR_HOST": proxy.url,
+            "IMAGEIO_FFMPEG_EXE": str(program),
+        }
+        yield Around(web, door, bucket, proxy, environment)
+
+
+@pytest.fixture(scope="module")
+def start(start_server, around, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diffusing")
+    tiny.write_checkpoint(folder, "stereo-melody")
+    tiny.write_diffusion(folder)
+    return lambda: start_server("predict", folder, **around.environment)
+
+
+@pytest.fixture(scope="module")
+def alone(start, around):
+    """A server, and what it answers to the neighbours' requests and, when asked, to a stage's."""
+    server, answers = start(), {}
+
+    def answer(name, inputs):
+        if name not in answers:
+            for gate in around.close().values():
+                gate.open()
+            answers[name] = server.predict(**around.request(inputs))["output"]
+        return answers[name]
+
+    return server, answer
+
+
+def neighbour(number):
+    """Inputs of a neighbour: every other one continues a tune."""
+    return {
+        "seed": number,
+        "duration": 3,
+        **({"input_audio": "whole/tune.wav"} if number % 2 else {}),
+    }
+
+
+def reads_input(server: CogClient) -> bool:
+    """Whether the worker has an input open to read it, not to write it."""
+    return any(
+        "/inputs/" in file.path and file.mode == "r" for file in server.worker().open_files()
+    )
+
+
+def key_found_in(server: CogClient) -> list[Path]:
+    files = [server.log, *server.temporary.rglob("*")]
+    return [path for path in files if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def answered(connection, pause=lambda: None):
+    """The answer, read with a pause after each few bytes."""
+    response, parts = connection.getresponse(), []
+    while part := response.read(10_000):
+        parts.append(part)
+        pause()
+    return json.loads(b"".join(parts))
+
+
+@dataclass
+class Held:
+    """A prediction that has reached a stage, and its seven neighbours, which have begun."""
+
+    server: CogClient
+    name: str
+    connection: http.client.HTTPConnection
+    gates: dict[str, Gate]
+    others: list[Future]
+
+    def open(self):
+        for gate in self.gates.values():
+            gate.open()
+
+
+# --- faults -> the answer, if somebody is there to read it ----------------------------------------
+
+
+def leave(held):
+    held.connection.close()
+    held.open()
+
+
+def cancel(held):
+    httpx.post(f"{held.server.url}/predictions/{held.name}/cancel").raise_for_status()
+    held.open()
+    return answered(held.connection)
+
+
+def dawdle(held):
+    """Read little by little while others wait for their answers."""
+    held.open()
+
+    def pause():
+        if not all(other.done() for other in held.others):
+            time.sleep(0.05)
+
+    return answered(held.connection, pause)
+
+
+def terminate(held):
+    process = held.server.worker().parent()
+    process.send_signal(signal.SIGTERM)
+    until(lambda: "Received SIGTERM" in held.server.log.read_text())
+    held.open()
+    answer = answered(held.connection)
+    assert process.wait() == 0
+    return answer
+
+
+def kill(held):
+    """The gates stay closed until all have their answers: none of them waits."""
+    held.server.worker().kill()
+    answers = [answered(held.connection), *(other.result() for other in held.others)]
+    assert {answer["status"] for answer in answers} == {"failed"}
+    assert all("Worker crashed" in answer["error"] for answer in answers)
+    held.open()
+
+
+FAULTS = {
+    "leaves": leave,
+    "cancels": cancel,
+    "dawdles": dawdle,
+    "SIGTERM": terminate,
+    "kill -9": kill,
+}
+GIVEN_UP = ("leaves", "cancels")
+DEADLY = ("SIGTERM", "kill -9")
+
+
+@contextmanager
+def held_at(stage, server, around, name, inputs):
+    """A `Held`; its gates are open afterwards."""
+    gates = around.close()
+    for other in gates.keys() - {stage}:
+        gates[other].open()
+    reached = {
+        **{gate: gates[gate].arrived for gate in gates},
+        "reading": lambda: until(lambda: reads_input(server)),
+        "decoding": lambda: until(lambda: server.says(name, "decode: ")),
+        "rendering": lambda: until(lambda: server.says(name, "diffusion band 1")),
+    }
+
+    def ask(number):
+        return server.post(f"{name}-{number}", **around.request(neighbour(number))).json()
+
+    with ThreadPoolExecutor(len(NEIGHBOURS)) as pool:
+        held = Held(server, name, server.begin(name, **inputs), gates, [])
+        try:
+            reached[stage]()
+            held.others += [pool.submit(ask, number) for number in NEIGHBOURS]
+            for number in NEIGHBOURS:
+                until(lambda number=number: server.says(f"{name}-{number}", "seed: "))
+            yield held
+        finally:
+            held.open()
+            held.connection.close()
+
+
+def check(around, start, alone, stage, fault):
+    shared, answer_alone = alone
+    expected = [answer_alone(number, neighbour(number)) for number in NEIGHBOURS]
+    new = content(answer_alone(stage, STAGES[stage])["audio"])[1]
+    server = start() if fault in DEADLY else shared
+    inputs = {**around.request(STAGES[stage]), "song_id": 5, "key": KEY}
+    song = f"5.{inputs['output_format']}"
+    around.proxy.inject([])
+    first = {"duration": 1, "seed": 1, "output_format": inputs["output_format"]}
+    server.predict(**first, song_id=5, key=KEY)
+    old, before = around.stored(song), server.results()
+    assert old != new
+
+    name = f"{stage}-{fault.split()[0]}-{os.getpid()}"
+    with held_at(stage, server, around, name, inputs) as held:
+        answer = FAULTS[fault](held)
+        answers = [other.result() for other in held.others]
+    assert key_found_in(server) == []
+    if fault != "kill -9":
+        assert [answer["output"] for answer in answers] == expected
+    if fault in GIVEN_UP:
+        until(lambda: len(server.results() - before) == len(NEIGHBOURS))  # none of its own
+    if fault == "cancels":
+        early = answer["status"] == "failed" and answer["error"] == "Input validation error: "
+        assert answer["status"] == "canceled" or (early and stage == "fetching"), answer
+    if fault in ("dawdles", "SIGTERM"):
+        assert "gcs_uri" in answer["output"]
+        assert around.stored(song) == new
+    else:
+        assert around.stored(song) in ((old, new) if stage == "uploading" else (old,))
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"), [("fetching", "leaves"), ("encoding", "cancels"), ("uploading", "kill -9")]
+)
+def test_a_fault_at_a_stage_is_not_noticed_by_others(around, start, alone, stage, fault):
+    check(around, start, alone, stage, fault)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_fault_at_every_stage_is_not_noticed_by_others(around, start, alone, stage, fault):
+    check(around, start, alone, stage, fault)
