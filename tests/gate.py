@@ -3,6 +3,9 @@
 import threading
 import time
 
+# Far beyond what any machine takes: what never comes fails instead of being waited for.
+PATIENCE = 600  # seconds
+
 
 class Gate:
     """`pass_through` waits until `open`; `arrived` waits until somebody stands before it."""
@@ -16,12 +19,14 @@ class Gate:
         self._opened.wait()
 
     def arrived(self) -> None:
-        self._arrivals.acquire()
+        assert self._arrivals.acquire(timeout=PATIENCE), "nobody came"
 
     def open(self) -> None:
         self._opened.set()
 
 
 def until(condition):
+    end = time.monotonic() + PATIENCE
     while not condition():
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
