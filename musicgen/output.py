@@ -6,8 +6,10 @@ pass the peak ceiling is limited smoothly, never cut, except by the strategy `cl
 
 import logging
 import subprocess
+import threading
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -37,6 +39,11 @@ LOUDNESS_ROUNDS = 12
 SILENCE = 1e-9  # peak, -180 dBFS: below what any format can hold
 LIMITER_SECONDS = 0.005
 MP3_BITRATE = "320k"
+# Levelling takes a dozen times the memory of a clip. Long ones do so one at a time, or else that
+# of all callers could add up to more than a machine has.
+LONG_SECONDS = 30.0
+
+_long_clips = threading.Lock()
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +97,7 @@ def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
 
 def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> Path:
     """wav [C, N] in [-1, 1] -> 16-bit wav or 320 kbit/s mp3 at `path`. Raises OutputError."""
-    pcm = (wav.clamp(-1, 1) * 32767).round().to(torch.int16)
+    pcm = wav.clamp(-1, 1).mul_(32767).round_().to(torch.int16)
     segment = AudioSegment(
         pcm.T.contiguous().numpy().tobytes(),
         sample_width=2,
@@ -136,11 +143,16 @@ def write_clips(
     files = []
     with timings.stage("output"):
         for index, wav in enumerate(generation.wavs):
-            cancellation.current.get().check()
-            level = normalize(wav, request.normalization, rate)
-            files.append(write(level, folder / f"clip-{index}.{extension}", rate, extension))
+            with _in_turn(generation.duration):
+                cancellation.current.get().check()
+                level = normalize(wav, request.normalization, rate)
+                files.append(write(level, folder / f"clip-{index}.{extension}", rate, extension))
     cancellation.current.get().check()  # or else it would still replace a song in the bucket
     return files
+
+
+def _in_turn(seconds: float) -> AbstractContextManager[object]:
+    return _long_clips if seconds > LONG_SECONDS else nullcontext()
 
 
 def describe(generation: Generation, request: Request) -> dict[str, int | float | str]:

@@ -1,13 +1,21 @@
 """Normalization holds its targets on every kind of audio; files decode to what was written."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
 import av
 import numpy as np
 import pyloudnorm
 import pytest
 import torch
 
+from musicgen import output
 from musicgen.errors import OutputError
-from musicgen.output import STRATEGIES, limit, loudness, normalize, write
+from musicgen.output import STRATEGIES, limit, loudness, normalize, write, write_clips
+from musicgen.pipeline import Generation
+from musicgen.report import Timings
+from musicgen.request import Request
 
 RATE = 32000
 CEILING = 10 ** (-1 / 20)
@@ -127,6 +135,41 @@ def test_mp3_is_320_kbit_and_decodes_to_the_same_length_and_sound(tmp_path, chan
     assert stream.bit_rate == 320_000
     assert samples.shape == (channels, 2 * RATE)
     assert np.corrcoef(samples[0, 1000:-1000], wav[0, 1000:-1000])[0, 1] > 0.999
+
+
+def most_at_once(seconds, folder, monkeypatch, patience):
+    """Of four clips that are to be written at the same time; each waits a while for all others."""
+    inside, most, all_here = [], [], threading.Barrier(4)
+
+    def level(wav, rate):
+        inside.append(wav)
+        most.append(len(inside))
+        with suppress(threading.BrokenBarrierError):
+            all_here.wait(patience)
+        inside.pop()
+        return wav
+
+    monkeypatch.setitem(STRATEGIES, "clip", level)
+    monkeypatch.setattr(output, "LONG_SECONDS", 1.0)
+    generation = Generation([tone(seconds=seconds)], RATE, "tones")
+    request = Request(normalization="clip", output_format="wav")
+
+    def write_one(number):
+        (folder / str(number)).mkdir()
+        return write_clips(generation, request, folder / str(number), Timings())
+
+    with ThreadPoolExecutor(4) as pool:
+        files = [file for [file] in pool.map(write_one, range(4))]
+    assert all(decode(file)[0].size == 2 * seconds * RATE for file in files)
+    return max(most)
+
+
+def test_long_clips_are_levelled_one_at_a_time(tmp_path, monkeypatch):
+    """So that the memory that it takes does not add up over all callers."""
+    for folder in ("short", "long"):
+        (tmp_path / folder).mkdir()
+    assert most_at_once(0.5, tmp_path / "short", monkeypatch, 600) == 4
+    assert most_at_once(1.5, tmp_path / "long", monkeypatch, 0.5) == 1
 
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
