@@ -220,7 +220,7 @@ class Meter:
         cpu, audio = self._cpu(), traffic.audio
         spent, made = cpu - self.cpu, audio - self.audio
         self.cpu, self.audio = cpu, audio
-        ages = list(self._ages())
+        files = list(ages(Path(self.folder), *COG_FOLDER.glob(f"{traffic.name}-*")))
         return Sample(
             minute=round(minute, 2),
             requests=traffic.sent,
@@ -228,8 +228,8 @@ class Meter:
             memory_mb=round(sum(process.memory_info().rss for process in processes) / 1e6, 1),
             threads=sum(process.num_threads() for process in processes),
             descriptors=sum(process.num_fds() for process in processes),
-            files=len(ages),
-            stale=sum(age > STALE_SECONDS for age in ages),
+            files=len(files),
+            stale=sum(age > STALE_SECONDS for age in files),
             cpu=round(spent / made, 3) if made else 0.0,
             latency=round(median(latencies), 3) if latencies else 0.0,
         )
@@ -237,12 +237,15 @@ class Meter:
     def _cpu(self) -> float:
         return sum(sum(process.cpu_times()[:2]) for process in self.processes)
 
-    def _ages(self) -> Iterator[float]:
-        """Seconds since each file and folder of the server's was changed."""
-        for root in (Path(self.folder), *COG_FOLDER.glob(f"{self.traffic.name}-*")):
-            for path in (root, *root.rglob("*")):
-                with suppress(FileNotFoundError):  # removed meanwhile
-                    yield time.time() - path.lstat().st_mtime
+
+def ages(*roots: Path) -> Iterator[float]:
+    """Seconds since each file and folder in `roots` was changed; some go while this looks."""
+    for root in roots:
+        # Unlike a glob, a walk goes on where a folder is no more.
+        for here, inside, files in os.walk(root):
+            for name in (*inside, *files):
+                with suppress(FileNotFoundError):
+                    yield time.time() - os.lstat(Path(here, name)).st_mtime
 
 
 if __name__ == "__main__":

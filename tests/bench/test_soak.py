@@ -1,10 +1,11 @@
 """scripts/soak: it runs against a real server, and it notices what grows."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from musicgen.bench.soak import MINUTES_FOR_FILES, SAMPLES, Sample, grown, soak
+from musicgen.bench.soak import MINUTES_FOR_FILES, SAMPLES, Sample, ages, grown, soak
 
 FLAT = Sample(0.0, 0, 0, 1000.0, 30, 100, 50, 3, 0.5, 0.5)
 
@@ -44,6 +45,18 @@ def test_what_grows_is_named(name, slope):
 
 def test_files_are_judged_only_in_runs_longer_than_they_are_kept():
     assert grown(series(MINUTES_FOR_FILES - 1, files=3)) == []
+
+
+def test_files_that_go_while_they_are_counted_do_not_count(tmp_path):
+    for number in range(20):
+        (tmp_path / f"folder-{number}").mkdir()
+        (tmp_path / f"folder-{number}" / "file").touch()
+    found = ages(tmp_path)
+    next(found)
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
+    assert list(found) == []
+    assert list(ages(tmp_path)) == []
 
 
 def test_a_short_soak_finds_nothing_wrong(checkpoints, capsys, monkeypatch):
