@@ -13,8 +13,8 @@ from gate import until
 from musicgen.checkpoints import tiny
 
 LONGEST = 300
-# Bytes of the worker at its peak, beyond what it has when idle and without what depends on the width
-# of a network, as the tiny ones' is small.
+# Bytes of the worker at its peak, beyond what it has when idle, and without what depends on the
+# width of a network, as the tiny ones' is small.
 MEMORY = 1.5e9
 MODES = [
     ("text", "mp3", "loudness"),
