@@ -297,9 +297,10 @@ def test_distances_are_what_they_say():
 def test_the_floor_is_that_of_the_quietest_moments():
     wav = tone([60])
     wav[:, : RATE // 2] *= 1e-3
-    assert measures.floor(wav) == pytest.approx(-63, abs=1)
+    assert measures.floor([wav]) == pytest.approx(-63, abs=1)
     wav[:, : RATE // 2] = 0
-    assert measures.floor(wav) == measures.SILENCE
+    assert measures.floor([wav]) == measures.SILENCE
+    assert measures.floor([tone([60]), wav]) == measures.SILENCE  # of the set, not of each
 
 
 def test_hats_are_what_sounds_high():

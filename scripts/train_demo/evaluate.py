@@ -182,7 +182,7 @@ class Judge:
 def sound(wavs: list[np.ndarray], recorded: list[np.ndarray]) -> dict[str, float]:
     """Level of rests, power of hats, and the distance of wavs [2, N] from what was recorded."""
     return {
-        "rests: level, dBFS": mean(measures.floor(wav) for wav in wavs),
+        "rests: level, dBFS": measures.floor(wavs),
         "hats: power from 6 to 12 kHz, dBFS": measures.hats(wavs),
         "Frechet distance from the recordings": measures.frechet_distance(wavs, recorded),
     }

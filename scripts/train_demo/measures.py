@@ -18,7 +18,7 @@ OCTAVES = (0.5, 1.0, 2.0)
 TEMPO_TOLERANCE = 0.05
 SIZES = (2048, 1024, 512)
 RANGE = 80.0  # dB below a clip's loudest bin; what is quieter counts as silence
-QUIETEST = 0.05  # share of a side's frames whose level is its floor
+QUIETEST = 0.005  # share of a set's frames whose level is its floor: songs seldom rest
 SILENCE = -120.0  # dBFS; no floor is lower
 HATS = (6000.0, 12000.0)  # Hz
 MEL_BANDS, MEL_WINDOW = 64, 2048
@@ -46,12 +46,12 @@ def si_sdr(wav: np.ndarray, other: np.ndarray) -> float:
     return codec.si_sdr(*pair).item()
 
 
-def floor(wav: np.ndarray) -> float:
-    """Level in dBFS of the quietest frames, 20 ms each, of the sides of wav [C, N]: their mean."""
-    frames = wav[:, : wav.shape[1] // FRAME * FRAME].reshape(len(wav), -1, FRAME)
-    power = np.sort(np.square(frames).mean(2), axis=1)
-    quiet = power[:, : max(1, round(QUIETEST * power.shape[1]))].mean(1)
-    return float(10 * np.log10(np.maximum(quiet, 10 ** (SILENCE / 10))).mean())
+def floor(wavs: Iterable[np.ndarray]) -> float:
+    """Mean power in dB of the quietest frames, 20 ms of a side each, of a set of wavs [C, N]."""
+    sides = [side[: len(side) // FRAME * FRAME].reshape(-1, FRAME) for wav in wavs for side in wav]
+    power = np.sort(np.square(np.concatenate(sides)).mean(1))
+    quiet = power[: max(1, round(QUIETEST * len(power)))].mean()
+    return float(10 * np.log10(max(quiet, 10 ** (SILENCE / 10))))
 
 
 def hats(wavs: Iterable[np.ndarray]) -> float:
