@@ -14,12 +14,13 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from gate import Gate
+from web import listening
 
 # Bytes of a file. Above 8 MiB the client takes two requests (a resumable session) instead of one.
 SMALL, LARGE = 100_000, 9 * 2**20
@@ -155,16 +156,11 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve  # noqa: N815
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        proxy.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with listening(Handler) as proxy.url:
         try:
             yield proxy
         finally:
             closing.set()
-            server.shutdown()
-            thread.join()
 
 
 def chain(exc: BaseException) -> str:

@@ -21,6 +21,19 @@ class Web:
 
 
 @contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server on a free port, with a thread for each connection."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def web_server(files: Mapping[str, bytes]) -> Iterator[Web]:
     """A `Web` on a free port with files of these names."""
     web = Web()
@@ -47,13 +60,8 @@ def web_server(files: Mapping[str, bytes]) -> Iterator[Web]:
             with suppress(OSError):  # whoever asked has gone
                 super().handle()
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        web.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with listening(Handler) as web.url:
         try:
             yield web
         finally:
             web.gate.open()
-            server.shutdown()
-            thread.join()
