@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from musicgen import memory
+from musicgen import memory, threads
 from musicgen.cancellation import Cancellation, current
 
 P = ParamSpec("P")
@@ -20,6 +20,7 @@ class Workers:
     """Runs functions in threads for an event loop."""
 
     def __init__(self) -> None:
+        threads.protect()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="request")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

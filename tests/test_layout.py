@@ -60,7 +60,7 @@ LAYERS = {
     "output": {"cancellation", "pipeline", "report"},
     "request": {"decoder.sampling"},
     "turns": {"cancellation"},
-    "workers": {"cancellation", "memory"},
+    "workers": {"cancellation", "memory", "threads"},
     # Conditions in, codes out.
     "decoder.clip": {"decoder.sampling"},
     "decoder.engine": {
