@@ -99,13 +99,15 @@ class MusicGen:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
         lm = checkpoint.load_lm(device, compute_dtype(device))
         rate, prefix = self.codec.frame_rate, self.conditioner.longest
+        shared = self.conditioner.shared
         max_length = int(self.max_duration * rate)
         self.engine = Engine(
             lm,
             max_length=max_length,
             stride=int(STRIDE * self.max_duration * rate),
-            slots=slots_that_fit(lm, max_length, prefix),
+            slots=slots_that_fit(lm, max_length, prefix, shared is not None),
             prefix=prefix,
+            shared=shared,
         )
         self.loop = Loop(self.engine)
         weakref.finalize(self, self.loop.close)
@@ -252,10 +254,14 @@ class MusicGen:
         return torch.stack(codes)
 
 
-def slots_that_fit(lm: LM, max_length: int, prefix: int) -> int:
-    """How many clips can be decoded at once: as many as a step can be made for, memory allowing."""
-    size = State.slot_bytes(lm, slot_columns(lm, max_length), prefix)
-    return max(1, min(BATCHES[-1], int(SLOTS_SHARE * memory.free_bytes(lm.device) / size)))
+def slots_that_fit(lm: LM, max_length: int, prefix: int, shared: bool = False) -> int:
+    """How many clips can be decoded at once: as many as a step can be made for, memory allowing.
+
+    A slot has two rows; `shared` ones need a row more for all of them.
+    """
+    row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / 2
+    rows = int(SLOTS_SHARE * memory.free_bytes(lm.device) / row) - shared
+    return max(1, min(BATCHES[-1], rows // 2))
 
 
 def resolve_device(device: str | None = None) -> torch.device:

@@ -38,6 +38,9 @@ def test_slots_are_as_many_as_fit(models, monkeypatch, fits, slots):
     size = State.slot_bytes(lm, slot_columns(lm, length), prefix)
     monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE)
     assert slots_that_fit(lm, length, prefix) == slots
+    # What all share takes half a slot.
+    monkeypatch.setattr(memory, "free_bytes", lambda _: (fits + 0.5) * size / SLOTS_SHARE)
+    assert slots_that_fit(lm, length, prefix, shared=True) == slots
     assert slots <= BATCHES[-1]
 
 
@@ -46,7 +49,8 @@ def test_a_slot_takes_what_is_said(models, kind):
     engine = models[kind].engine
     cache = engine.state.cache
     tensors = (cache.keys, cache.values, cache.cross_keys, cache.cross_values)
-    held = sum(tensor.nbytes for tensor in tensors) / len(engine.state.column)
+    rows = 2 * len(engine.state.column) + (cache.shared_lengths is not None)
+    held = sum(tensor.nbytes for tensor in tensors) / rows * 2
     said = State.slot_bytes(
         engine.lm, slot_columns(engine.lm, engine.max_length), models[kind].conditioner.longest
     )

@@ -67,6 +67,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=[*GPUS, "cpu"],
         help="predict a step on GPUs that are not at hand; cpu: and measure it here, to compare",
     )
+    parser.add_argument(
+        "--no-melodies",
+        dest="melodies",
+        action="store_false",
+        help="of a model that takes melodies, clips that have none",
+    )
     parser.add_argument("--save", action="store_true", help="keep the JSON in benchmarks/")
     parser.add_argument("--table", action="store_true", help="print benchmarks/ as Markdown, only")
     options = parser.parse_args(arguments)
@@ -84,7 +90,7 @@ def run(options: argparse.Namespace) -> Record:
     load = machine.others_load()
     roof = machine.bandwidth(device)
     machine.release()
-    work = Work(options.model, options.seconds, 1, device)
+    work = Work(options.model, options.seconds, 1, device, options.melodies)
     plan = make_plan(work, repeats=options.repeats, chunk=options.steps, full=options.full)
     state = random_state(work.config)
     records = [
@@ -104,7 +110,7 @@ def plan(options: argparse.Namespace) -> None:
         os.environ["TRITON_INTERPRET"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "musicgen.bench", *sys.argv[1:]])
     gpus = [name for name in options.plan if name in GPUS]
-    predictions = prediction.of_gpus(gpus, options.model, options.batch)
+    predictions = prediction.of_gpus(gpus, options.model, options.batch, options.melodies)
     if gpus:
         print(prediction.table(predictions))
     if "cpu" in options.plan:
@@ -116,7 +122,7 @@ def plan(options: argparse.Namespace) -> None:
 def plan_here(options: argparse.Namespace, batch: int) -> prediction.Prediction:
     """Predict a step of this CPU's, and say what it takes at least when it is measured."""
     cpu = torch.device("cpu")
-    work = Work(options.model, MAX_SECONDS, batch, cpu)
+    work = Work(options.model, MAX_SECONDS, batch, cpu, options.melodies)
     measured = least_step(work)
     predicted = prediction.predict(work, this_cpu(2 * batch), Storage(weight=2, cache=4))
     print(prediction.beside(predicted, measured), flush=True)

@@ -53,10 +53,13 @@ def ours(work: Work, state: State) -> Contender:
         stride=max(1, work.frames // 2),
         slots=work.batch,
         prefix=max(work.prefix_length, work.cross_length),
+        shared=torch.zeros(work.melody_length, work.config.dim) if work.melody_length else None,
     )
     condition = work.condition().to(work.device)
     both = torch.stack([condition, torch.zeros_like(condition)])
-    given = Conditions(cross=both) if work.cross_length else Conditions(prefix=both)
+    given = Conditions(prefix=both, shared=work.shared)
+    if work.cross_length:
+        given = Conditions(cross=both)
     sampling = Sampling(top_k=TOP_K, cfg_coef=GUIDANCE)
 
     def decode(prompt: Tensor | None, tick: Tick) -> object:

@@ -22,7 +22,8 @@ def step_launches(config: LMConfig, clips: int, capability: int) -> list[Launch]
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         lm = lm.to_empty(device=CUDA)
         lm.device, lm.offsets = CUDA, torch.empty_like(lm.offsets, device=CUDA)
-        state = State.empty(lm, clips, slot_columns(lm, round(MAX_SECONDS * FRAME_RATE)), PREFIX)
+        columns = slot_columns(lm, round(MAX_SECONDS * FRAME_RATE))
+        state = State.empty(lm, clips, columns, PREFIX, shared=not config.cross_attention)
         slots = torch.zeros(clips, dtype=torch.int64, device=CUDA)
         ops = kernels.triton_ops(divmod(capability, 10))
         with recorded(capability) as launches:

@@ -21,7 +21,10 @@ from .work import Work, random_state
 def least_step(work: Work, steps: int = 40) -> float:
     """Seconds of a step at the clip's mean context: the sum of its operations' least times."""
     lm = LM.from_audiocraft(work.config, random_state(work.config), device="cpu", dtype=work.half)
-    state = State.empty(lm, work.batch, slot_columns(lm, work.frames), PREFIX)
+    columns, melodies = slot_columns(lm, work.frames), bool(work.melody_length)
+    state = State.empty(lm, work.batch, columns, PREFIX, shared=melodies)
+    if state.cache.shared_lengths is not None:
+        state.cache.shared_lengths.copy_(torch.tensor(work.shared).repeat(work.batch))
     for filled in (state.cache.keys, state.cache.values):
         filled.fill_(0.1)  # so that its memory is there
     state.cache.cross_lengths.fill_(max(1, work.cross_length))

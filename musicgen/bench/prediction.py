@@ -89,6 +89,7 @@ class Prediction:
             "card": self.card.name,
             "model": self.work.model,
             "batch": self.work.batch,
+            "melodies": self.work.melodies and self.work.melody_length > 0,
             "ms_per_step": 1e3 * self.step,
             "floor_ms": 1e3 * self.floor,
             "roofline_percent": 100 * self.floor / self.step,
@@ -130,11 +131,13 @@ def table(predictions: Iterable[Prediction]) -> str:
     return "\n".join([*lines, cards.SOURCES])
 
 
-def of_gpus(names: Sequence[str], model: str, batches: Sequence[int]) -> list[Prediction]:
+def of_gpus(
+    names: Sequence[str], model: str, batches: Sequence[int], melodies: bool = True
+) -> list[Prediction]:
     """A step of so many clips, on each of these GPUs."""
     device = torch.device("cuda")
     return [
-        predict(Work(model, MAX_SECONDS, batch, device), cards.GPUS[name])
+        predict(Work(model, MAX_SECONDS, batch, device, melodies), cards.GPUS[name])
         for name in names
         for batch in batches
     ]

@@ -84,17 +84,23 @@ def _split(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
     filled = _filled(given["keys"], work)
     splits = math.ceil(filled / given["SPLIT"])
     programs = 1 if given["WHOLE"] else splits
-    read = 2 * filled / programs * given["HEAD_DIM"] * cache_bytes
+    position = 2 * given["HEAD_DIM"] * cache_bytes
+    read = filled / programs * position
+    # What rows share comes from memory for the first of them, from the shared cache for the others.
+    again = 0.0
+    if given["SHARED"]:
+        rows, shared = len(given["q"]), len(given["q"]) / 2 * sum(work.shared)
+        again = max(0.0, shared - work.melody_length) / rows / programs * position
     # The next split comes into shared memory while one is worked on.
-    ahead = 2 * given["SPLIT"] * given["HEAD_DIM"] * cache_bytes
+    ahead = given["SPLIT"] * position
     return Traffic(
         label="attention" if splits > 1 else "cross-attention",
         programs=launch.grid[0] * programs,
-        memory=read,
-        cached=4 * given["HEAD_DIM"],  # what it writes
+        memory=read - again,
+        cached=again + 4 * given["HEAD_DIM"],  # with what it writes
         flight=min(read, ahead),
         shared=ahead if given["WHOLE"] else 1024,
-        waits=3,  # for the length, then the row's place, and to write
+        waits=3,  # for the lengths, then the row's place, and to write
     )
 
 

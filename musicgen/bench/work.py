@@ -52,12 +52,16 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Work:
-    """`batch` clips of so many seconds, decoded from scratch with guidance."""
+    """`batch` clips of so many seconds, decoded from scratch with guidance.
+
+    Where the model takes melodies, each has one of its own; or, without `melodies`, none.
+    """
 
     model: str
     seconds: float
     batch: int
     device: torch.device
+    melodies: bool = True
 
     @property
     def config(self) -> LMConfig:
@@ -87,6 +91,11 @@ class Work:
         return 0 if self.config.cross_attention else self.melody_length + self.text_length
 
     @property
+    def shared(self) -> tuple[int, int]:
+        """Of each row of a clip, how many positions are those of no melody, which all share."""
+        return (0 if self.melodies else self.melody_length, self.melody_length)
+
+    @property
     def cross_length(self) -> int:
         """Positions that cross-attention sees."""
         return self.text_length if self.config.cross_attention else 0
@@ -97,9 +106,15 @@ class Work:
         return torch.float16 if self.device.type == "cuda" else torch.float32
 
     def condition(self) -> Tensor:
-        """What a clip is conditioned on, [prefix or cross length, dim] float32 on the CPU."""
+        """What a clip is conditioned on, [prefix or cross length, dim] float32 on the CPU.
+
+        No melody is zeros, as the null is.
+        """
         length = self.prefix_length or self.cross_length
-        return torch.randn(length, self.config.dim, generator=torch.Generator().manual_seed(1))
+        random = torch.Generator().manual_seed(1)
+        condition = torch.randn(length, self.config.dim, generator=random)
+        condition[: self.shared[0]] = 0
+        return condition
 
     def prompt(self, frames: int) -> Tensor:
         """Random codes for a clip to go on from, [K, frames] on the CPU."""
@@ -129,17 +144,19 @@ def step_bytes(work: Work, storage: Storage) -> float:
     """Bytes that one step must read, on average over the clip: each weight once, each key once.
 
     weights   layers * (4 D^2 + 2 D F  [+ 2 D^2: query and output of cross-attention]) + K card D
-    cache     2 * layers * 2 B * D * (prefix + (steps + 1) / 2  [+ cross length])
+    cache     2 * layers * D * (2 B (prefix + (steps + 1) / 2  [+ cross length]) - (R - 1) * melody)
 
     D the width, F the feed-forward's, B the clips (two rows each: conditioned and not), K the
-    codebooks. Not counted, as they are small: embeddings, norms, activations, what is written.
+    codebooks, R the rows that begin with no melody: those positions are the same, and once is
+    enough. Not counted, as they are small: embeddings, norms, activations, what is written.
     """
     config = work.config
     attention = 6 if config.cross_attention else 4
     layer = attention * config.dim**2 + 2 * config.dim * config.ffn_dim
     weights = config.num_layers * layer + config.n_q * config.card * config.dim
     context = work.prefix_length + (work.steps + 1) / 2 + work.cross_length
-    cache = 2 * config.num_layers * 2 * work.batch * config.dim * context
+    again = max(0, work.batch * sum(work.shared) - work.melody_length)  # what is read anyway
+    cache = 2 * config.num_layers * config.dim * (2 * work.batch * context - again)
     return weights * storage.weight + cache * storage.cache
 
 

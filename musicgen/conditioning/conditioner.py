@@ -143,6 +143,11 @@ class Conditioner:
         self.cross = checkpoint.lm.cross_attention
 
     @property
+    def shared(self) -> Tensor | None:
+        """Embeddings [T, dim] that all conditions without a melody begin with."""
+        return self.melody.null if self.melody else None
+
+    @property
     def longest(self) -> int:
         """Positions of the longest condition that a request can have."""
         return MAX_TOKENS + (self.melody.frames if self.melody else 0)
@@ -164,12 +169,15 @@ class Conditioner:
         null = self.melody.null
         if melody_wav is None:
             prefix = torch.cat([torch.stack([null, null]), text_pair], dim=1)
-            return [Conditions(prefix=prefix)] * len(starts)
+            return [Conditions(prefix=prefix, shared=(len(null), len(null)))] * len(starts)
         stem = self.melody.separate(melody_wav)
         windows: list[float | None] = [None] if len(starts) == 1 else [*starts]
         chromas = [self.melody.window(stem, start) for start in windows]
         pairs = [torch.stack([chroma, null]) for chroma in chromas]
-        return [Conditions(prefix=torch.cat([pair, text_pair], dim=1)) for pair in pairs]
+        return [
+            Conditions(prefix=torch.cat([pair, text_pair], dim=1), shared=(0, len(null)))
+            for pair in pairs
+        ]
 
 
 def _projection(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Linear:

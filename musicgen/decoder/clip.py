@@ -14,6 +14,9 @@ class Conditions:
 
     prefix: Tensor | None = None  # [2, P, dim], prepended to the codes
     cross: Tensor | None = None  # [2, L, dim], attended to by cross-attention
+    # How many positions of each row of `prefix` are the engine's shared prefix; the null's as many
+    # as the condition's or more.
+    shared: tuple[int, int] = (0, 0)
 
     @property
     def given(self) -> Tensor | None:

@@ -43,9 +43,11 @@ class Engine:
         stride: int,
         slots: int = BATCHES[-1],
         prefix: int = 256,
+        shared: Tensor | None = None,
         eager: bool = False,
     ) -> None:
         """`max_length` frames are the longest window; `prefix` positions the longest condition.
+        Conditions may begin with `shared` [P, dim], which is then computed, kept and read once.
 
         Memory for `slots` clips is taken at once (on a CPU when it is first touched), so nothing
         has to grow, or move, while clips decode. `eager` runs every step uncaptured.
@@ -56,10 +58,15 @@ class Engine:
         self.max_length = max_length
         self.stride = stride
         self.prefix = prefix
+        self.shared_length = 0 if shared is None else len(shared)
         self.eager = eager
         # On CUDA steps are captured, for a few sizes of batch.
         self.static = lm.device.type == "cuda"
-        self.state = State.empty(lm, slots, slot_columns(lm, max_length), prefix)
+        columns = slot_columns(lm, max_length)
+        self.state = State.empty(lm, slots, columns, prefix, shared is not None)
+        if shared is not None:
+            with torch.no_grad():
+                lm.prefill_shared(shared, self.state.cache)
         self._waiting: deque[Job] = deque()
         self._slots: list[Slot | None] = [None] * slots
         self._steps: dict[int, tuple[Tensor, Graphed]] = {}  # by the number of clips
@@ -151,6 +158,10 @@ class Engine:
                 (c.cross is not None) != cross for c in conditions
             ),
             f"a condition of {longest} positions, at most {self.prefix}": longest > self.prefix,
+            f"conditions share more than the engine's {self.shared_length} positions": any(
+                not 0 <= first <= null <= self.shared_length
+                for first, null in (c.shared for c in conditions)
+            ),
         }
         for problem, found in problems.items():
             if found:
@@ -191,9 +202,14 @@ class Engine:
             state.noise_step[index].fill_(0)
             state.sampling.set(index, slot.job.clip.sampling, config.card)
         slot.left = steps
-        cache = state.cache.rows(slice(2 * index, 2 * index + 2))
+        for row, length in enumerate(conditions.shared, 2 * index):
+            state.cache.share(row, length)
         slot.prefill = self.lm.prefill(
-            sequence[:, :known].T, conditions.prefix, conditions.cross, cache
+            sequence[:, :known].T,
+            conditions.prefix,
+            conditions.cross,
+            state.cache.rows(slice(2 * index, 2 * index + 2)),
+            conditions.shared,
         )
 
     def _prefill_one(self) -> None:

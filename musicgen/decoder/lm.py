@@ -35,7 +35,9 @@ PREFILL_PIECE = {"cpu": 64, "cuda": 256}
 class Cache:
     """Keys and values of R rows, [layers, R, H, S, Dh]; S is the capacity, not what is filled.
 
-    The cross-attention's are [layers, R, H, L, Dh], filled up to `cross_lengths` [R].
+    The cross-attention's are [layers, R, H, L, Dh], filled up to `cross_lengths` [R]. Where rows
+    may begin alike, one row more, the last, holds what they share, and `shared_lengths` [R] says
+    how many positions of it each row has.
     """
 
     keys: Tensor
@@ -43,19 +45,23 @@ class Cache:
     cross_keys: Tensor
     cross_values: Tensor
     cross_lengths: Tensor
+    shared_lengths: Tensor | None = None
 
     @classmethod
-    def empty(cls, lm: "LM", rows: int, capacity: int, cross_capacity: int) -> "Cache":
+    def empty(
+        cls, lm: "LM", rows: int, capacity: int, cross_capacity: int, shared: bool = False
+    ) -> "Cache":
         """Zeros, not garbage: a masked NaN would still be one."""
 
         def zeros(length: int) -> Tensor:
-            shape = (config.num_layers, rows, config.num_heads, length, config.head_dim)
+            shape = (config.num_layers, rows + shared, config.num_heads, length, config.head_dim)
             return _zeros(shape, lm.device, lm.dtype)
 
         config = lm.config
         lengths = torch.ones(rows, dtype=torch.int64, device=lm.device)
         cross = (zeros(cross_capacity), zeros(cross_capacity))
-        return cls(zeros(capacity), zeros(capacity), *cross, lengths)
+        none = torch.zeros_like(lengths) if shared else None
+        return cls(zeros(capacity), zeros(capacity), *cross, lengths, none)
 
     def rows(self, rows: slice) -> "Cache":
         """A view of some of the rows."""
@@ -66,6 +72,14 @@ class Cache:
             self.cross_values[:, rows],
             self.cross_lengths[rows],
         )
+
+    def share(self, row: int, length: int) -> None:
+        """Let a row begin with so many positions of the shared one."""
+        if self.shared_lengths is None:
+            return
+        self.shared_lengths[row].fill_(length)
+        for cache in (self.keys, self.values):
+            cache[:, row, :, :length] = cache[:, -1, :, :length]
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -158,13 +172,19 @@ class LM(nn.Module):
         return F.embedding(tokens + self.offsets, self.embeddings).sum(dim=-2)
 
     def prefill(
-        self, tokens: Tensor, prefix: Tensor | None, cross: Tensor | None, cache: Cache
+        self,
+        tokens: Tensor,
+        prefix: Tensor | None,
+        cross: Tensor | None,
+        cache: Cache,
+        filled: tuple[int, int] = (0, 0),
     ) -> Iterator[None]:
         """Fill the two rows of one clip's cache, a piece with each `next`.
 
         tokens [T, K] follow `prefix` [2, P, dim]; `cross` [2, L, dim] is what cross-attention
-        sees. The cut depends on nothing but the position, and a piece's shapes on nothing but this
-        clip, so that no neighbour can change it.
+        sees. `filled` positions of each row are there already, of the second as many as of the
+        first or more. How it is cut depends on this clip alone, so that no neighbour can change
+        it.
         """
         if cross is not None:
             self._prefill_cross(cross, cache)
@@ -172,13 +192,21 @@ class LM(nn.Module):
         if prefix is not None:
             x = torch.cat([prefix.to(x), x], dim=1)
         x = x + self.positions(x.shape[1])
-        piece = PREFILL_PIECE[self.device.type]
-        for start in range(0, x.shape[1], piece):
-            self._extend(x[:, start : start + piece], start, cross, cache)
-            yield
+        first, both = filled
+        for rows, begin, end in ((slice(1), first, both), (slice(2), both, x.shape[1])):
+            for piece in _pieces(begin, end, PREFILL_PIECE[self.device.type]):
+                self._extend(x[rows, piece], piece.start, cross, cache.rows(rows))
+                yield
+
+    def prefill_shared(self, prefix: Tensor, cache: Cache) -> None:
+        """Fill the cache's last row with what other rows may begin with: prefix [P, dim]."""
+        positions = self.positions(len(prefix))
+        x = (prefix.to(positions) + positions)[None]
+        for piece in _pieces(0, len(prefix), PREFILL_PIECE[self.device.type]):
+            self._extend(x[:, piece], piece.start, None, cache.rows(slice(-1, None)))
 
     def _extend(self, x: Tensor, start: int, cross: Tensor | None, cache: Cache) -> None:
-        """Embedded positions x [2, T, dim] from `start` on, into the cache behind those before."""
+        """Embedded positions x [R, T, dim] from `start` on, into the cache behind those before."""
         stop = start + x.shape[1]
         seen = torch.ones(x.shape[1], stop, dtype=torch.bool, device=self.device).tril(start)
         for i, layer in enumerate(self.layers):
@@ -205,10 +233,12 @@ class LM(nn.Module):
         `rows` [R] int64 says which rows of the cache they are.
         """
         lengths, cross_lengths = positions + 1, cache.cross_lengths[rows]
+        shared = None if cache.shared_lengths is None else cache.shared_lengths[rows]
         for i, layer in enumerate(self.layers):
             keys, values = cache.keys[i], cache.values[i]
             q = ops.norm_qkv(x, layer.norm1, layer.qkv, keys, values, rows, positions)
-            x = ops.linear_add(ops.attention(q, keys, values, rows, lengths), layer.out, x)
+            y = ops.attention(q, keys, values, rows, lengths, shared)
+            x = ops.linear_add(y, layer.out, x)
             if self.config.cross_attention:
                 q = ops.norm_linear(x, layer.norm_cross, layer.cross_q)
                 y = ops.attention(
@@ -228,6 +258,12 @@ class LM(nn.Module):
         cache.cross_lengths.fill_(length)
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """[2, T, parts * dim] -> that many [2, H, T, Dh]."""
-        split = x.view(2, x.shape[1], parts, self.config.num_heads, self.config.head_dim)
+        """[R, T, parts * dim] -> that many [R, H, T, Dh]."""
+        split = x.view(*x.shape[:2], parts, self.config.num_heads, self.config.head_dim)
         return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _pieces(begin: int, end: int, size: int) -> Iterator[slice]:
+    """What lies from `begin` to `end`, in pieces of that size and a rest."""
+    for start in range(begin, end, size):
+        yield slice(start, min(start + size, end))

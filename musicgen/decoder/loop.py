@@ -1,7 +1,7 @@
 """The one thread that decodes, for callers in many others. Sleeps while there is nothing to do."""
 
 import threading
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -40,9 +40,7 @@ class Loop:
             self._news.notify()
 
     def _run(self, warm: threading.Event) -> None:
-        device = self.engine.lm.device
-        # A stream of its own: what other threads ask of the GPU does not stand before the steps.
-        with torch.cuda.stream(torch.cuda.Stream(device)) if _is_cuda(device) else nullcontext():
+        with self._stream():
             try:
                 self.engine.warm_up()
             except BaseException as exc:
@@ -56,12 +54,20 @@ class Loop:
                 except Exception as exc:  # of the loop itself, which must not end with it
                     self.engine.abort(exc)
 
+    def _stream(self) -> AbstractContextManager[object]:
+        """A stream of its own: what other threads ask of the GPU does not stand before the steps.
+
+        It begins when all is done that made the engine.
+        """
+        device = self.engine.lm.device
+        if device.type != "cuda":
+            return nullcontext()
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.default_stream(device))
+        return torch.cuda.stream(stream)
+
     def _wait(self) -> bool:
         """Until there is something to do; False when there never will be."""
         with self._news:
             self._news.wait_for(lambda: self._closed or self.engine.busy)
             return not self._closed
-
-
-def _is_cuda(device: torch.device) -> bool:
-    return device.type == "cuda"

@@ -38,9 +38,9 @@ class State:
         return 2 * 2 * config.num_layers * config.dim * (columns + prefix) * lm.dtype.itemsize
 
     @classmethod
-    def empty(cls, lm: LM, slots: int, columns: int, prefix: int) -> "State":
+    def empty(cls, lm: LM, slots: int, columns: int, prefix: int, shared: bool = False) -> "State":
         """Slots for sequences of so many columns, after a prefix of at most so many positions, or
-        with cross-attention to as many.
+        with cross-attention to as many; and a row of what they may share.
         """
         config, device = lm.config, lm.device
         cross = config.cross_attention
@@ -57,7 +57,7 @@ class State:
             noise=torch.ones(slots, steps, config.n_q, config.card, device=device),
             noise_step=integers(slots),
             sampling=SamplingRows.empty(slots, device),
-            cache=Cache.empty(lm, 2 * slots, capacity, prefix if cross else 0),
+            cache=Cache.empty(lm, 2 * slots, capacity, prefix if cross else 0, shared),
             positions=lm.positions(capacity),
         )
 

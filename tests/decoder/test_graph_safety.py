@@ -1,7 +1,7 @@
 """The engine as it runs on CUDA, its steps captured, as far as a CPU can show it."""
 
 import random
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from musicgen.decoder import engine as engines
 from musicgen.decoder import kernels
 from musicgen.decoder.lm import LM
 
+SHARED = 3  # positions
 SETTINGS = (
     {},
     {"temperature": 0.0, "length": 33},
@@ -24,7 +25,8 @@ SETTINGS = (
 
 
 def make_engine(lm):
-    made = engines.Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, prefix=16)
+    null = None if lm.config.cross_attention else torch.zeros(SHARED, lm.config.dim)
+    made = engines.Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, prefix=16, shared=null)
     made.choose_ops = lambda clips: kernels.TORCH
     return made
 
@@ -46,7 +48,15 @@ def captured(lm, monkeypatch):
 
 
 def clips_of(lm):
-    return [clip(lm.config, seed=seed, **settings) for seed, settings in enumerate(SETTINGS)]
+    clips = [clip(lm.config, seed=seed, **settings) for seed, settings in enumerate(SETTINGS)]
+    if lm.config.cross_attention:
+        return clips
+    return [replace(one, conditions=[*map(guided, one.conditions)]) for one in clips]
+
+
+def guided(conditions):
+    """The null begins with what the engine has, as far as it is long enough."""
+    return replace(conditions, shared=(0, min(SHARED, conditions.prefix.shape[1])))
 
 
 def addresses(value):

@@ -136,10 +136,14 @@ def check(
         affine.add_(normal(dim, dtype=torch.float32), alpha=0.1)
     x = normal(rows, dim, dtype=torch.float32)
     qkv, up, down = weight(3 * dim, dim), weight(ffn_dim, dim), weight(dim, ffn_dim)
-    keys, values = normal(2, rows, dim // head_dim, capacity, head_dim).unbind()
+    keys, values = normal(2, rows + 1, dim // head_dim, capacity, head_dim).unbind()
     hidden, query = normal(rows, ffn_dim), normal(rows, dim)
     positions = (torch.arange(rows, device=device) // 2 * 37 + capacity - 40) % capacity
     order = torch.arange(rows, device=device).flip(0)  # of the rows in the cache
+    shared = positions // 2 * (torch.arange(rows, device=device) % 2)
+    for cache in (keys, values):  # every other row begins as the last one does
+        alike = torch.arange(capacity, device=device) < shared[:, None]
+        cache[order] = torch.where(alike[:, None, :, None], cache[-1], cache[order])
 
     def run(ops: Ops) -> dict[str, Tensor]:
         k, v = keys.clone(), values.clone()
@@ -153,6 +157,9 @@ def check(
             "linear_add": residual,
             "norm_linear after linear_add": added,
             "attention": ops.attention(query, keys, values, order, positions + 1),
+            "attention, some shared": ops.attention(
+                query, keys, values, order, positions + 1, shared
+            ),
         }
 
     results = run(ops)

@@ -23,11 +23,19 @@ ENOUGH = 1.5  # heads to a processor, from which on each has but one program
 INTERPRETED = 16  # processors, so that the interpreter meets both
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
+def attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    lengths: Tensor,
+    shared: Tensor | None = None,
+) -> Tensor:
     """Queries [R, H * Dh] and caches [any, H, S, Dh] -> [R, H * Dh].
 
-    Query i reads the cache's row `rows[i]`, of which `lengths[i]` positions are filled. This form
-    reads all of it, from a copy, and masks the rest out.
+    Query i reads the cache's row `rows[i]`, of which `lengths[i]` positions are filled. The first
+    `shared[i]` of them are those of the cache's last row too, and may be read there. This form
+    reads all of `rows[i]`, from a copy, and masks the rest out.
     """
     _, heads, capacity, head_dim = keys.shape
     filled = torch.arange(capacity, device=q.device) < lengths[:, None]
@@ -41,9 +49,14 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, lengths: Te
 
 
 def attention_triton(
-    q: Tensor, keys: Tensor, values: Tensor, cache_rows: Tensor, lengths: Tensor
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cache_rows: Tensor,
+    lengths: Tensor,
+    shared: Tensor | None = None,
 ) -> Tensor:
-    """`attention` that reads only what is filled, in float32."""
+    """`attention` that reads only what is filled, in float32, and what is shared in one place."""
     rows, (_, heads, capacity, head_dim) = len(q), keys.shape
     splits = triton.cdiv(capacity, SPLIT)
     whole = splits == 1 or rows * heads >= ENOUGH * _processors(q.device)
@@ -54,8 +67,9 @@ def attention_triton(
         tops, sums = q.new_empty((2, rows * heads, splits), dtype=torch.float32)
     row_stride, head_stride = keys.stride()[:2]
     _split_kernel[(rows * heads, 1 if whole else splits)](
-        q, keys, values, cache_rows, lengths, y, parts, tops, sums, heads, splits, row_stride,
-        head_stride, head_dim**-0.5, HEAD_DIM=head_dim, SPLIT=SPLIT, WHOLE=whole, num_warps=4,
+        q, keys, values, cache_rows, lengths, lengths if shared is None else shared, y, parts,
+        tops, sums, heads, splits, len(keys) - 1, row_stride, head_stride, head_dim**-0.5,
+        HEAD_DIM=head_dim, SPLIT=SPLIT, SHARED=shared is not None, WHOLE=whole, num_warps=4,
         **launch(q.device),
     )  # fmt: skip
     if not whole:
@@ -75,13 +89,17 @@ def _processors(device: torch.device) -> int:
 
 @jit
 def _split(
-    q, keys, values, start, first, length, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr
-):
+    q, keys, values, start, shared_start, shared, first, length, scale, HEAD_DIM: tl.constexpr,
+    SPLIT: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
     """One split of one head: its softmax's maximum, sum, and weighted values."""
     lane = tl.arange(0, HEAD_DIM)
     position = first + tl.arange(0, SPLIT)
     filled = position < length
-    offset = start + position[:, None] * HEAD_DIM + lane[None, :]
+    place = start + position * HEAD_DIM
+    if SHARED:
+        place = tl.where(position < shared, shared_start + position * HEAD_DIM, place)
+    offset = place[:, None] + lane[None, :]
     # Both loads stand before the arithmetic, so that both are on their way at once.
     k = tl.load(keys + offset, mask=filled[:, None], other=0.0)
     v = tl.load(values + offset, mask=filled[:, None], other=0.0)
@@ -105,9 +123,9 @@ def _put(top, total, value, part_top, part_total, part):
 
 @jit
 def _split_kernel(
-    q, keys, values, cache_rows, lengths, y, parts, tops, sums, heads, splits, row_stride,
-    head_stride, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    q, keys, values, cache_rows, lengths, shared_lengths, y, parts, tops, sums, heads, splits,
+    last_row, row_stride, head_stride, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr,
+    SHARED: tl.constexpr, WHOLE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One split of one head of one row; or, WHOLE, all that are filled and what they come to."""
     begin(DEPENDENT)
@@ -115,21 +133,26 @@ def _split_kernel(
     row, head = row_head // heads, row_head % heads
     lane = tl.arange(0, HEAD_DIM)
     length = tl.load(lengths + row)
-    start = tl.load(cache_rows + row) * row_stride + head * head_stride
+    shared = tl.load(shared_lengths + row)
+    cache_row = tl.load(cache_rows + row)
+    start = cache_row * row_stride + head * head_stride
+    shared_start = start + (last_row - cache_row) * row_stride
     query = q + row_head * HEAD_DIM
     if WHOLE:
         top, total = float("-inf"), 0.0
         value = tl.zeros((HEAD_DIM,), dtype=tl.float32)
         for first in tl.range(0, length, SPLIT, num_stages=2):
             part_top, part_total, part = _split(
-                query, keys, values, start, first, length, scale, HEAD_DIM, SPLIT
-            )
+                query, keys, values, start, shared_start, shared, first, length, scale, HEAD_DIM,
+                SPLIT, SHARED,
+            )  # fmt: skip
             top, total, value = _put(top, total, value, part_top, part_total, part)
         tl.store(y + row_head * HEAD_DIM + lane, (value / total).to(y.dtype.element_ty))
     elif split * SPLIT < length:
         top, total, value = _split(
-            query, keys, values, start, split * SPLIT, length, scale, HEAD_DIM, SPLIT
-        )
+            query, keys, values, start, shared_start, shared, split * SPLIT, length, scale,
+            HEAD_DIM, SPLIT, SHARED,
+        )  # fmt: skip
         place = row_head * splits + split
         tl.store(parts + place * HEAD_DIM + lane, value)
         tl.store(tops + place, top)

@@ -24,9 +24,17 @@ _pool = threading.Lock()
 
 
 def attention_numba(
-    q: Tensor, keys: Tensor, values: Tensor, rows: Tensor, lengths: Tensor
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    lengths: Tensor,
+    shared: Tensor | None = None,
 ) -> Tensor:
-    """`attention.attention` that reads only what is filled; all in float32, on the CPU."""
+    """`attention.attention` that reads only what is filled; all in float32, on the CPU.
+
+    What is `shared` is read in each row: here it would be no faster in one place.
+    """
     _, heads, _, head_dim = keys.shape
     y = torch.empty(len(q), heads, head_dim)
     work = 2 * heads * head_dim * int(lengths.numpy().sum())

@@ -27,10 +27,11 @@ def test_a_step_stays_on_its_gpu(model, capability):
         assert {tensor.device for tensor in tensors} <= {CUDA}, launch.name
 
 
+@pytest.mark.parametrize("melodies", [True, False])
 @pytest.mark.parametrize("model", [*SHORT, *LONG])
-def test_bytes_of_the_launches_are_bytes_of_the_step(model):
+def test_bytes_of_the_launches_are_bytes_of_the_step(model, melodies):
     """What a plan counts launch by launch is what the roofline counts from the model's shape."""
-    work = Work(model, MAX_SECONDS, 4, CUDA)
+    work = Work(model, MAX_SECONDS, 4, CUDA, melodies)
     parts = [traffic(launch, work) for launch in step_launches(work.config, work.batch, 90)]
     read = sum(part.programs * part.memory for part in parts)
     assert read == pytest.approx(step_bytes(work, Storage(2, 2)), rel=0.002)

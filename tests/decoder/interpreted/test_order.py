@@ -34,18 +34,23 @@ def weights():
 
 
 def inputs(rows):
-    """Rows of everything. What a position has not been written yet is NaN in the caches."""
+    """Rows of everything. Every other one shares half of its positions with the caches' last row.
+
+    What has not been written yet, or is to be read there, is NaN in the caches.
+    """
     generator = torch.Generator().manual_seed(rows)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator)
 
     positions = (torch.arange(rows) * 53 + 290) % CAPACITY  # the first in a third split
-    unwritten = torch.arange(CAPACITY) >= positions[:, None]
+    shared = positions // 2 * (torch.arange(rows) % 2)
+    places = torch.arange(CAPACITY)
+    absent = (places >= positions[:, None]) | (places < shared[:, None])
     keys, values = (
         normal(2, rows, HEADS, CAPACITY, DIM // HEADS)
         .half()
-        .masked_fill(unwritten[:, None, :, None], torch.nan)
+        .masked_fill(absent[:, None, :, None], torch.nan)
     )
     return {
         "x": normal(rows, DIM),
@@ -55,6 +60,7 @@ def inputs(rows):
         "few_keys": keys[:, :, :100].nan_to_num(),
         "few_values": values[:, :, :100].nan_to_num(),
         "positions": positions,
+        "shared": shared,
         "logits": normal(rows, BOOKS, CARD).half(),
         "noise": normal(rows, BOOKS, CARD)[::2].exp(),
     }
@@ -66,7 +72,10 @@ def outputs(weights, given):
         norm, qkv, up, down = weights
         here = {name: memory.copy(tensor) for name, tensor in given.items()}
         x, hidden, positions = here["x"], here["hidden"], here["positions"]
-        keys, values = (memory.copy(here[name].flip(0)) for name in ("keys", "values"))
+        last = torch.ones(1, HEADS, CAPACITY, DIM // HEADS).cumsum(2).sin().half()
+        keys, values = (
+            memory.copy(torch.cat([here[name].flip(0), last])) for name in ("keys", "values")
+        )
         rows = memory.copy(torch.arange(len(x)).flip(0))
         q = fused.norm_qkv(x, norm, qkv, keys, values, rows, positions)
         few = (memory.copy(here[name].flip(0)) for name in ("few_keys", "few_values"))
@@ -77,10 +86,12 @@ def outputs(weights, given):
             settings.set(clip, Sampling(top_k=20), CARD)
         return {
             "norm_qkv": q,
-            "keys": keys.flip(0),
-            "values": values.flip(0),
+            "keys": keys[:-1].flip(0),
+            "values": values[:-1].flip(0),
             # Float32, which shows the order of sums that rounding to float16 would hide.
-            "attention": attention.attention_triton(q.float(), keys, values, rows, positions + 1),
+            "attention": attention.attention_triton(
+                q.float(), keys, values, rows, positions + 1, here["shared"]
+            ),
             "attention in one split": attention.attention_triton(
                 q, *few, rows, positions.clamp(max=99) + 1
             ),
