@@ -11,6 +11,7 @@ import argparse
 import itertools
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -34,6 +35,7 @@ from .callers import Inputs, follows_melodies, mixture
 SAMPLES = 60  # of a whole run
 FAULTS = 1 / 8  # of the requests
 LONG = 300  # seconds of what is given up before it is done
+PATIENCE = 600  # seconds until an answer that does not come is a finding
 NO_AUDIO = "data:audio/wav;base64,UklGRg=="
 NOWHERE = "http://127.0.0.1:9/a.wav"
 # Files are kept for ten minutes: a shorter run than this sees their number grow.
@@ -117,7 +119,8 @@ class Traffic:
         timer = threading.Timer(self.chance.random(), self.cancel, [name])
         timer.start()
         body = {"input": {**inputs, "duration": LONG}}
-        status = server.call(f"{self.url}/predictions/{name}", body, "PUT")["status"]
+        url = f"{self.url}/predictions/{name}"
+        status = server.call(url, body, "PUT", PATIENCE)["status"]
         timer.join()
         if status not in ("canceled", "failed"):  # failed: Cog was still preparing the inputs
             raise RuntimeError(f"cancelled, and yet {status}")
@@ -136,7 +139,8 @@ class Traffic:
             raise RuntimeError("five minutes took less than two seconds")
 
     def expect(self, status: str, inputs: Inputs, name: str) -> None:
-        answer = server.call(f"{self.url}/predictions", {"id": name, "input": inputs})
+        body = {"id": name, "input": inputs}
+        answer = server.call(f"{self.url}/predictions", body, timeout=PATIENCE)
         if answer["status"] != status:
             raise RuntimeError(f"{answer['status']}: {answer.get('error')}")
 
@@ -187,6 +191,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="what is served")
     parser.add_argument("--seed", type=int, default=0, help="of the requests and faults")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server is ended too
     findings = soak(folders.chosen(options.weights), options.minutes, options.callers, options.seed)
     print("\n".join(findings) or "nothing grew, nothing went wrong")
     sys.exit(bool(findings))
