@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,25 @@ def test_a_clip_decodes_beside_others_as_it_does_alone(lm):
     alone = [made.generate([one])[0] for one in clips]
     # 8 and then 64 rows: tiles of both sizes.
     for batch in (clips[::-1], clips, (clips * 7)[:32]):
+        for asked, codes in zip(batch, made.generate(batch), strict=True):
+            assert torch.equal(codes, alone[clips.index(asked)])
+
+
+def test_clips_that_begin_alike_decode_beside_others_as_they_do_alone():
+    config = small_config(cross=False, n_q=8)
+    shared = torch.randn(150, config.dim, device="cuda")
+    made = engine(random_lm(config), shared=shared)
+    clips = mixed_clips(config)
+    for index, one in enumerate(clips[:4]):
+        first = one.conditions[0].prefix
+        if index % 2:  # the condition's row has something of its own
+            begin, alike = torch.stack([shared.flip(0), shared]), (0, len(shared))
+        else:
+            begin, alike = torch.stack([shared, shared]), (len(shared), len(shared))
+        given = Conditions(prefix=torch.cat([begin, first], dim=1), shared=alike)
+        clips[index] = replace(one, conditions=[given] * len(one.conditions))
+    alone = [made.generate([one])[0] for one in clips]
+    for batch in (clips[::-1], (clips * 7)[:32]):
         for asked, codes in zip(batch, made.generate(batch), strict=True):
             assert torch.equal(codes, alone[clips.index(asked)])
 
