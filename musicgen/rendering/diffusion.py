@@ -7,7 +7,6 @@ at a time and with a generator of the clip's own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from julius.bands import SplitBands
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
-from omegaconf.errors import OmegaConfBaseException
 from omegaconf.nodes import AnyNode
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -31,7 +29,7 @@ from musicgen.audiocraft import (
     get_processor,
 )
 from musicgen.checkpoints.checkpoint import Checkpoint
-from musicgen.checkpoints.files import read_package
+from musicgen.checkpoints.files import damage_reported, read_package
 from musicgen.errors import WeightsError
 from musicgen.rendering.codec import Codec
 from musicgen.rendering.windows import crossfaded, padded
@@ -233,7 +231,7 @@ class MultiBandDiffusion:
 def load_bands(path: Path, codec: Codec, device: torch.device) -> list[Band]:
     """The bands of upstream's file `path`; raises WeightsError if they are not for `codec`."""
     package = read_package(path, CONFIGURATION)
-    with _damage_reported(path):
+    with damage_reported(path):
         bands = [package[i] for i in range(package["n_bands"])]
         for band in bands:
             check_fit(path, package["sample_rate"], band["cfg"].diffusion_unet.codec_dim, codec)
@@ -288,24 +286,3 @@ def halve_convolutions(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             module.half()
-
-
-@contextmanager
-def _damage_reported(path: Path) -> Iterator[None]:
-    """Turn what a file without upstream's structure raises into a WeightsError."""
-    try:
-        yield
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        OmegaConfBaseException,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise WeightsError(
-            f"{path} does not hold Multi-Band Diffusion as audiocraft saves it ({reason}); "
-            "fetch it again."
-        ) from exc
