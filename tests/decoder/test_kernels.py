@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from musicgen.decoder import kernels
-from musicgen.decoder.kernels import attention, compiled, compiler
+from musicgen.decoder.kernels import attention, compiled, compiler, products
 
 SHAPE = kernels.Shape(dim=64, ffn_dim=128, head_dim=16, outputs=1024)
 CPU = torch.device("cpu")
@@ -51,6 +51,16 @@ def test_kernels_of_every_model_compile_for_every_gpu():
 
 def test_masked_and_sliced_operations_agree():
     kernels.check(kernels.cpu_ops(), kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
+
+
+@pytest.mark.parametrize("pack", [products.pack_float16, products.pack_int8, torch.Tensor.clone])
+@pytest.mark.parametrize("depth", [64, 256])
+def test_no_row_of_a_product_depends_on_how_many_there_are(pack, depth):
+    """To the last bit, which a code shows once in many thousands."""
+    x, weight = torch.randn(64, depth), pack(torch.randn(192, depth))
+    pairs = torch.cat([products.linear_rows(pair, weight) for pair in x.split(2)])
+    for rows in range(2, 66, 2):
+        assert torch.equal(products.linear_rows(x[:rows], weight), pairs[:rows]), rows
 
 
 def test_a_wrong_operation_is_found():

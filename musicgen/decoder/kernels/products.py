@@ -6,6 +6,7 @@ Triton's forms are in `fused`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,7 +28,21 @@ Weight: TypeAlias = Tensor | Packed
 
 def pack_float16(weight: Tensor) -> Packed:
     """As float16, multiplied in float32: exact where the weights are float16 numbers."""
-    return Packed(torch.ops.quantized.linear_prepack_fp16(_wide(weight), None), rows_alike=True)
+    packed = torch.ops.quantized.linear_prepack_fp16(_wide(weight), None)
+    return Packed(packed, rows_alike=float16_rows_alike())
+
+
+@functools.cache
+def float16_rows_alike() -> bool:
+    """Whether fbgemm sums a row of this CPU's alike, however many there are: not with AVX2.
+
+    There two rows on their own, and two that are left over among others, are summed differently.
+    """
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(64, 64, generator=random), torch.randn(64, 64, generator=random)
+    packed = Packed(torch.ops.quantized.linear_prepack_fp16(weight, None), rows_alike=True)
+    pairs = torch.cat([linear(pair, packed) for pair in x.split(2)])
+    return all(torch.equal(linear(x[:n], packed), pairs[:n]) for n in range(2, 66, 2))
 
 
 def pack_int8(weight: Tensor) -> Packed:
@@ -55,8 +70,8 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 def linear_rows(x: Tensor, weight: Weight) -> Tensor:
     """`linear` of x [R, D] such that, on the CPU, no row depends on how many there are.
 
-    fbgemm sums every row alike. The float32 library does not, so there each clip's two rows are
-    multiplied on their own. On CUDA (cuBLAS) the independence is only approximate.
+    Where a library sums a row differently among others, each clip's two rows are multiplied on
+    their own. On CUDA (cuBLAS) the independence is only approximate.
     """
     if x.is_cuda or (isinstance(weight, Packed) and weight.rows_alike):
         return linear(x, weight)
