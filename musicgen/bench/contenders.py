@@ -57,9 +57,8 @@ def ours(work: Work, state: State) -> Contender:
     )
     condition = work.condition().to(work.device)
     both = torch.stack([condition, torch.zeros_like(condition)])
-    given = Conditions(prefix=both, shared=work.shared)
-    if work.cross_length:
-        given = Conditions(cross=both)
+    prepended = Conditions(prefix=both, shared=work.shared)
+    given = Conditions(cross=both) if work.cross_length else prepended
     sampling = Sampling(top_k=TOP_K, cfg_coef=GUIDANCE)
 
     def decode(prompt: Tensor | None, tick: Tick) -> object:

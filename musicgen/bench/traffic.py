@@ -87,10 +87,7 @@ def _split(launch: Launch, work: Work, cache_bytes: int) -> Traffic:
     position = 2 * given["HEAD_DIM"] * cache_bytes
     read = filled / programs * position
     # What rows share comes from memory for the first of them, from the shared cache for the others.
-    again = 0.0
-    if given["SHARED"]:
-        rows, shared = len(given["q"]), len(given["q"]) / 2 * sum(work.shared)
-        again = max(0.0, shared - work.melody_length) / rows / programs * position
+    again = work.repeated / len(given["q"]) / programs * position
     # The next split comes into shared memory while one is worked on.
     ahead = given["SPLIT"] * position
     return Traffic(

@@ -96,6 +96,11 @@ class Work:
         return (0 if self.melodies else self.melody_length, self.melody_length)
 
     @property
+    def repeated(self) -> int:
+        """Positions that rows share, of all rows together, but for the one time they are read."""
+        return max(0, self.batch * sum(self.shared) - self.melody_length)
+
+    @property
     def cross_length(self) -> int:
         """Positions that cross-attention sees."""
         return self.text_length if self.config.cross_attention else 0
@@ -155,8 +160,8 @@ def step_bytes(work: Work, storage: Storage) -> float:
     layer = attention * config.dim**2 + 2 * config.dim * config.ffn_dim
     weights = config.num_layers * layer + config.n_q * config.card * config.dim
     context = work.prefix_length + (work.steps + 1) / 2 + work.cross_length
-    again = max(0, work.batch * sum(work.shared) - work.melody_length)  # what is read anyway
-    cache = 2 * config.num_layers * config.dim * (2 * work.batch * context - again)
+    positions = 2 * work.batch * context - work.repeated
+    cache = 2 * config.num_layers * config.dim * positions
     return weights * storage.weight + cache * storage.cache
 
 
