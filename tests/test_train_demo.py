@@ -13,7 +13,20 @@ import numpy as np
 import pytest
 import torch
 from audiocraft.modules.transformer import create_sin_embedding
-from train_demo import captions, codec, dataset, lm, measures, song, synth, text
+from train_demo import (
+    captions,
+    codec,
+    dataset,
+    distance,
+    evaluate,
+    lm,
+    measures,
+    song,
+    synth,
+    text,
+    train,
+)
+from train_demo.join import join
 from train_demo.muon import Muon
 from train_demo.run import LOSSES, Run, schedule
 
@@ -53,13 +66,39 @@ def test_songs_differ_in_everything_that_a_prompt_can_ask_for():
 def test_notes_are_in_key_and_on_the_beat(drawn):
     notes = drawn.notes(10.0)
     assert drawn.beat_frames / 50 == pytest.approx(60 / drawn.tempo, rel=0.03)
-    # A quarter of a beat is the finest that any style plays.
-    finest = {int(drawn.beat_frames * quarter / 4) for quarter in range(4)}
+    # A quarter of a beat is the finest that any style plays; its half comes late in swing.
+    quarters = (0, 1 / 3, 2 / 3, 5 / 6) if drawn.swing else (0, 1 / 4, 1 / 2, 3 / 4)
+    finest = {int(drawn.beat_frames * quarter) for quarter in quarters}
     for note in notes:
         assert note.part == "drums" or note.pitch % 12 in drawn.scale
         assert note.frame % drawn.beat_frames in finest
     bass = [note for note in notes if note.part == "bass"]
     assert bass[0].pitch % 12 == drawn.tonic
+
+
+def turning(turn, **fields):
+    [drawn] = songs(1)
+    return replace(drawn, style="house", drums=True, swing=False, turn=turn, **fields)
+
+
+def test_a_break_is_silent():
+    drawn = turning("break", tempo=100)
+    beat = drawn.beat_frames * synth.FRAME
+    wav = synth.mix(synth.render(drawn, 12.0))
+    last = wav[:, 15 * beat : 16 * beat]
+    assert np.square(wav[:, 14 * beat : 15 * beat]).mean() > 1e-4
+    assert not last[:, beat // 2 :].any()
+    assert np.square(wav[:, 16 * beat : 17 * beat]).mean() > 1e-4
+
+
+def test_drums_roll_in_a_fill():
+    def last_beat(drawn):
+        notes = [note for note in drawn.notes(10.0) if note.part == "drums"]
+        return [n.sound for n in notes if 15 <= n.frame / drawn.beat_frames < 16]
+
+    assert last_beat(turning("fill", tempo=120)) == ["clap"] * 4
+    assert set(last_beat(turning("plain", tempo=120))) == {"kick", "clap", "open hat"}
+    assert not replace(turning("fill", tempo=120), drums=False).fills
 
 
 def test_a_window_is_a_piece_of_the_whole():
@@ -100,6 +139,9 @@ def test_captions_are_true():
             names = captions.SHARP if key[1] in captions.SHARP else captions.FLAT
             assert names.index(key[1]) == drawn.tonic
             assert ("major" in key[2]) == (drawn.mode == "major")
+        assert drawn.turn == "break" or not re.search("break|stops", said)
+        assert drawn.fills or "fill" not in said
+        assert drawn.swing or not re.search("sw[iu]ng|shuffle", said)
 
 
 def test_the_tokenizer_knows_every_word_of_the_captions():
@@ -250,9 +292,57 @@ def test_mistakes_are_few_and_anothers(clips):
     assert not sides.all(1).equal(sides.any(1))
 
 
-def test_codec_batches_are_the_same_at_every_visit():
-    assert torch.equal(codec.segments(5), codec.segments(5))
-    assert not torch.equal(codec.segments(5), codec.segments(6))
+@pytest.mark.parametrize("heard", [codec.LOW.heard, codec.HIGH.heard, codec.DECODER_HEARD])
+def test_codec_batches_are_the_same_at_every_visit(heard):
+    wav = codec.segments(5, heard)
+    assert wav.shape == (heard.segments, 1, round(heard.seconds * RATE))
+    assert torch.equal(wav, codec.segments(5, heard))
+    assert not torch.equal(wav, codec.segments(6, heard))
+
+
+def test_a_band_is_what_lies_above():
+    low, high = (torch.from_numpy(tone([pitch])).float()[:1, None] for pitch in (60, 120))
+    inside = slice(codec.TAPS, -codec.TAPS)
+    heard = codec.above(low + high, codec.HIGH.above)
+    assert (heard - high)[..., inside].abs().max() < 0.01
+    assert torch.equal(codec.above(low, 0.0), low)
+
+
+def trained(band):
+    """As if it were: every codebook filled."""
+    model = codec.build([band])
+    for number, layer in enumerate(model.quantizer.vq.layers):
+        generator = torch.Generator().manual_seed(number)
+        layer._codebook.embed.normal_(0, 0.5, generator=generator)
+        layer._codebook.inited.fill_(1)
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_bands_side_by_side_are_one_codec():
+    parts = [trained(band) for band in codec.BANDS.values()]
+    whole = join(parts, codec.build()).eval()
+    wav = codec.segments(3)[:4]
+    codes = [part.encode(wav)[0] for part in parts]
+    assert torch.equal(whole.encode(wav)[0], torch.cat(codes, dim=1))
+    sound = sum(part(wav).x for part in parts)
+    assert sound.abs().max() > 1e-3
+    assert torch.allclose(whole(wav).x, sound, atol=1e-5 * float(sound.abs().max()))
+
+
+def test_training_the_decoder_leaves_the_codes(tmp_path):
+    whole = join([trained(band) for band in codec.BANDS.values()], codec.build())
+    wav = codec.segments(3)[:2]
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    codes = whole.eval().encode(wav)[0]
+    codec.train_decoder(tmp_path, whole, 2, "cpu")
+    assert torch.equal(whole.encode(wav)[0], codes)
+    changed = {
+        name.split(".")[0]
+        for name, value in whole.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {"decoder"}
 
 
 def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path):
@@ -260,7 +350,7 @@ def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path):
     output = tmp_path / "demo"
     command = [ROOT / "scripts/train_demo/train", "--work", tmp_path / "work", "--output", output]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    steps = ["--codec-steps=2", "--lm-steps=2"]
+    steps = [f"--{name}-steps=2" for name in train.STEPS]
     done = subprocess.run([*command, *steps], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert (output / "losses.png").stat().st_size > 1000
@@ -272,7 +362,7 @@ def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path):
     # The second time there is nothing left to train, and nothing else in the folder is lost.
     (output / "kept.json").write_text("{}")
     again = subprocess.run([*command, *steps], capture_output=True, text=True, env=environment)
-    assert again.stdout.count("going on from step 2") == 2, again.stderr
+    assert again.stdout.count("going on from step 2") == len(train.STEPS), again.stderr
     assert again.returncode == 0, again.stderr
     assert (output / "kept.json").exists()
     assert json.loads((output / "manifest.json").read_text()) == manifest
@@ -292,6 +382,29 @@ def test_distances_are_what_they_say():
     assert measures.si_sdr(wav, 3 * wav + 3 * noise) == pytest.approx(20, abs=0.1)
     loud = np.random.default_rng(1).standard_normal(len(wav))
     assert measures.log_spectral_distance(loud, 0.5 * loud) == pytest.approx(6.02, abs=0.1)
+
+
+def test_a_loss_hears_samples_spectra_and_silence():
+    wav = torch.from_numpy(tone([60])).float()[:1, None]
+    same, louder = codec.DECODER_LOSS(wav, wav), codec.DECODER_LOSS(wav, 1.1 * wav)
+    assert same == 0
+    assert louder > 0.1
+    rest = torch.cat([wav, torch.zeros_like(wav)], dim=-1)
+    noisy = rest + 1e-4 * torch.randn(rest.shape, generator=torch.Generator().manual_seed(0))
+    silent = replace(codec.DECODER_LOSS, levels=0.0)
+    assert silent(rest, noisy) + 0.3 < codec.DECODER_LOSS(rest, noisy)
+    assert distance.level(torch.zeros(1, 1, RATE)).unique().tolist() == [distance.SILENCE]
+
+
+def test_a_look_shows_each_clip_once_in_a_drawn_order(tmp_path, capsys):
+    wav = np.random.default_rng(0).standard_normal((2, RATE))
+    shown = {name: [0.1 * wav] * 4 for name in ("before", "trained", "recording")}
+    evaluate.look(shown, ["house", "funk", "pop", "rock"], tmp_path / "look.png")
+    assert (tmp_path / "look.png").stat().st_size > 10_000
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [["1", "house"], ["2", "funk"], ["3", "pop"], ["4", "rock"]]
+    assert all(set(row[2:]) == set(shown) for row in rows)
+    assert len({tuple(row[2:]) for row in rows}) > 1
 
 
 def test_the_floor_is_that_of_the_quietest_moments():

@@ -32,6 +32,11 @@ MOODS = {
 }
 SIDES = {-1: ("lead on the left",), 1: ("lead on the right",)}
 DRUM_WORDS = {True: ("drums", "with drums"), False: ("no drums", "without drums")}
+TURN_WORDS = {
+    "break": ("break", "with breaks", "stops"),
+    "fill": ("fill", "drum fill", "with drum fills"),
+}
+SWING_WORDS = ("swing", "swung", "shuffle")
 FILLERS = ("instrumental", "loop", "track", "music", "high quality", "melody", "beat", "zzz")
 PACES = ("fast", "energetic"), ("slow", "relaxed")
 FAST, SLOW = 130, 90
@@ -39,6 +44,7 @@ FAST, SLOW = 130, 90
 NAMED = {
     "style": 0.8, "chords": 0.6, "lead": 0.6, "drums": 0.2, "side": 0.2,
     "mood": 0.25, "pace": 0.2, "key": 0.85, "tempo": 0.85, "filler": 0.2,
+    "turn": 0.6, "swing": 0.6,
 }  # fmt: skip
 SENTENCE = "a {mood} {style} song with {chords} and {lead} in {key} at {tempo}"
 SENTENCES = 0.15  # how many captions are one
@@ -73,6 +79,10 @@ def describe(song: Song, rng: np.random.Generator) -> dict[str, str]:
         "mood": MOODS[song.mode],
         "filler": FILLERS,
     }
+    if song.turn == "break" or song.fills:
+        choices["turn"] = TURN_WORDS[song.turn]
+    if song.swing:
+        choices["swing"] = SWING_WORDS
     if not SLOW <= song.tempo < FAST:
         choices["pace"] = PACES[song.tempo < SLOW]
     picked = {name: words[int(rng.integers(len(words)))] for name, words in choices.items()}
@@ -81,7 +91,7 @@ def describe(song: Song, rng: np.random.Generator) -> dict[str, str]:
 
 def vocabulary() -> list[str]:
     """Every text that captions are made of, without tempos and the unknown word."""
-    tables = (STYLE_WORDS, SOUND_WORDS, MOODS, SIDES, DRUM_WORDS)
+    tables = (STYLE_WORDS, SOUND_WORDS, MOODS, SIDES, DRUM_WORDS, TURN_WORDS)
     texts = [text for table in tables for words in table.values() for text in words]
     minors = [f"{name}m" for name in (*SHARP, *FLAT)]
     plain = SENTENCE.translate(str.maketrans("", "", "{}"))
@@ -91,6 +101,7 @@ def vocabulary() -> list[str]:
         *SHARP,
         *FLAT,
         *minors,
+        *SWING_WORDS,
         *FILLERS[:-1],
         *PACES[0],
         *PACES[1],

@@ -22,7 +22,8 @@ CHROMA_WINDOW = 2**CHROMA_EXPONENT
 CHROMA_HOP = CHROMA_WINDOW // 4
 MELODY_FRAMES = SECONDS * synth.SAMPLE_RATE // CHROMA_HOP + 1
 CLIPS, SEED = 18000, 3
-K = 8  # codebooks of both sides
+HELD_OUT_CLIPS = 16
+K = 2 * codec.CODEBOOKS  # of both sides
 LONGEST_START = 8.0  # seconds into the song at which a clip may begin
 # Shares of the clips.
 FROM_START, WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.6, 0.4, 0.7, 0.12
@@ -140,7 +141,7 @@ class Clips:
 
     def held_out(self, kind: Kind) -> Batch:
         """Clips that are never trained on."""
-        indices = list(range(codec.HELD_OUT, codec.HELD_OUT + kind.batch))
+        indices = list(range(codec.HELD_OUT, codec.HELD_OUT + HELD_OUT_CLIPS))
         return self.batch(kind, indices, np.random.default_rng(SEED))
 
     def _first(self, kind: Kind, rng: np.random.Generator) -> int:

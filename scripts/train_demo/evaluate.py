@@ -1,4 +1,4 @@
-"""The command: measures a checkpoint over fixed seeds, with the same one untrained beside it.
+"""The command: measures a checkpoint over fixed seeds, beside the same one untrained or another.
 
 Songs are drawn from seeds that training never uses. What is asked of a model is asked of the
 songs themselves too ("recordings"): no model can be expected to do better than those. As a set,
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -31,9 +32,11 @@ SEEDS = 20
 SECONDS = float(dataset.SECONDS)
 PROMPT_SECONDS = 3.0
 SEEN_AHEAD = 0.2  # seconds before the prompt's end whose rendering depends on what follows
-GUIDANCE = (1.0, 3.0, 5.0)
-DEFAULT_GUIDANCE = Request.cfg_coef
+FEW = 10  # prompts of which there is less to ask, or whose clips are looked at
 SPEED_SECONDS = 8
+HIGHEST_SHOWN = 14000  # Hz
+T = TypeVar("T")
+TEMPO, KEY = "tempo within 5%", "key in the first 3"
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ class Judge:
         request = Request(**{"duration": SECONDS, "seed": seed} | fields)  # type: ignore[arg-type]
         return self.model.generate(request).wavs[0].numpy()
 
-    def _prompted(self, guidance: float) -> list[np.ndarray]:
-        """What each recording's prompt gives."""
-        return [self.generate(one, prompt=one.prompt, cfg_coef=guidance) for one in self.heard]
+    def _prompted(self, count: int | None = None) -> list[np.ndarray]:
+        """What the prompts of the first recordings, or of all, give."""
+        return [self.generate(one, prompt=one.prompt) for one in self.heard[:count]]
 
     def rebuild(self, wav: np.ndarray) -> np.ndarray:
         """wav [2, N] through the codec."""
@@ -111,28 +114,26 @@ class Judge:
             "codec: SI-SDR, dB": mean(measures.si_sdr(*pair) for pair in pairs),
         }
 
-    def text(self, guidance: tuple[float, ...] = GUIDANCE) -> dict[str, float]:
-        """Hits of tempo and key at each guidance."""
-        found = {}
-        for scale in guidance:
-            pairs = list(zip(self.heard, self.prompted(scale), strict=True))
-            found[tempo_row(scale)] = sum(one.has_tempo(wav) for one, wav in pairs)
-            found[key_row(scale)] = sum(one.has_key(wav) for one, wav in pairs)
-        return found
+    def text(self) -> dict[str, float]:
+        """How many prompts' clips have the tempo, and the key, that was asked for."""
+        pairs = list(zip(self.heard, self.prompted(), strict=True))
+        return {
+            TEMPO: sum(one.has_tempo(wav) for one, wav in pairs),
+            KEY: sum(one.has_key(wav) for one, wav in pairs),
+        }
 
     def sound(self) -> dict[str, float]:
         """How near the clips of all prompts come to the recordings, as a set."""
-        return sound(self.prompted(DEFAULT_GUIDANCE), [one.wav for one in self.heard])
+        return sound(self.prompted(), [one.wav for one in self.heard])
 
     def melody(self) -> dict[str, float]:
-        """Chroma cosine with a melody that was given, and with one that was not."""
+        """Chroma cosine with a melody that was given, and of other songs' clips with it."""
         given = mean(
             measures.chroma_similarity(self.generate(one, audio=one.lead), one.lead)
             for one in self.heard
         )
-        not_given = mean(
-            measures.chroma_similarity(self.generate(one), one.lead) for one in self.heard
-        )
+        others = zip(self.heard, others_of(self.prompted()), strict=True)
+        not_given = mean(measures.chroma_similarity(wav, one.lead) for one, wav in others)
         return {"melody: cosine, given": given, "melody: cosine, not given": not_given}
 
     def continuation(self) -> dict[str, float]:
@@ -152,13 +153,13 @@ class Judge:
         }
 
     def greedy(self) -> dict[str, float]:
-        """How many prompts give the same clip twice at temperature 0, whatever the seed."""
+        """How many of the first prompts give the same clip twice at temperature 0."""
         pairs = [
             [
                 self.generate(one, prompt=one.prompt, temperature=0.0, duration=2, seed=seed)
                 for seed in (1, 2)
             ]
-            for one in self.heard
+            for one in self.heard[:FEW]
         ]
         return {"temperature 0: the same clip twice": sum(np.array_equal(*pair) for pair in pairs)}
 
@@ -190,14 +191,13 @@ def sound(wavs: list[np.ndarray], recorded: list[np.ndarray]) -> dict[str, float
 
 def reference(heard: list[Recording]) -> dict[str, float]:
     """The same questions asked of the recordings themselves."""
-    others = [*heard[3:], *heard[:3]]
     cut = round(PROMPT_SECONDS * synth.SAMPLE_RATE)
-    pairs = list(zip(heard, others, strict=True))
+    pairs = list(zip(heard, others_of(heard), strict=True))
     more = recordings(len(heard), FIRST_SEED + len(heard))
     return {
         **sound([one.wav for one in more], [one.wav for one in heard]),
-        tempo_row(DEFAULT_GUIDANCE): sum(one.has_tempo(one.wav) for one in heard),
-        key_row(DEFAULT_GUIDANCE): sum(one.has_key(one.wav) for one in heard),
+        TEMPO: sum(one.has_tempo(one.wav) for one in heard),
+        KEY: sum(one.has_key(one.wav) for one in heard),
         "melody: cosine, given": mean(
             measures.chroma_similarity(one.wav, one.lead) for one in heard
         ),
@@ -208,12 +208,9 @@ def reference(heard: list[Recording]) -> dict[str, float]:
     }
 
 
-def tempo_row(guidance: float) -> str:
-    return f"tempo within 5%, guidance {guidance:g}"
-
-
-def key_row(guidance: float) -> str:
-    return f"key in the first 3, guidance {guidance:g}"
+def others_of(songs: list[T]) -> list[T]:
+    """For each song's, what is another's."""
+    return [*songs[3:], *songs[:3]]
 
 
 def mean(values) -> float:
@@ -227,9 +224,14 @@ def spectrograms(titled: dict[str, np.ndarray], path: Path) -> None:
     figure = Figure((10, 1.6 * len(titled)), layout="constrained")
     axes = figure.subplots(len(titled), 1, sharex=True)
     for axis, (title, wav) in zip(axes, titled.items(), strict=True):
-        axis.specgram(wav + 1e-6, 1024, synth.SAMPLE_RATE, noverlap=512, vmin=-130, vmax=-30)
-        axis.set(title=title, ylabel="Hz", ylim=(0, 10000))
+        _specgram(axis, wav)
+        axis.set(title=title, ylabel="Hz")
     figure.savefig(path, dpi=70)
+
+
+def _specgram(axis: Any, wav: np.ndarray) -> None:
+    axis.specgram(wav + 1e-6, NFFT=1024, Fs=synth.SAMPLE_RATE, noverlap=512, vmin=-130, vmax=-30)
+    axis.set_ylim(0, HIGHEST_SHOWN)
 
 
 def judged(weights: Path, seeds: int) -> dict[str, float]:
@@ -241,41 +243,64 @@ def judged(weights: Path, seeds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/train_demo/evaluate",
-        description="Measure a checkpoint over fixed seeds, with an untrained one beside it.",
+        description="Measure a checkpoint over fixed seeds, beside an untrained or an earlier one.",
     )
     parser.add_argument("--model", type=Path, default=folders.DEFAULT)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--before", type=Path, help="the earlier one; its clips are looked at, too")
     options = parser.parse_args()
     heard = recordings(options.seeds)
     with tempfile.TemporaryDirectory() as folder:
-        untrained = Path(folder) / "untrained"
-        export(codec.build(), lm.Demo(), untrained, "untrained")
-        weights = {"trained": options.model, "untrained": untrained}
+        name, other = "before", options.before
+        if other is None:
+            name, other = "untrained", Path(folder) / "untrained"
+            export(codec.build(), lm.Demo(), other, "untrained")
+        weights = {"trained": options.model, name: other}
         with ProcessPoolExecutor(len(weights), get_context("spawn")) as pool:
             found = pool.map(judged, weights.values(), [options.seeds] * len(weights))
             results = dict(zip(weights, found, strict=True))
-        judges = {name: Judge(MusicGen.load(w), heard, Path(folder)) for name, w in weights.items()}
-        for name, judge in judges.items():
-            results[name] |= judge.speed()
-        draw(judges["trained"], judges["untrained"], options.model / "spectrograms.png")
+        judges = {key: Judge(MusicGen.load(w), heard, Path(folder)) for key, w in weights.items()}
+        for key, judge in judges.items():
+            results[key] |= judge.speed()
+        draw(judges["trained"], judges[name], name, options.model / "spectrograms.png")
+        if options.before:
+            shown = {key: judge.prompted(FEW) for key, judge in judges.items()}
+            shown["recording"] = [one.wav for one in heard[:FEW]]
+            look(shown, [one.prompt for one in heard], options.model / "look.png")
     results["recordings"] = reference(heard)
     (options.model / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     print(table(results, len(heard)))
 
 
-def draw(trained: Judge, untrained: Judge, path: Path) -> None:
+def draw(trained: Judge, other: Judge, name: str, path: Path) -> None:
     """Spectrograms of the first recording, of both codecs' rendering, of what its prompt gives."""
     one = trained.heard[0]
     given = trained.generate(one, prompt=one.prompt)
     pictures = {}
-    for side, name in enumerate(("left", "right")):
+    for channel, side in enumerate(("left", "right")):
         pictures |= {
-            f"{name}: recording": one.wav[side],
-            f"{name}: through the codec": trained.rebuild(one.wav)[side],
-            f"{name}: through the untrained codec": untrained.rebuild(one.wav)[side],
-            f"{name}: generated, {one.prompt}": given[side],
+            f"{side}: recording": one.wav[channel],
+            f"{side}: through the codec": trained.rebuild(one.wav)[channel],
+            f"{side}: through the codec, {name}": other.rebuild(one.wav)[channel],
+            f"{side}: generated, {one.prompt}": given[channel],
         }
     spectrograms(pictures, path)
+
+
+def look(shown: dict[str, list[np.ndarray]], prompts: list[str], path: Path) -> None:
+    """Spectrograms of wavs [2, N], each prompt's in a drawn order; prints what is what."""
+    from matplotlib.figure import Figure
+
+    names, rows = list(shown), len(next(iter(shown.values())))
+    figure = Figure((3.6 * len(names), 1.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(names), sharex=True, sharey=True)
+    for row, columns in enumerate(axes):
+        order = np.random.default_rng(row).permutation(names)
+        print(row + 1, prompts[row], *order, sep=" | ")
+        for letter, axis, name in zip("abc", columns, order, strict=True):
+            _specgram(axis, shown[name][row].mean(0))
+            axis.set_title(f"{row + 1}{letter}")
+    figure.savefig(path, dpi=60)
 
 
 def table(results: dict[str, dict[str, float]], seeds: int) -> str:

@@ -5,6 +5,7 @@ text. Each is left out at times, so that guidance has something to compare with.
 """
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from train_demo.run import Run, precision
 
 TEXT_NAME = "t5-demo"
 STEPS, RATE = 17000, 2e-3
-LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3)  # the first codebooks carry pitch and rhythm
+LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3, 0.6)  # the first carry pitch and rhythm, the last hats
 ASKED_LAYER, ASKED_WEIGHT = 2, 0.15  # which layer knows the answers to QUESTIONS
 BEGINNINGS = 0.25  # share of the batches
 REPORT_EVERY = 100
@@ -55,7 +56,10 @@ def config() -> dict[str, Any]:
     """audiocraft's configuration of the language model."""
     values = tiny_config.lm_config("stereo-melody")
     values["dataset"]["segment_duration"] = SECONDS
-    values["transformer_lm"] |= {"dim": 256, "num_heads": 4, "num_layers": 4, "card": codec.CARD}
+    values["transformer_lm"] |= {
+        "dim": 256, "num_heads": 4, "num_layers": 4, "card": codec.CARD, "n_q": K
+    }  # fmt: skip
+    values["codebooks_pattern"]["delay"]["delays"] = [k // 2 for k in range(K)]
     # Nothing is separated: the training melodies are clean, and Demucs has no place in so small
     # a model.
     melody = {"radix2_exp": CHROMA_EXPONENT, "separator": "none"}
@@ -177,7 +181,7 @@ def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str =
     clips = Clips(encodec, device)
     levels = torch.tensor(LEVEL_WEIGHTS, device=device).repeat_interleave(2)
     levels = levels / levels.sum()
-    held_out = [clips.held_out(kind).to(device) for kind in (WHOLE, BEGINNING)]
+    held_out = cache(lambda: [clips.held_out(kind).to(device) for kind in (WHOLE, BEGINNING)])
     for step in run:
         rng = np.random.default_rng([SEED, step])
         kind = BEGINNING if rng.random() < BEGINNINGS else WHOLE
@@ -189,7 +193,7 @@ def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str =
         answers = sum(losses[name] for name in QUESTIONS)
         run.update((losses["codes"] * levels).sum() + ASKED_WEIGHT * answers)
         if step % REPORT_EVERY == 0 or step + 1 == steps:
-            run.note(step, **measure(model, *held_out, device))
+            run.note(step, **measure(model, *held_out(), device))
     return model.eval()
 
 

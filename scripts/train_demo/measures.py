@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 
 from musicgen.page import analysis
-from train_demo import codec
+from train_demo import distance
 from train_demo.synth import FRAME, SAMPLE_RATE
 
 OCTAVES = (0.5, 1.0, 2.0)
@@ -43,7 +43,7 @@ def _levels(wav: np.ndarray, size: int, full: float) -> np.ndarray:
 def si_sdr(wav: np.ndarray, other: np.ndarray) -> float:
     """Scale-invariant ratio of signal to distortion of `other` [N] in dB (Le Roux et al. 2019)."""
     pair = (torch.from_numpy(signal)[None, None] for signal in (wav, other))
-    return codec.si_sdr(*pair).item()
+    return distance.si_sdr(*pair).item()
 
 
 def floor(wavs: Iterable[np.ndarray]) -> float:

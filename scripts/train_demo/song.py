@@ -13,6 +13,7 @@ import numpy as np
 FRAME_RATE = 50
 BEATS = 4  # of a bar
 BARS = 4  # until the harmony repeats
+LAST_BEAT = BEATS - 1  # of the last bar, which a turn plays another way
 TEMPOS = (60, 180)
 
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
@@ -25,6 +26,11 @@ PROGRESSIONS = {
 }
 LOWEST_BASS, LOWEST_CHORD, LOWEST_LEAD = 33, 54, 67  # MIDI: A1, F#3, G4
 LEAD_RANGE = 17  # semitones
+
+TURNS = ("plain", "break", "fill")  # all are silent, or the drums roll
+TURN_SHARES = (0.5, 0.3, 0.2)
+SWINGING = 0.15  # share of the songs
+SWUNG = 2 / 3  # where a beat's second half begins then
 
 CHORD_SOUNDS = ("piano", "organ", "pad")
 LEAD_SOUNDS = ("flute", "bell", "saw", "marimba")
@@ -43,15 +49,22 @@ def _every(step: float, first: float = 0.0) -> tuple[float, ...]:
     return tuple(np.arange(first, BEATS, step).tolist())
 
 
-ON_BEATS, OFF_BEATS, EIGHTHS, SIXTEENTHS = _every(1), _every(1, 0.5), _every(0.5), _every(0.25)
+ON_BEATS, OFF_BEATS, EIGHTHS, BETWEEN = _every(1), _every(1, 0.5), _every(0.5), _every(0.5, 0.25)
 STYLES = {
     "house": Style({"kick": ON_BEATS, "clap": (1, 3), "open hat": OFF_BEATS}, OFF_BEATS),
     "techno": Style({"kick": ON_BEATS, "hat": OFF_BEATS}, EIGHTHS),
-    "lofi": Style({"kick": (0, 2.5), "snare": (1, 3), "hat": EIGHTHS}, ON_BEATS),
+    "lofi": Style(
+        {"kick": (0, 2.5), "snare": (1, 3), "hat": ON_BEATS, "soft hat": OFF_BEATS}, ON_BEATS
+    ),
     "hip hop": Style({"kick": (0, 2.5), "snare": (1, 3), "hat": ON_BEATS}, (0, 2)),
     "rock": Style({"kick": (0, 2), "snare": (1, 3), "hat": EIGHTHS}, EIGHTHS),
-    "funk": Style({"kick": (0, 2, 3.5), "snare": (1, 3), "hat": SIXTEENTHS}, (0, 0.5, 2, 2.5)),
-    "pop": Style({"kick": (0, 2), "clap": (1, 3), "hat": EIGHTHS}, ON_BEATS),
+    "funk": Style(
+        {"kick": (0, 2, 3.5), "snare": (1, 3), "hat": EIGHTHS, "soft hat": BETWEEN},
+        (0, 0.5, 2, 2.5),
+    ),
+    "pop": Style(
+        {"kick": (0, 2), "clap": (1, 3), "hat": ON_BEATS, "soft hat": OFF_BEATS}, ON_BEATS
+    ),
     "ambient": Style({}, EIGHTHS, arpeggio=True),
 }
 # A bar of the lead, as beats at which its notes begin.
@@ -90,6 +103,8 @@ class Song:
     drums: bool
     lead_side: int  # -1 left, 1 right; bass and chords are on the other
     seed: int  # of progression and melody
+    turn: str  # how the last beat of four bars is played, one of TURNS
+    swing: bool
 
     @cached_property
     def scale(self) -> tuple[int, ...]:
@@ -107,12 +122,22 @@ class Song:
         placed = [self._place(bar, *event) for bar in range(bars) for event in loop[bar % BARS]]
         return [note for note in placed if note.frame < seconds * FRAME_RATE]
 
+    @property
+    def fills(self) -> bool:
+        """Whether drums are there to roll."""
+        return self.turn == "fill" and self.drums and bool(STYLES[self.style].drums)
+
     def _place(
         self, bar: int, part: str, sound: str, pitch: int, beat: float, beats: float
     ) -> Note:
         start = bar * BEATS + beat
-        first, last = (int(when * self.beat_frames) for when in (start, start + beats))
+        first, last = (int(self._swung(when) * self.beat_frames) for when in (start, start + beats))
         return Note(part, sound, pitch, first, max(last - first, 1))
+
+    def _swung(self, beat: float) -> float:
+        """When it is played what is written at `beat`."""
+        whole, part = divmod(beat, 1)
+        return whole + float(np.interp(part, (0, 0.5, 1), (0, SWUNG if self.swing else 0.5, 1)))
 
     def _loop(self) -> list[list[tuple[str, str, int, float, float]]]:
         """(part, sound, pitch, beat, beats) of each bar of the harmony's round."""
@@ -141,7 +166,23 @@ class Song:
                     for beat in beats
                 ]
             bars.append(events)
-        return bars
+        return [*bars[:-1], self._turned(bars[-1])]
+
+    def _turned(
+        self, bar: list[tuple[str, str, int, float, float]]
+    ) -> list[tuple[str, str, int, float, float]]:
+        """The last bar, with its turn."""
+        if self.turn == "break":
+            return [
+                (part, sound, pitch, beat, min(beats, LAST_BEAT - beat))
+                for part, sound, pitch, beat, beats in bar
+                if beat < LAST_BEAT
+            ]
+        if self.fills:
+            drum = "clap" if "clap" in STYLES[self.style].drums else "snare"
+            roll = [("drums", drum, 0, LAST_BEAT + step, 1.0) for step in (0, 0.25, 0.5, 0.75)]
+            return [one for one in bar if one[0] != "drums" or one[3] < LAST_BEAT] + roll
+        return bar
 
 
 def draw(rng: np.random.Generator) -> Song:
@@ -160,6 +201,8 @@ def draw(rng: np.random.Generator) -> Song:
         drums=bool(rng.random() < 0.9),
         lead_side=pick((-1, 1, 1, 1)),
         seed=int(rng.integers(2**31)),
+        turn=str(rng.choice(TURNS, p=TURN_SHARES)),
+        swing=bool(rng.random() < SWINGING),
     )
 
 

@@ -1,4 +1,5 @@
-"""The command: trains codec and language model in turn, then writes the checkpoint."""
+"""The command: trains the codec's bands, its decoder and the language model in turn, then writes
+the checkpoint."""
 
 import argparse
 import csv
@@ -10,7 +11,7 @@ from train_demo.export import export
 from train_demo.run import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TRAININGS = ("codec", "lm")
+STEPS = codec.STEPS | {"lm": lm.STEPS}
 
 
 def main() -> None:
@@ -21,12 +22,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "train_demo")
     parser.add_argument("--output", type=Path, default=folders.DEFAULT)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--codec-steps", type=int, default=codec.STEPS)
-    parser.add_argument("--lm-steps", type=int, default=lm.STEPS)
+    for name, steps in STEPS.items():
+        parser.add_argument(f"--{name}-steps", type=int, default=steps)
     options = parser.parse_args()
     work, device = options.work, options.device
-    encodec = codec.train(work / "codec", options.codec_steps, device)
-    demo = lm.train(work / "lm", encodec, options.lm_steps, device)
+    steps = {name: getattr(options, f"{name}_steps") for name in STEPS}
+    encodec = codec.train(work, steps, device)
+    demo = lm.train(work / "lm", encodec, steps["lm"], device)
     export(encodec.cpu(), demo.cpu(), options.output)
     plot(work, options.output / "losses.png")
 
@@ -35,8 +37,8 @@ def plot(work: Path, path: Path) -> None:
     """Draw the losses of each training."""
     from matplotlib.figure import Figure
 
-    figure = Figure((10, 3.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(TRAININGS)), TRAININGS, strict=True):
+    figure = Figure((14, 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(STEPS)), STEPS, strict=True):
         rows = list(csv.DictReader((work / name / LOSSES).read_text().splitlines()))
         for column in (column for column in rows[0] if column not in ("step", "si_sdr")):
             points = [(int(row["step"]), float(row[column])) for row in rows]
