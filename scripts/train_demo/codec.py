@@ -98,7 +98,7 @@ DECODER_HEARD = Heard(8, 0.75, synth.PARTS, alone=0.2)
 DECODER_LOSS = replace(LOW.loss, floor=2e-5, logarithms=0.7, levels=0.03)
 DECODER_RATE = 1.5e-4
 CODEBOOKS = sum(band.codebooks for band in BANDS.values())
-STEPS = {**{name: band.steps for name, band in BANDS.items()}, "decoder": 1000}
+STEPS = {name: band.steps for name, band in BANDS.items()} | {"decoder": 1000}
 
 
 def config(bands: Iterable[Band] = BANDS.values()) -> dict[str, Any]:

@@ -36,6 +36,9 @@ CHORD_SOUNDS = ("piano", "organ", "pad")
 LEAD_SOUNDS = ("flute", "bell", "saw", "marimba")
 
 
+Event = tuple[str, str, int, float, float]  # part, sound, pitch, beat, beats
+
+
 @dataclass(frozen=True)
 class Style:
     """What a genre plays in a bar: beats at which drums sound, and bass and chord together."""
@@ -139,8 +142,8 @@ class Song:
         whole, part = divmod(beat, 1)
         return whole + float(np.interp(part, (0, 0.5, 1), (0, SWUNG if self.swing else 0.5, 1)))
 
-    def _loop(self) -> list[list[tuple[str, str, int, float, float]]]:
-        """(part, sound, pitch, beat, beats) of each bar of the harmony's round."""
+    def _loop(self) -> list[list[Event]]:
+        """What is played in each bar of the harmony's round."""
         rng = np.random.default_rng(self.seed)
         style = STYLES[self.style]
         progression = PROGRESSIONS[self.mode][rng.integers(len(PROGRESSIONS[self.mode]))]
@@ -168,9 +171,7 @@ class Song:
             bars.append(events)
         return [*bars[:-1], self._turned(bars[-1])]
 
-    def _turned(
-        self, bar: list[tuple[str, str, int, float, float]]
-    ) -> list[tuple[str, str, int, float, float]]:
+    def _turned(self, bar: list[Event]) -> list[Event]:
         """The last bar, with its turn."""
         if self.turn == "break":
             return [
