@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -16,6 +17,7 @@ from musicgen import outbox
 from musicgen.commands import server as cog
 
 SHORT = {"duration": 1, "output_format": "wav"}
+UNFIT = {"continuation": True}  # without input_audio
 MAXIMUM = 32
 
 
@@ -112,6 +114,24 @@ def refused_of(server, count):
 
 def test_a_client_that_sends_one_request_after_the_other_is_never_refused(predict_server):
     assert refused_of(predict_server, 60) == 0
+
+
+@pytest.mark.parametrize("each", [500, pytest.param(5000, marks=pytest.mark.full)])
+def test_callers_that_come_together_all_get_a_slot(predict_server, each):
+    """What is refused by the name of its field takes so little time that many come together."""
+
+    def ask(_):
+        with httpx.Client(timeout=None) as client:
+            asked = [
+                client.post(f"{predict_server.url}/predictions", json={"input": UNFIT})
+                for _ in range(each)
+            ]
+        return Counter(answer.json()["error"] for answer in asked)
+
+    with ThreadPoolExecutor(8) as pool:
+        errors = sum(pool.map(ask, range(8)), Counter())
+    [message] = errors
+    assert "input_audio" in message
 
 
 @pytest.mark.full

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from musicgen.commands import server
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "musicgen"
 ROOMS = {
@@ -284,6 +286,7 @@ def test_cog_yaml_agrees_with_the_face_and_the_requirements(face):
     file, _, predictor = config["predict"].partition(":")
     assert (file, predictor) == (f"{face}.py", "Predictor")
     assert f"class {predictor}(" in (ROOT / file).read_text()
+    assert f"TOKIO_WORKER_THREADS={server.THREADS}" in config["environment"]
     build = config["build"]
     assert build["gpu"] is True
     assert build["python_version"] == "3.11"

@@ -2,7 +2,8 @@
 
 Cog's image prepares what is prepared here: the schema file, a `python` on PATH (the server spawns
 its worker by that name), and the environment that names the predictor and says how many predictions
-it takes at once, which Cog's server, unlike its build, does not read from the source.
+it takes at once, which Cog's server, unlike its build, does not read from the source. It reads no
+cog.yaml either.
 """
 
 import json
@@ -24,6 +25,9 @@ from musicgen.errors import MusicGenError
 
 FACES = ("predict", "songstarter")
 SETUP_TIMEOUT = 1800  # seconds; a large checkpoint on a slow disk takes minutes
+# Of Cog's HTTP server. Where two look for a free slot at the same moment, one gives up and answers
+# 409, though most slots are free.
+THREADS = 1
 
 
 def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str], Path]:
@@ -37,6 +41,7 @@ def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str],
     environment = {
         "COG_MAX_CONCURRENCY": str(schema.concurrency(source.read_text())),
         "COG_SETUP_TIMEOUT": str(SETUP_TIMEOUT),
+        "TOKIO_WORKER_THREADS": str(THREADS),
         **os.environ,
         "PATH": _before(Path(sys.executable).parent, "PATH"),
         "PYTHONPATH": _before(ROOT, "PYTHONPATH"),
