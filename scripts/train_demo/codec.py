@@ -123,7 +123,7 @@ def build(bands: Iterable[Band] = BANDS.values()) -> EncodecModel:
 def train(folder: Path, steps: Mapping[str, int] = STEPS, device: str = "cpu") -> EncodecModel:
     """Train, or go on with, the codec whose bands and decoder have their states in `folder`."""
     parts = [train_band(folder / name, band, steps[name], device) for name, band in BANDS.items()]
-    whole = join(parts, build()).to(device)
+    whole = join(parts, build())
     return train_decoder(folder / "decoder", whole, steps["decoder"], device)
 
 
@@ -151,7 +151,7 @@ def train_band(folder: Path, band: Band, steps: int, device: str) -> EncodecMode
 
 def train_decoder(folder: Path, model: EncodecModel, steps: int, device: str) -> EncodecModel:
     """The decoder alone learns, from the codes as they are: of all bands together, and of rests."""
-    model.requires_grad_(False).eval()
+    model.to(device).requires_grad_(False).eval()
     model.decoder.requires_grad_(True)
 
     def hear(wav: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ CHROMA_EXPONENT = 14
 CHROMA_WINDOW = 2**CHROMA_EXPONENT
 CHROMA_HOP = CHROMA_WINDOW // 4
 MELODY_FRAMES = SECONDS * synth.SAMPLE_RATE // CHROMA_HOP + 1
-CLIPS, SEED = 18000, 3
+CLIPS, SEED = range(18000), 3
 HELD_OUT_CLIPS = 16
 K = 2 * codec.CODEBOOKS  # of both sides
 LONGEST_START = 8.0  # seconds into the song at which a clip may begin
@@ -107,14 +107,9 @@ class Clips:
             self.chroma(torch.from_numpy(sound).mean(0, keepdim=True))
             for sound in (stems["lead"], wav)
         )
-        return Clip(drawn, start, self._encode(wav), lead, mix)
-
-    def _encode(self, wav: np.ndarray) -> Tensor:
-        """wav [2, N] -> codes [K, T], left and right interleaved."""
         with precision(self.device):
-            sides = torch.from_numpy(wav)[:, None].to(self.device)
-            left, right = self.encodec.encode(sides)[0].cpu()
-        return torch.stack([left, right], dim=1).flatten(0, 1).short()
+            codes = encode(self.encodec, torch.from_numpy(wav).to(self.device))
+        return Clip(drawn, start, codes.short().cpu(), lead, mix)
 
     def chroma(self, wav: Tensor) -> Tensor:
         """wav [1, N] -> pitch classes [frames]."""
@@ -154,6 +149,12 @@ class Clips:
         if first or rng.random() >= WITH_MELODY:
             return self.no_melody
         return clip.lead if rng.random() < MELODY_ALONE else clip.mix
+
+
+def encode(encodec: EncodecModel, wav: Tensor) -> Tensor:
+    """wav [2, N] -> codes [K, T], left and right interleaved."""
+    left, right = encodec.encode(wav[:, None])[0]
+    return torch.stack([left, right], dim=1).flatten(0, 1)
 
 
 def with_mistakes(codes: Tensor, rng: np.random.Generator) -> Tensor:

@@ -174,10 +174,18 @@ def look_at_the_text(attention: nn.Module, projection: nn.Linear, dim: int) -> N
     key.copy_(ATTENTION / dim * mark)
 
 
-def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str = "cpu") -> Demo:
-    """Train, or go on with, the language model whose state is in `folder`."""
-    model = Demo().to(device)
-    run = Run(folder, model, steps, optimizers(model))
+def train(
+    folder: Path,
+    model: Demo,
+    encodec: EncodecModel,
+    device: str,
+    *,
+    steps: int = STEPS,
+    rate: float = RATE,
+    drawn: range = CLIPS,
+) -> Demo:
+    """Train `model` on the clips numbered `drawn`, or go on with the state that is in `folder`."""
+    run = Run(folder, model.to(device), steps, optimizers(model, rate))
     clips = Clips(encodec, device)
     levels = torch.tensor(LEVEL_WEIGHTS, device=device).repeat_interleave(2)
     levels = levels / levels.sum()
@@ -185,7 +193,7 @@ def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str =
     for step in run:
         rng = np.random.default_rng([SEED, step])
         kind = BEGINNING if rng.random() < BEGINNINGS else WHOLE
-        indices = rng.integers(CLIPS, size=kind.batch).tolist()
+        indices = rng.integers(drawn.start, drawn.stop, size=kind.batch).tolist()
         batch = clips.batch(kind, indices, rng)
         batch = replace(batch, heard=with_mistakes(batch.codes, rng)).to(device)
         with precision(device):
@@ -197,14 +205,14 @@ def train(folder: Path, encodec: EncodecModel, steps: int = STEPS, device: str =
     return model.eval()
 
 
-def optimizers(model: Demo) -> list[Optimizer]:
+def optimizers(model: Demo, rate: float = RATE) -> list[Optimizer]:
     """Muon for the decoder's matrices, which learns from fewer steps; AdamW for all else."""
     matrices = [p for p in model.lm.transformer.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        Muon(matrices, RATE),
-        AdamW(others, RATE, (0.9, 0.98), weight_decay=0.01),
+        Muon(matrices, rate),
+        AdamW(others, rate, (0.9, 0.98), weight_decay=0.01),
     ]
 
 

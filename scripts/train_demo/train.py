@@ -1,12 +1,13 @@
 """The command: trains the codec's bands, its decoder and the language model in turn, then writes
-the checkpoint."""
+the checkpoint. With `--start` the last two only, of a demo that is there."""
 
 import argparse
 import csv
 from pathlib import Path
 
 from musicgen.checkpoints import folders
-from train_demo import codec, lm
+from train_demo import codec, lm, start
+from train_demo.dataset import CLIPS
 from train_demo.export import export
 from train_demo.run import LOSSES
 
@@ -19,27 +20,57 @@ def main() -> None:
         prog="scripts/train_demo/train",
         description="Train the demo checkpoint; goes on where an earlier run stopped.",
     )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="DEMO",
+        help="train this demo's decoder and language model further; its codes stay as they are",
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "train_demo")
     parser.add_argument("--output", type=Path, default=folders.DEFAULT)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    for name, steps in STEPS.items():
-        parser.add_argument(f"--{name}-steps", type=int, default=steps)
+    for name, number in STEPS.items():
+        parser.add_argument(f"--{name}-steps", type=int, default=number)
+    parser.add_argument("--lm-rate", type=float, default=lm.RATE)
+    parser.add_argument(
+        "--clips", type=numbers, default=CLIPS, metavar="FIRST-END", help="0-18000, the default"
+    )
     options = parser.parse_args()
     work, device = options.work, options.device
     steps = {name: getattr(options, f"{name}_steps") for name in STEPS}
-    encodec = codec.train(work, steps, device)
-    demo = lm.train(work / "lm", encodec, steps["lm"], device)
+    if options.start:
+        joined, demo = start.read(options.start)
+        encodec = codec.train_decoder(work / "decoder", joined, steps["decoder"], device)
+    else:
+        encodec, demo = codec.train(work, steps, device), lm.Demo()
+    lm.train(
+        work / "lm",
+        demo,
+        encodec,
+        device,
+        steps=steps["lm"],
+        rate=options.lm_rate,
+        drawn=options.clips,
+    )
     export(encodec.cpu(), demo.cpu(), options.output)
     plot(work, options.output / "losses.png")
+
+
+def numbers(text: str) -> range:
+    """The numbers that "2-5" stands for: 2, 3 and 4."""
+    first, end = (int(number) for number in text.split("-"))
+    return range(first, end)
 
 
 def plot(work: Path, path: Path) -> None:
     """Draw the losses of each training."""
     from matplotlib.figure import Figure
 
-    figure = Figure((14, 3.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(STEPS)), STEPS, strict=True):
-        rows = list(csv.DictReader((work / name / LOSSES).read_text().splitlines()))
+    tables = {name: work / name / LOSSES for name in STEPS}
+    tables = {name: table for name, table in tables.items() if table.exists()}
+    figure = Figure((3.5 * len(tables), 3.5), layout="constrained")
+    for axes, (name, table) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
+        rows = list(csv.DictReader(table.read_text().splitlines()))
         for column in (column for column in rows[0] if column not in ("step", "si_sdr")):
             points = [(int(row["step"]), float(row[column])) for row in rows]
             axes.plot(*zip(*points, strict=True), label=column.replace("_", " "))
