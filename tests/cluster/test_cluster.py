@@ -186,7 +186,7 @@ def exported(cluster):
 
 
 def test_what_dies_is_replaced_and_takes_only_its_own_requests_along(cluster, single):
-    check_replaced(cluster, single, "worker", 24)
+    check_replaced(cluster, single, "worker", 18)
 
 
 @pytest.mark.full
@@ -198,7 +198,7 @@ def test_whatever_dies_is_replaced(cluster, single, kind):
 def check_replaced(cluster, single, kind, count):
     """Kill one under load: six at most fail, clearly; then there are two again."""
     cluster.wait_for(lambda: len(cluster.processes("worker")) == 2)
-    requests = [{**SHORT, "duration": 4, "seed": number % 3} for number in range(count)]
+    requests = [{**SHORT, "duration": 2, "seed": number % 3} for number in range(count)]
     alone = [single.predict(**inputs)["output"]["audio"] for inputs in requests[:3]]
     while len(before := servers_used(cluster)) < 2:
         cluster.together(6, requests[:6])

@@ -46,10 +46,10 @@ def small_disk(megabytes):
 
 @pytest.mark.parametrize("output_format", ["wav", "mp3"])
 def test_a_full_disk_fails_one_prediction_and_is_free_again(tmp_path, checkpoints, output_format):
-    with limited(tmp_path, checkpoints["text"], *small_disk(3)) as small:
+    with limited(tmp_path, checkpoints["text"], *small_disk(1)) as small:
         for _ in range(2):  # what a failure left would be in the way of the second
             small.predict(duration=1, output_format=output_format)
-            error = small.error(duration=60, output_format=output_format)
+            error = small.error(duration=30, output_format=output_format)
             assert f"OutputError: {output_format} could not be written: No space left" in error
 
 
