@@ -1,0 +1,11 @@
+"""Tones to measure."""
+
+import numpy as np
+from train_demo.synth import SAMPLE_RATE
+
+
+def tone(pitches, seconds=4.0):
+    """Sines of these MIDI pitches, alike on both sides [2, N]."""
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    hertz = [440 * 2 ** ((pitch - 69) / 12) for pitch in pitches]
+    return np.stack([sum(np.sin(2 * np.pi * f * time) for f in hertz)] * 2) / len(pitches)
