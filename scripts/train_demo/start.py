@@ -1,15 +1,18 @@
-"""Reads a demo that was exported before, to be trained on."""
+"""Reads a demo that was exported before, to be trained further."""
 
 from pathlib import Path
 
+import torch
 from audiocraft.models.encodec import EncodecModel
 from safetensors.torch import load_file
+from torch import nn
 from transformers import T5EncoderModel
 
 from musicgen.checkpoints.checkpoint import CODEC_TENSORS, LM_TENSORS, PROVIDER_PREFIX
 from train_demo import codec, lm
 
 NOT_LEARNED = f"{PROVIDER_PREFIX}self_wav.chroma"  # a buffer that `export` saves along
+TRAINED = 0.6  # how far from what was read to what was trained the language model's weights end
 
 
 def read(folder: Path) -> tuple[EncodecModel, lm.Demo]:
@@ -23,3 +26,10 @@ def read(folder: Path) -> tuple[EncodecModel, lm.Demo]:
     demo.lm.load_state_dict({k: v for k, v in state.items() if not k.startswith(NOT_LEARNED)})
     demo.text = T5EncoderModel.from_pretrained(folder / lm.TEXT_NAME, dtype="float32")
     return encodec, demo
+
+
+@torch.no_grad()
+def average(before: nn.Module, after: nn.Module) -> None:
+    """Move `after` to a point between both, which is better than either (Wortsman et al. 2022)."""
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        new.lerp_(old, 1 - TRAINED)

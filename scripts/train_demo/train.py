@@ -52,7 +52,10 @@ def main() -> None:
         rate=options.lm_rate,
         drawn=options.clips,
     )
-    export(encodec.cpu(), demo.cpu(), options.output)
+    demo.cpu()
+    if options.start:
+        start.average(start.read(options.start)[1], demo)
+    export(encodec.cpu(), demo, options.output)
     plot(work, options.output / "losses.png")
 
 

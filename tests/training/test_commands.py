@@ -74,3 +74,11 @@ def test_what_is_read_of_a_demo_says_what_the_server_says():
     wav = codec.segments(3)[:2, 0]
     codes = dataset.encode(encodec.eval(), wav)
     assert (codes == served.codec.encode(wav)).float().mean() > 0.999
+
+
+def test_weights_end_between_what_they_were_and_what_they_became():
+    before, after = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    became = after.weight.clone()
+    start.average(before, after)
+    share = (after.weight - before.weight) / (became - before.weight)
+    assert torch.allclose(share, torch.tensor(start.TRAINED))
