@@ -30,6 +30,6 @@ def read(folder: Path) -> tuple[EncodecModel, lm.Demo]:
 
 @torch.no_grad()
 def average(before: nn.Module, after: nn.Module) -> None:
-    """Move `after` to a point between both, which is better than either (Wortsman et al. 2022)."""
+    """Move `after` to a point between both, often better than either (Wortsman et al. 2022)."""
     for old, new in zip(before.parameters(), after.parameters(), strict=True):
         new.lerp_(old, 1 - TRAINED)
