@@ -46,7 +46,7 @@ def test_prompts_set_tempo_and_key(judge):
     """The untrained model gets one in ten of either right."""
     found = judge.text()
     assert found[TEMPO] >= 6
-    assert found[KEY] >= 9
+    assert found[KEY] >= 7
 
 
 def test_a_melody_is_followed(judge):
