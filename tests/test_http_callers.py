@@ -104,12 +104,15 @@ def test_two_hundred_requests_get_their_own_bytes(request, face, callers, tune):
     check_bytes(request.getfixturevalue(f"{face}_server"), requests, callers, disturb)
 
 
-def refused_of(server, count):
+def in_a_row(server, count, inputs):
+    """The responses of one client that sends one request after the other."""
     with httpx.Client(timeout=None) as client:
-        return sum(
-            client.post(f"{server.url}/predictions", json={"input": SHORT}).status_code != 200
-            for _ in range(count)
-        )
+        for _ in range(count):
+            yield client.post(f"{server.url}/predictions", json={"input": inputs})
+
+
+def refused_of(server, count):
+    return sum(answer.status_code != 200 for answer in in_a_row(server, count, SHORT))
 
 
 def test_a_client_that_sends_one_request_after_the_other_is_never_refused(predict_server):
@@ -121,12 +124,7 @@ def test_callers_that_come_together_all_get_a_slot(predict_server, each):
     """What is refused by the name of its field takes so little time that many come together."""
 
     def ask(_):
-        with httpx.Client(timeout=None) as client:
-            asked = [
-                client.post(f"{predict_server.url}/predictions", json={"input": UNFIT})
-                for _ in range(each)
-            ]
-        return Counter(answer.json()["error"] for answer in asked)
+        return Counter(answer.json()["error"] for answer in in_a_row(predict_server, each, UNFIT))
 
     with ThreadPoolExecutor(8) as pool:
         errors = sum(pool.map(ask, range(8)), Counter())

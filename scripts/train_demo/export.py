@@ -21,6 +21,7 @@ from train_demo import codec, lm, text
 from train_demo.dataset import CHROMA_WINDOW
 
 LICENCE = "MIT"
+WINDOW = f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"  # a buffer that audiocraft saves along
 
 
 def export(encodec: EncodecModel, demo: lm.Demo, folder: Path, name: str = "demo") -> None:
@@ -36,8 +37,7 @@ def export(encodec: EncodecModel, demo: lm.Demo, folder: Path, name: str = "demo
 def write_upstream(encodec: EncodecModel, demo: lm.Demo, folder: Path) -> None:
     """The checkpoint in audiocraft's format."""
     state = half(demo.lm)
-    # A buffer that audiocraft's melody conditioner saves along.
-    state[f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"] = torch.hann_window(CHROMA_WINDOW)
+    state[WINDOW] = torch.hann_window(CHROMA_WINDOW)
     assert state[f"{PROVIDER_PREFIX}self_wav.output_proj.weight"].shape[1] == N_CHROMA
     save(folder / LM_FILE, lm.config(), state)
     save(folder / CODEC_FILE, codec.config(), half(encodec))

@@ -26,7 +26,6 @@ from train_demo.dataset import (
     BEGINNING,
     CHROMA_EXPONENT,
     CHROMA_HOP,
-    CLIPS,
     MELODY_FRAMES,
     QUESTIONS,
     SECONDS,
@@ -180,9 +179,9 @@ def train(
     encodec: EncodecModel,
     device: str,
     *,
-    steps: int = STEPS,
-    rate: float = RATE,
-    drawn: range = CLIPS,
+    steps: int,
+    rate: float,
+    drawn: range,
 ) -> Demo:
     """Train `model` on the clips numbered `drawn`, or go on with the state that is in `folder`."""
     run = Run(folder, model.to(device), steps, optimizers(model, rate))
@@ -205,7 +204,7 @@ def train(
     return model.eval()
 
 
-def optimizers(model: Demo, rate: float = RATE) -> list[Optimizer]:
+def optimizers(model: Demo, rate: float) -> list[Optimizer]:
     """Muon for the decoder's matrices, which learns from fewer steps; AdamW for all else."""
     matrices = [p for p in model.lm.transformer.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import T5EncoderModel
 
-from musicgen.checkpoints.checkpoint import CODEC_TENSORS, LM_TENSORS, PROVIDER_PREFIX
+from musicgen.checkpoints.checkpoint import CODEC_TENSORS, LM_TENSORS
 from train_demo import codec, lm
+from train_demo.export import WINDOW
 
-NOT_LEARNED = f"{PROVIDER_PREFIX}self_wav.chroma"  # a buffer that `export` saves along
 TRAINED = 0.6  # how far from what was read to what was trained the language model's weights end
 
 
@@ -23,7 +23,8 @@ def read(folder: Path) -> tuple[EncodecModel, lm.Demo]:
     encodec, demo = codec.build(), lm.Demo()
     encodec.load_state_dict(load_file(folder / CODEC_TENSORS))
     state = load_file(folder / LM_TENSORS)
-    demo.lm.load_state_dict({k: v for k, v in state.items() if not k.startswith(NOT_LEARNED)})
+    del state[WINDOW]
+    demo.lm.load_state_dict(state)
     demo.text = T5EncoderModel.from_pretrained(folder / lm.TEXT_NAME, dtype="float32")
     return encodec, demo
 

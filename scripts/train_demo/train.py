@@ -3,6 +3,7 @@ the checkpoint. With `--start` the last two only, of a demo that is there."""
 
 import argparse
 import csv
+from copy import deepcopy
 from pathlib import Path
 
 from musicgen.checkpoints import folders
@@ -33,17 +34,22 @@ def main() -> None:
         parser.add_argument(f"--{name}-steps", type=int, default=number)
     parser.add_argument("--lm-rate", type=float, default=lm.RATE)
     parser.add_argument(
-        "--clips", type=numbers, default=CLIPS, metavar="FIRST-END", help="0-18000, the default"
+        "--clips",
+        type=numbers,
+        default=f"{CLIPS.start}-{CLIPS.stop}",
+        metavar="FIRST-END",
+        help="of the language model; default: %(default)s",
     )
     options = parser.parse_args()
     work, device = options.work, options.device
     steps = {name: getattr(options, f"{name}_steps") for name in STEPS}
     if options.start:
         joined, demo = start.read(options.start)
+        before = deepcopy(demo)
         encodec = codec.train_decoder(work / "decoder", joined, steps["decoder"], device)
     else:
         encodec, demo = codec.train(work, steps, device), lm.Demo()
-    lm.train(
+    demo = lm.train(
         work / "lm",
         demo,
         encodec,
@@ -51,10 +57,9 @@ def main() -> None:
         steps=steps["lm"],
         rate=options.lm_rate,
         drawn=options.clips,
-    )
-    demo.cpu()
+    ).cpu()
     if options.start:
-        start.average(start.read(options.start)[1], demo)
+        start.average(before, demo)
     export(encodec.cpu(), demo, options.output)
     plot(work, options.output / "losses.png")
 
@@ -69,8 +74,7 @@ def plot(work: Path, path: Path) -> None:
     """Draw the losses of each training."""
     from matplotlib.figure import Figure
 
-    tables = {name: work / name / LOSSES for name in STEPS}
-    tables = {name: table for name, table in tables.items() if table.exists()}
+    tables = {name: table for name in STEPS if (table := work / name / LOSSES).exists()}
     figure = Figure((3.5 * len(tables), 3.5), layout="constrained")
     for axes, (name, table) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
         rows = list(csv.DictReader(table.read_text().splitlines()))

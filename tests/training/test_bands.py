@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from states import changed
 from tones import tone
 from train_demo import codec, synth
 from train_demo.join import join
@@ -54,9 +55,4 @@ def test_training_the_decoder_leaves_the_codes(tmp_path):
     codes = whole.eval().encode(wav)[0]
     codec.train_decoder(tmp_path, whole, 2, "cpu")
     assert torch.equal(whole.encode(wav)[0], codes)
-    changed = {
-        name.split(".")[0]
-        for name, value in whole.state_dict().items()
-        if not torch.equal(value, before[name])
-    }
-    assert changed == {"decoder"}
+    assert changed(before, whole.state_dict()) == {"decoder"}
