@@ -1,16 +1,17 @@
-"""The face of stable-audio-prod: an object, mp3 by default, and a bucket. Built by cog.yaml."""
+"""The predictor of stable-audio-prod: an object, mp3 by default, and a bucket. Built by cog.yaml."""
 
 from typing import Any, Dict, Optional
 
 from cog import BasePredictor, Input, Path, Secret, concurrent
 
-from musicgen.outbox import Outbox
 from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
-from musicgen.report import Timings, log_to_stderr
-from musicgen.request import DRAWN, Request
-from musicgen.upload import Bucket, authorize, deliver, settings
-from musicgen.workers import Workers
+from musicgen.request import RANDOM_SEED, Request
+from musicgen.runtime.timings import Timings
+from musicgen.serving.logs import log_to_stderr
+from musicgen.serving.result_files import ResultFiles
+from musicgen.serving.upload import Bucket, authorize, deliver, settings
+from musicgen.serving.workers import Workers
 
 
 class Predictor(BasePredictor):
@@ -21,8 +22,8 @@ class Predictor(BasePredictor):
         log_to_stderr()
         self.uploads = settings()
         self.model = MusicGen.load(weights)
-        self.outbox = Outbox()
-        self.outbox.receive_inputs()
+        self.result_files = ResultFiles()
+        self.result_files.receive_inputs()
         self.workers = Workers()
 
     @concurrent(max=32)
@@ -104,19 +105,19 @@ class Predictor(BasePredictor):
         """Generate one clip; answer with the file, or its address in the bucket, and its facts."""
         request = Request(
             prompt=prompt,
-            audio=input_audio,
+            input_audio=input_audio,
             duration=duration,
             continuation=continuation,
-            start=continuation_start,
-            end=continuation_end,
+            continuation_start=continuation_start,
+            continuation_end=continuation_end,
             multi_band_diffusion=multi_band_diffusion,
-            normalization=normalization_strategy,
+            normalization_strategy=normalization_strategy,
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
-            cfg_coef=classifier_free_guidance,
+            classifier_free_guidance=classifier_free_guidance,
             output_format=output_format,
-            seed=DRAWN if seed is None else seed,
+            seed=RANDOM_SEED if seed is None else seed,
         )
         bucket = authorize(song_id, key.get_secret_value() if key else None, self.uploads)
         return await self.workers.run(self.answer, request, bucket, song_id)
@@ -126,10 +127,10 @@ class Predictor(BasePredictor):
     ) -> Dict[str, Any]:
         """A request's way from its first to its last step, in a thread of its own."""
         timings = Timings()
-        with self.outbox.folder() as folder:
+        with self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
-            [file] = write_clips(generation, request, folder, timings)
-            facts = describe(generation, request)
-            for name, value in timings.metrics(generation.audio_seconds).items():
+            [file] = write_clips(generation, folder, timings)
+            facts = describe(generation)
+            for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
             return {**deliver(file, bucket, song_id, facts), **facts}

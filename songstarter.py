@@ -1,15 +1,16 @@
-"""The face of musicgen-songstarter-v0.2: a list of 4 clips, wav by default. cog.songstarter.yaml."""
+"""The predictor of musicgen-songstarter-v0.2: a list of 4 clips, wav by default. cog.songstarter.yaml."""
 
 from typing import List, Optional
 
 from cog import BasePredictor, Input, Path, concurrent
 
-from musicgen.outbox import Outbox
 from musicgen.output import write_clips
 from musicgen.pipeline import MusicGen
-from musicgen.report import Timings, log_to_stderr
-from musicgen.request import DRAWN, Request
-from musicgen.workers import Workers
+from musicgen.request import RANDOM_SEED, Request
+from musicgen.runtime.timings import Timings
+from musicgen.serving.logs import log_to_stderr
+from musicgen.serving.result_files import ResultFiles
+from musicgen.serving.workers import Workers
 
 CLIPS = 4
 
@@ -21,8 +22,8 @@ class Predictor(BasePredictor):
         """Load the checkpoint and warm up."""
         log_to_stderr()
         self.model = MusicGen.load(weights)
-        self.outbox = Outbox()
-        self.outbox.receive_inputs()
+        self.result_files = ResultFiles()
+        self.result_files.receive_inputs()
         self.workers = Workers()
 
     @concurrent(max=32)
@@ -93,18 +94,18 @@ class Predictor(BasePredictor):
         """Generate 4 different clips."""
         request = Request(
             prompt=prompt,
-            audio=input_audio,
+            input_audio=input_audio,
             duration=duration,
             continuation=continuation,
-            start=continuation_start,
-            end=continuation_end,
-            normalization=normalization_strategy,
+            continuation_start=continuation_start,
+            continuation_end=continuation_end,
+            normalization_strategy=normalization_strategy,
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
-            cfg_coef=classifier_free_guidance,
+            classifier_free_guidance=classifier_free_guidance,
             output_format=output_format,
-            seed=DRAWN if seed is None else seed,
+            seed=RANDOM_SEED if seed is None else seed,
             clips=CLIPS,
         )
         return await self.workers.run(self.answer, request)
@@ -112,9 +113,9 @@ class Predictor(BasePredictor):
     def answer(self, request: Request) -> List[Path]:
         """A request's way from its first to its last step, in a thread of its own."""
         timings = Timings()
-        with self.outbox.folder() as folder:
+        with self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
-            files = write_clips(generation, request, folder, timings)
-            for name, value in timings.metrics(generation.audio_seconds).items():
+            files = write_clips(generation, folder, timings)
+            for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
             return [Path(file) for file in files]

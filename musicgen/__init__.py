@@ -1,5 +1,62 @@
-"""MusicGen inference: a request in, normalized audio files out. Knows nothing of Cog."""
+"""MusicGen inference: text, melodies and audio to continue in, normalized audio files out.
 
-from pathlib import Path
+    from musicgen import MusicGen, Request, save
 
-ROOT = Path(__file__).resolve().parent.parent  # the repository, or /src in Cog's image
+    model = MusicGen.load("weights/demo")
+    generation = model.generate(Request(prompt="soul, rhodes, F minor, 90 bpm", duration=4, seed=7))
+    save(generation, "soul.mp3")
+
+Everything in `__all__` is public and stable; other modules may change between versions.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from musicgen.errors import (
+    DecodeError,
+    InputError,
+    MusicGenError,
+    OutputError,
+    UploadError,
+    WeightsError,
+)
+
+if TYPE_CHECKING:
+    from musicgen.generation import Generation
+    from musicgen.output import save
+    from musicgen.pipeline import MusicGen
+    from musicgen.request import Request
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "DecodeError",
+    "Generation",
+    "InputError",
+    "MusicGen",
+    "MusicGenError",
+    "OutputError",
+    "Request",
+    "UploadError",
+    "WeightsError",
+    "__version__",
+    "save",
+]
+
+# Imported on first use: they import torch, which a command that only talks to a server must not.
+_LAZY = {
+    "Generation": "generation",
+    "MusicGen": "pipeline",
+    "Request": "request",
+    "save": "output",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"musicgen.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

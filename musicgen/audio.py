@@ -14,7 +14,6 @@ from julius.resample import resample_frac
 from torch import Tensor
 
 from musicgen.errors import InputError
-from musicgen.request import resolve_slice
 
 FIX = "Send an audio file (wav, mp3, flac, m4a or ogg) that plays elsewhere"
 # ffmpeg's names of what is opened, whatever a file calls itself. Others are no sound, or lists that
@@ -51,6 +50,27 @@ def load_slice(
     if not torch.isfinite(wav).all():
         raise InputError("input_audio", path.name, "holds NaN or infinite samples", FIX)
     return resample(convert_channels(wav, channels), heard.rate, sample_rate)
+
+
+def resolve_slice(
+    start: float, end: float | None, length: float, *, reached_end: bool = True
+) -> tuple[float, float]:
+    """The slice [start, end) in seconds of a file `length` seconds long.
+
+    An end past the file means the file's end, with a log line: clients of other MusicGen servers
+    rely on that. A start past the file raises InputError. With `reached_end` False, `length` is
+    only the part of the file that was read.
+    """
+    if start >= length and reached_end:
+        raise InputError(
+            "continuation_start",
+            start,
+            f"starts past the end of input_audio, which is {length:.2f} s long",
+            f"Send a value below {length:.2f}",
+        )
+    if end is not None and end > length and reached_end:
+        logger.info("continuation_end=%g is past the end of input_audio; using %.2f s", end, length)
+    return start, length if end is None else min(end, length)
 
 
 def resample(wav: Tensor, rate: int, new_rate: int) -> Tensor:

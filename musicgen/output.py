@@ -1,15 +1,17 @@
-"""Generated wav -> normalized wav -> file -> what the API answers.
+"""Generation -> normalized wav -> file -> what the API answers.
 
 Targets are audiocraft's `audio_write` defaults: -14 LUFS, -18 dBFS RMS, -1 dBFS peak. What would
 pass the peak ceiling is limited smoothly, never cut, except by the strategy `clip`, which is that.
 """
 
+import io
 import logging
+import secrets
 import subprocess
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -18,11 +20,11 @@ import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import Tensor
 
-from musicgen import cancellation
-from musicgen.errors import OutputError
-from musicgen.pipeline import Generation
-from musicgen.report import Timings
-from musicgen.request import Request
+from musicgen.errors import InputError, OutputError
+from musicgen.generation import Generation
+from musicgen.request import OUTPUT_FORMATS
+from musicgen.runtime import cancellation
+from musicgen.runtime.timings import Timings
 
 with warnings.catch_warnings():
     # It looks for a system ffmpeg when imported; ours comes with imageio-ffmpeg.
@@ -95,8 +97,54 @@ def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
     return (wav * gain).clamp(-ceiling, ceiling)
 
 
-def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> Path:
-    """wav [C, N] in [-1, 1] -> 16-bit wav or 320 kbit/s mp3 at `path`. Raises OutputError."""
+def save(generation: Generation, path: str | Path) -> list[Path]:
+    """Normalize the clips as the request says and write them; returns the files, in order.
+
+    The suffix of `path`, .mp3 or .wav, is the format. One clip goes to `path` itself; of several,
+    clip i goes to NAME-i. A file is replaced only once its successor is complete. Raises InputError
+    for another suffix, OutputError if a file cannot be written.
+    """
+    path = Path(path)
+    output_format = path.suffix.removeprefix(".").lower()
+    if output_format not in OUTPUT_FORMATS:
+        known = " or ".join(f".{name}" for name in OUTPUT_FORMATS)
+        raise InputError("path", str(path), "its suffix is not a known format", f"Use {known}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    several = len(generation.wavs) > 1
+    names = [
+        path.with_stem(f"{path.stem}-{index}") if several else path
+        for index in range(len(generation.wavs))
+    ]
+    for name, wav in zip(names, _normalized(generation), strict=True):
+        write(wav, name, generation.sample_rate, output_format)
+    return names
+
+
+def write_clips(generation: Generation, folder: Path, timings: Timings) -> list[Path]:
+    """`save` for a server: the clips in the request's format, in `folder`."""
+    with timings.stage("output"):
+        files = save(generation, folder / f"clip.{generation.request.output_format}")
+    cancellation.current.get().check()  # an upload would replace a song in the bucket
+    return files
+
+
+def describe(generation: Generation) -> dict[str, int | float | str]:
+    """What the API's object says of a result, besides the file."""
+    return {
+        "seed": generation.seed,
+        "duration": round(generation.duration, 3),
+        "sample_rate": generation.sample_rate,
+        "channels": generation.wavs[0].shape[0],
+        "output_format": generation.request.output_format,
+        "model": generation.model,
+    }
+
+
+def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> None:
+    """wav [C, N] in [-1, 1] -> 16-bit wav or 320 kbit/s mp3 at `path`. Raises OutputError.
+
+    Written beside `path` under a temporary name, then renamed.
+    """
     pcm = wav.clamp(-1, 1).mul_(32767).round_().to(torch.int16)
     segment = AudioSegment(
         pcm.T.contiguous().numpy().tobytes(),
@@ -104,67 +152,48 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> Path
         frame_rate=sample_rate,
         channels=wav.shape[0],
     )
-    plain = path.with_suffix(".wav")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with plain.open("wb") as file:  # closed where the disk is full, too, so that it can go
-            segment.export(file, format="wav")
-        if output_format != "wav":
-            _encode(plain, path, output_format)
-            plain.unlink()
+        if output_format == "wav":
+            with partial.open("wb") as file:  # pydub would leave it open on a full disk
+                segment.export(file, format="wav")
+        else:
+            _encode(segment, partial, output_format)
+        partial.replace(path)
     except OSError as exc:
         raise OutputError(f"{output_format} could not be written: {exc.strerror or exc}") from exc
-    return path
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _encode(source: Path, target: Path, output_format: str) -> None:
-    """A wav file in another format, beside it: pydub's own way leaves files where it fails.
+def _encode(segment: AudioSegment, target: Path, output_format: str) -> None:
+    """Encode into `target` by ffmpeg, fed through a pipe. Raises OutputError with its message.
 
-    Raises OutputError with ffmpeg's own words.
+    pydub's own export to mp3 needs an ffmpeg on PATH and leaves temporary files when it fails.
     """
+    wav = io.BytesIO()
+    segment.export(wav, format="wav")
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
     options = ["-b:a", MP3_BITRATE, "-f", output_format]
     done = subprocess.run(
-        [*ffmpeg, "-f", "wav", "-i", source, *options, target],
-        stdin=subprocess.DEVNULL,
+        [*ffmpeg, "-f", "wav", "-i", "pipe:0", *options, target],
+        input=wav.getbuffer(),
         capture_output=True,
-        text=True,
-        errors="replace",
     )
     if done.returncode:
-        said = done.stderr.strip().rpartition("\n")[2].replace(f"{target.parent}/", "")
-        raise OutputError(f"{output_format} could not be written: {said}")
+        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        message = message.replace(f"{target.parent}/", "")
+        raise OutputError(f"{output_format} could not be written: {message}")
 
 
-def write_clips(
-    generation: Generation, request: Request, folder: Path, timings: Timings
-) -> list[Path]:
-    """Normalize the clips and write them into `folder`, in order."""
-    rate, extension = generation.sample_rate, request.output_format
-    files = []
-    with timings.stage("output"):
-        for index, wav in enumerate(generation.wavs):
-            with _in_turn(generation.duration):
-                cancellation.current.get().check()
-                level = normalize(wav, request.normalization, rate)
-                files.append(write(level, folder / f"clip-{index}.{extension}", rate, extension))
-    cancellation.current.get().check()  # or else it would still replace a song in the bucket
-    return files
-
-
-def _in_turn(seconds: float) -> AbstractContextManager[object]:
-    return _long_clips if seconds > LONG_SECONDS else nullcontext()
-
-
-def describe(generation: Generation, request: Request) -> dict[str, int | float | str]:
-    """What the API tells about a result besides the file."""
-    return {
-        "seed": request.clip_seed(0),
-        "duration": round(generation.duration, 3),
-        "sample_rate": generation.sample_rate,
-        "channels": generation.wavs[0].shape[0],
-        "output_format": request.output_format,
-        "model": generation.model,
-    }
+def _normalized(generation: Generation) -> Iterator[Tensor]:
+    """The clips at the request's level, [C, N] each, one after the other."""
+    strategy, rate = generation.request.normalization_strategy, generation.sample_rate
+    for wav in generation.wavs:
+        with _long_clips if generation.duration > LONG_SECONDS else nullcontext():
+            cancellation.current.get().check()
+            level = normalize(wav, strategy, rate)
+        yield level
 
 
 def _to_loudness(wav: Tensor, sample_rate: int) -> Tensor:

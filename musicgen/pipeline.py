@@ -1,74 +1,62 @@
-"""A request -> generated clips. Built once per server; holds no state of a request."""
+"""Request -> Generation: the path of a request. Built once per server; no request changes it.
+
+request -> audio -> prompt codes -> windows -> conditions -> clips -> codes -> wav
+"""
 
 import logging
-import os
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, wait
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from musicgen import cancellation, memory
 from musicgen.audio import load_slice
-from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint, resolve
+from musicgen.checkpoints import folders
+from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
 from musicgen.checkpoints.files import damage_reported
 from musicgen.conditioning.conditioner import Conditioner
-from musicgen.decoder.clip import Clip, windows
+from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import BATCHES, Engine, slot_columns
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
-from musicgen.decoder.sampling import Sampling
 from musicgen.decoder.state import State
 from musicgen.errors import DecodeError, InputError, MusicGenError
+from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
-from musicgen.report import Timings
 from musicgen.request import Request
-from musicgen.turns import Turns
+from musicgen.runtime import cancellation, memory
+from musicgen.runtime.device_lock import DeviceLock
+from musicgen.runtime.devices import compute_dtype, resolve_device
+from musicgen.runtime.timings import Timings
 
-# The share of a full window that is new in each one after the first: 18 of 30 s, as in audiocraft.
+# Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
-# Of the memory that is free once the models are loaded, what the slots may take. The rest is for
-# separating, rendering and diffusion, and for what else runs on the machine.
+# The fraction of the memory left after loading that the slots may take. The rest is for
+# separation, rendering and diffusion, and for other processes.
 SLOTS_SHARE = 0.6
 OUT_OF_MEMORY = (
     "Out of memory. Send a shorter duration, or try again when the server has less to do; its "
     "operator can lower COG_MAX_CONCURRENCY."
 )
-FAILED = "Generating failed, not by the request's fault. Try again; the log says what happened."
-# Up to this width most of a decode step's operations are over before a second thread has woken up.
+FAILED = (
+    "Generation failed because of a server error, not because of your request. Try again; the "
+    "server's log has the details."
+)
+# Up to this width most operations of a decode step end before a second thread has woken up.
 ONE_THREAD_DIM = 256
-PROGRESS_SECONDS = 0.5  # between two looks at how far the decoder is
+PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What came of a request: wav [C, N] float32 of each clip."""
-
-    wavs: Sequence[Tensor]
-    sample_rate: int
-    model: str
-
-    @property
-    def duration(self) -> float:
-        """Seconds of audio in a clip."""
-        return self.wavs[0].shape[-1] / self.sample_rate
-
-    @property
-    def audio_seconds(self) -> float:
-        """Seconds of audio in all clips."""
-        return self.duration * len(self.wavs)
-
-
 class Renderer(Protocol):
-    """Codes -> wav; EnCodec and Multi-Band Diffusion are the two."""
+    """Codes -> wav, implemented by EnCodec and by Multi-Band Diffusion."""
 
     def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
         """codes [B, K, T] -> wav [B, C, N] float32 on the CPU; clip i depends on seeds[i] alone."""
@@ -76,63 +64,59 @@ class Renderer(Protocol):
 
 
 class MusicGen:
-    """A checkpoint on a device, ready for requests from many threads at once.
+    """A checkpoint on a device. `generate` may be called from many threads at once.
 
-    All of them decode together (`loop`); what else needs the device they do in turns.
+    All requests decode together, in the one thread of `loop`. Other work on the device (Demucs,
+    EnCodec, diffusion) holds `device_lock`.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        """Use `load`."""
         self.name = checkpoint.name
         self.checkpoint = checkpoint
         self.device = device
         self.max_duration = checkpoint.max_duration
         self.has_melody = checkpoint.chroma is not None
         checkpoint.read_ahead()  # the disk works while the other models are built
-        self.turns = Turns()
+        self.device_lock = DeviceLock()
         with damage_reported(checkpoint.codec_file):
             self.codec = Codec(checkpoint, device)
         for module in self.codec.pieces:
-            self.turns.share(module)
+            self.device_lock.yield_before(module)
         with damage_reported(checkpoint.lm_file):
-            self.conditioner = Conditioner(checkpoint, device, self.turns.share)
+            self.conditioner = Conditioner(checkpoint, device, self.device_lock.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        lm = checkpoint.load_lm(device, compute_dtype(device))
-        rate, prefix = self.codec.frame_rate, self.conditioner.longest
-        shared = self.conditioner.shared
-        max_length = int(self.max_duration * rate)
-        self.engine = Engine(
-            lm,
-            max_length=max_length,
-            stride=int(STRIDE * self.max_duration * rate),
-            slots=slots_that_fit(lm, max_length, prefix, shared is not None),
-            prefix=prefix,
-            shared=shared,
-        )
+        self.engine = self._build_engine(checkpoint.load_lm(device, compute_dtype(device)))
         self.loop = Loop(self.engine)
         weakref.finalize(self, self.loop.close)
 
     @classmethod
     def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
-        """Load `weights` (default: MUSICGEN_WEIGHTS, or the demo) and warm the engine up."""
-        checkpoint = open_checkpoint(resolve(weights))
+        """Load the checkpoint `weights` and warm up.
+
+        `weights` is a folder, or the https URL of a tar that holds one; by default MUSICGEN_WEIGHTS
+        or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. Raises
+        WeightsError for a checkpoint that cannot be used.
+        """
+        checkpoint = open_checkpoint(folders.resolve(weights))
         if checkpoint.lm.dim <= ONE_THREAD_DIM:
             torch.set_num_threads(1)
         return cls(checkpoint, resolve_device(device))
 
     @cached_property
     def diffusion(self) -> Renderer:
-        """Loaded when a request first asks for it: it is as large as a language model."""
-        # audiocraft with it, which takes seconds to import.
+        """Multi-Band Diffusion, loaded for the first request that asks: it is as large as an LM."""
+        # It imports audiocraft, which takes seconds.
         from musicgen.rendering.diffusion import MultiBandDiffusion
 
         diffusion = MultiBandDiffusion(self.checkpoint, self.codec, self.device)
         for band in diffusion.bands:
-            self.turns.share(band.model)
+            self.device_lock.yield_before(band.model)
         return diffusion
 
     def load_all(self) -> None:
-        """Load what is otherwise loaded when first asked for, to see that it loads."""
+        """Load what is otherwise loaded on first use, to check that it loads."""
         if self.conditioner.melody and self.checkpoint.separates:
             _ = self.conditioner.melody.separator
         if self.checkpoint.has_diffusion:
@@ -142,30 +126,32 @@ class MusicGen:
         """Generate `request.clips` clips. Clip i is what seed + i gives alone, bit for bit.
 
         `timings` gets the seconds of each stage. Raises InputError before any model runs if the
-        request does not fit its audio or model, DecodeError if generating fails, and CancelledError
-        if the request was given up meanwhile.
+        request does not fit its audio or model, DecodeError if generation fails, and CancelledError
+        if the request is cancelled meanwhile.
         """
         try:
             return self._generate(request, timings or Timings())
         except (MusicGenError, CancelledError):
             raise
         except Exception as exc:
-            logger.exception("generating failed")
+            logger.exception("generation failed")
             raise DecodeError(OUT_OF_MEMORY if memory.is_exhausted(exc) else FAILED) from exc
 
     def _generate(self, request: Request, timings: Timings) -> Generation:
-        self._check(request)
+        self._check_model(request)
+        # An interface, not only a log line: clients of songstarter read the seed from the log.
+        logger.info("seed: %d", request.seed)
         with timings.stage("audio"):
-            melody, prompt = self.read_melody(request), self.read_prompt(request)
-        with timings.stage("conditioning"), self.turns:
+            melody, prompt = self._read_melody(request), self._read_audio_prompt(request)
+        with timings.stage("conditioning"), self.device_lock:
             clips = self._prepare(request, melody, prompt)
         codes = self._decode(clips, timings)
-        with timings.stage("codec"), self.turns:
+        with timings.stage("codec"), self.device_lock:
             renderer = self.diffusion if request.multi_band_diffusion else self.codec
             wavs = renderer.decode(codes, [clip.seed for clip in clips])
-        return Generation(list(wavs), self.codec.sample_rate, self.name)
+        return Generation(request, list(wavs), self.codec.sample_rate, self.name)
 
-    def _check(self, request: Request) -> None:
+    def _check_model(self, request: Request) -> None:
         """Raise InputError for what this checkpoint cannot do."""
         if request.multi_band_diffusion and not self.checkpoint.has_diffusion:
             raise InputError(
@@ -182,104 +168,91 @@ class MusicGen:
                 "Set continuation=true to continue the audio, or leave input_audio out",
             )
 
-    def read_melody(self, request: Request) -> Tensor | None:
-        """The melody to follow, [1, N] at the melody encoder's rate, as far as it can be heard."""
-        if request.melody is None or self.conditioner.melody is None:
+    def _read_melody(self, request: Request) -> Tensor | None:
+        """The melody to follow, [1, N] at the melody encoder's rate, as far as it matters."""
+        encoder = self.conditioner.melody
+        if request.melody is None or encoder is None:
             return None
-        melody = self.conditioner.melody
-        last = self._windows(request, 0)[-1]
-        with self.turns:
-            reach = last + self.max_duration + melody.context
+        one_window = request.duration <= self.max_duration
+        # No window ends later than this.
+        stop = self.max_duration if one_window else request.duration + STRIDE * self.max_duration
         return load_slice(
             request.melody,
-            request.start,
-            request.end,
-            sample_rate=melody.sample_rate,
+            request.continuation_start,
+            request.continuation_end,
+            sample_rate=encoder.sample_rate,
             channels=1,
-            limit=reach,
+            limit=stop + encoder.context,
         )
 
-    def read_prompt(self, request: Request) -> Tensor | None:
-        """The beginning to continue, [C, N] at the codec's rate."""
-        if request.continued is None:
+    def _read_audio_prompt(self, request: Request) -> Tensor | None:
+        """The audio to continue, [C, N] at the codec's rate."""
+        if request.audio_prompt is None:
             return None
         wav = load_slice(
-            request.continued,
-            request.start,
-            request.end,
+            request.audio_prompt,
+            request.continuation_start,
+            request.continuation_end,
             sample_rate=self.codec.sample_rate,
             channels=self.codec.channels,
             limit=request.duration,
         )
-        request.check_prompt_frames(self.codec.frames(wav.shape[-1]), self.codec.frame_rate)
+        request.check_audio_prompt(self.codec.frames(wav.shape[-1]), self.codec.frame_rate)
         return wav
-
-    def _windows(self, request: Request, prompt_frames: int) -> list[float]:
-        """Seconds at which the windows of a clip begin, after so many known frames."""
-        rate, engine = self.codec.frame_rate, self.engine
-        spans = windows(prompt_frames, request.frames(rate), engine.max_length, engine.stride)
-        return [span.start / rate for span in spans]
 
     def _prepare(
         self, request: Request, melody: Tensor | None, prompt: Tensor | None
     ) -> list[Clip]:
-        """Prompt codes and conditions: all that the engine knows of a request."""
-        logger.info("seed: %d", request.seed)
+        """Everything the engine needs of a request: prompt codes, windows' conditions, seeds."""
+        rate = self.codec.frame_rate
+        length = request.frames(rate)
         prompt_codes = None if prompt is None else self.codec.encode(prompt)
-        prompt_frames = 0 if prompt_codes is None else prompt_codes.shape[-1]
-        starts = self._windows(request, prompt_frames)
+        prompt_length = 0 if prompt_codes is None else prompt_codes.shape[-1]
+        windows = self.engine.windows(prompt_length, length)
+        starts = [window.start / rate for window in windows]
         conditions = self.conditioner(request.prompt, melody, starts)
-        sampling = Sampling(request.top_k, request.top_p, request.temperature, request.cfg_coef)
-        length = request.frames(self.codec.frame_rate)
         return [
-            Clip(length, request.clip_seed(index), sampling, conditions, prompt_codes)
+            Clip(length, request.clip_seed(index), request.sampling, conditions, prompt_codes)
             for index in range(request.clips)
         ]
 
     def _decode(self, clips: list[Clip], timings: Timings) -> Tensor:
-        """Codes [B, K, T] of all clips, decoded beside other requests'; logs progress."""
+        """Codes [B, K, T] of all clips, decoded beside other requests'; shows progress."""
+        begin = perf_counter()
         jobs = [self.loop.submit(clip) for clip in clips]
         total = sum(job.steps for job in jobs)
         bar = tqdm(desc="decode", unit="step", total=total, mininterval=1.0, delay=1e-9, position=0)
-        with timings.stage("decode"), cancellation.current.get().covers([*jobs]), bar:
+        with cancellation.current.get().covers([*jobs]), bar:
             while True:
-                waiting = wait(jobs, PROGRESS_SECONDS, FIRST_EXCEPTION).not_done
+                running = wait(jobs, PROGRESS_SECONDS, FIRST_EXCEPTION).not_done
                 bar.update(sum(job.done_steps for job in jobs) - bar.n)
-                if not waiting or any(job.done() and job.exception() for job in jobs):
+                if not running or any(job.done() and job.exception() for job in jobs):
                     break
             codes = [job.result() for job in jobs]
         waited = min(job.waited for job in jobs)
         timings.add("waiting", waited)
-        timings.add("decode", -waited)
+        timings.add("decode", perf_counter() - begin - waited)
         return torch.stack(codes)
+
+    def _build_engine(self, lm: LM) -> Engine:
+        rate, prefix = self.codec.frame_rate, self.conditioner.longest
+        shared = self.conditioner.shared
+        max_length = int(self.max_duration * rate)
+        return Engine(
+            lm,
+            max_length=max_length,
+            stride=round(STRIDE * self.max_duration * rate),
+            slots=slots_that_fit(lm, max_length, prefix, shared is not None),
+            prefix=prefix,
+            shared=shared,
+        )
 
 
 def slots_that_fit(lm: LM, max_length: int, prefix: int, shared: bool = False) -> int:
-    """How many clips can be decoded at once: as many as a step can be made for, memory allowing.
+    """How many clips can be decoded at once: the largest batch, or fewer if memory is short.
 
-    A slot has two rows; `shared` ones need a row more for all of them.
+    A slot has two rows of keys and values; a shared prefix takes one more row for all slots.
     """
     row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / 2
     rows = int(SLOTS_SHARE * memory.free_bytes(lm.device) / row) - shared
     return max(1, min(BATCHES[-1], rows // 2))
-
-
-def resolve_device(device: str | None = None) -> torch.device:
-    """The device to serve on: the argument, MUSICGEN_DEVICE, or (auto) a GPU if there is one."""
-    name = device or os.environ.get("MUSICGEN_DEVICE") or "auto"
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(name)
-    except RuntimeError as exc:
-        raise MusicGenError(
-            f"MUSICGEN_DEVICE={name!r} is no device; set auto, cpu or cuda."
-        ) from exc
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise MusicGenError(f"MUSICGEN_DEVICE={name!r}, but no CUDA device is usable; set cpu.")
-    return found
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """fp16 on a GPU, as audiocraft; fp32 arithmetic on a CPU."""
-    return torch.float16 if device.type == "cuda" else torch.float32

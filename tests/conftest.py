@@ -3,14 +3,15 @@
 from contextlib import ExitStack
 
 import pytest
+import tiny_checkpoints
 import torch
 from cog_client import CogClient
 from storage import fault_proxy, storage_server
 
-from musicgen.checkpoints import tiny, tiny_config
 from musicgen.commands import server
 from musicgen.pipeline import MusicGen
-from musicgen.upload import _BACK_OFF
+from musicgen.serving.upload import _BACK_OFF
+from training import configs
 
 # The models here are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -20,9 +21,9 @@ torch.set_num_threads(1)
 def checkpoints(tmp_path_factory):
     """kind -> folder of a small random checkpoint in the upstream format."""
     root = tmp_path_factory.mktemp("weights")
-    for kind in tiny_config.KINDS:
-        tiny.write_checkpoint(root / kind, kind)
-    return {kind: root / kind for kind in tiny_config.KINDS}
+    for kind in configs.KINDS:
+        tiny_checkpoints.write_checkpoint(root / kind, kind)
+    return {kind: root / kind for kind in configs.KINDS}
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +34,11 @@ def models(checkpoints):
 
 @pytest.fixture(scope="session")
 def start_server(checkpoints, tmp_path_factory):
-    """(face, checkpoint, **environment) -> a running Cog server; all stop when the tests end."""
+    """(predictor, checkpoint, **environment) -> a running Cog server; stopped after the tests."""
     with ExitStack() as stack:
 
-        def start(face, checkpoint=checkpoints["stereo-melody"], **environment):
-            folder = tmp_path_factory.mktemp(face)
+        def start(predictor, checkpoint=checkpoints["stereo-melody"], **environment):
+            folder = tmp_path_factory.mktemp(predictor)
             log = stack.enter_context((folder / "server.log").open("w"))
             (folder / "tmp").mkdir()
             environment |= {
@@ -46,7 +47,7 @@ def start_server(checkpoints, tmp_path_factory):
                 "OMP_NUM_THREADS": "1",
                 "TMPDIR": str(folder / "tmp"),
             }
-            url = stack.enter_context(server.running(face, log, environment))
+            url = stack.enter_context(server.running(predictor, log, environment))
             return CogClient(url, folder / "tmp", folder / "server.log")
 
         yield start

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from musicgen import ROOT
 from musicgen.commands import server
+from musicgen.commands.server import ROOT
 
 SET_FLAGS, UP_AND_RUNNING = 0x8914, 0x1 | 0x40
 ELSEWHERE = ("192.0.2.1", 443)  # reserved for documentation: nobody's address

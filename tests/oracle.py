@@ -9,9 +9,9 @@ from audiocraft.models.loaders import load_compression_model, load_lm_model
 from audiocraft.models.musicgen import MusicGen
 from audiocraft.modules.conditioners import T5Conditioner
 
-from musicgen.checkpoints import tiny_config
 from musicgen.checkpoints.checkpoint import open_checkpoint
 from musicgen.checkpoints.demucs import open_demucs
+from training import configs
 
 
 def load(folder):
@@ -27,7 +27,7 @@ def load(folder):
         mock.patch(
             "audiocraft.modules.conditioners.T5EncoderModel", _Local(folder, "T5EncoderModel")
         ),
-        mock.patch.dict(T5Conditioner.MODELS_DIMS, {tiny_config.T5_NAME: tiny_config.T5_WIDTH}),
+        mock.patch.dict(T5Conditioner.MODELS_DIMS, {configs.T5_NAME: configs.T5_WIDTH}),
     ):
         warnings.simplefilter("ignore")
         lm = load_lm_model(folder)

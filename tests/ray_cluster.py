@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from musicgen import ROOT
 from musicgen.commands import server
+from musicgen.commands.server import ROOT
 
 MARK = "MUSICGEN_TEST_CLUSTER"
 # What to kill, and how its command line tells it.

@@ -8,12 +8,12 @@ import json
 
 import numpy as np
 import pytest
-from train_demo.evaluate import FEW, KEY, TEMPO, Judge, recordings
 
 from musicgen.checkpoints.checkpoint import open_checkpoint
 from musicgen.checkpoints.folders import DEFAULT as DEMO
 from musicgen.commands import verify
 from musicgen.pipeline import MusicGen
+from training.evaluate import FEW, KEY, TEMPO, Judge, recordings
 
 LIMIT = 25e6  # bytes
 

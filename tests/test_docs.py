@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from musicgen import ROOT
 from musicgen.checkpoints.folders import DEFAULT
+from musicgen.commands.server import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "weights/README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))

@@ -1,4 +1,4 @@
-"""Both faces behind the real Cog server, as a client meets them."""
+"""Both predictors behind the real Cog server, as a client meets them."""
 
 import functools
 import http.server
@@ -36,20 +36,20 @@ def tune(folder):
 
 @pytest.fixture
 def server(request):
-    """The server of the face that a test is parametrized with."""
+    """The server of the predictor that a test is parametrized with."""
     return request.getfixturevalue(f"{request.param}_server")
 
 
 both = pytest.mark.parametrize("server", ["predict", "songstarter"], indirect=True)
 
 
-@pytest.mark.parametrize("face", ["predict", "songstarter"])
-def test_served_schema_is_the_contract(request, face):
-    server = request.getfixturevalue(f"{face}_server")
+@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+def test_served_schema_is_the_contract(request, predictor):
+    server = request.getfixturevalue(f"{predictor}_server")
     document = httpx.get(f"{server.url}/openapi.json").json()
     inputs = document["components"]["schemas"]["Input"]["properties"]
     assert all(schema.pop("description") for schema in inputs.values())
-    contract = json.loads((CONTRACT / f"{face}.openapi.json").read_text())
+    contract = json.loads((CONTRACT / f"{predictor}.openapi.json").read_text())
     assert document["components"] == contract["components"]
 
 

@@ -13,8 +13,8 @@ import pytest
 import sounds
 from cog_client import data_uri, samples
 
-from musicgen import outbox
 from musicgen.commands import server as cog
+from musicgen.serving import result_files
 
 SHORT = {"duration": 1, "output_format": "wav"}
 UNFIT = {"continuation": True}  # without input_audio
@@ -88,20 +88,20 @@ def disturb(server, index, inputs):
     assert answer["status"] == "canceled" or early, answer
 
 
-@pytest.mark.parametrize("face", ["predict", "songstarter"])
-def test_a_request_among_others_gets_the_bytes_that_it_gets_alone(request, face, tune):
-    chance = random.Random(face)
+@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+def test_a_request_among_others_gets_the_bytes_that_it_gets_alone(request, predictor, tune):
+    chance = random.Random(predictor)
     requests = [drawn_request(chance, tune) for _ in range(8)] * 2
-    check_bytes(request.getfixturevalue(f"{face}_server"), requests, 8, disturb)
+    check_bytes(request.getfixturevalue(f"{predictor}_server"), requests, 8, disturb)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("callers", [1, 3, 16])
-@pytest.mark.parametrize("face", ["predict", "songstarter"])
-def test_two_hundred_requests_get_their_own_bytes(request, face, callers, tune):
+@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+def test_two_hundred_requests_get_their_own_bytes(request, predictor, callers, tune):
     chance = random.Random(callers)
     requests = [drawn_request(chance, tune) for _ in range(200)]
-    check_bytes(request.getfixturevalue(f"{face}_server"), requests, callers, disturb)
+    check_bytes(request.getfixturevalue(f"{predictor}_server"), requests, callers, disturb)
 
 
 def in_a_row(server, count, inputs):
@@ -262,6 +262,6 @@ def test_nothing_grows_over_two_thousand_requests(start_server, tune):
     assert after["threads"] <= before["threads"] + 2
     assert after["descriptors"] <= before["descriptors"] + 2
     kept = server.results()
-    time.sleep(outbox.KEEP_SECONDS + 1)
+    time.sleep(result_files.KEEP_SECONDS + 1)
     server.predict(**SHORT)
     assert len(server.results()) == 1 < len(kept)

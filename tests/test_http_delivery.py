@@ -4,9 +4,8 @@ import httpx
 import numpy as np
 import pytest
 import storage
+import tiny_checkpoints
 from cog_client import content, samples
-
-from musicgen.checkpoints import tiny
 
 KEY = "sésame-0xC0FFEE"
 
@@ -109,8 +108,8 @@ def test_the_key_is_nowhere(server, bucket):
 
 @pytest.mark.parametrize("kind", ["text", "stereo-melody"])
 def test_diffusion_over_http(start_server, tmp_path, kind):
-    tiny.write_checkpoint(tmp_path, kind)
-    tiny.write_diffusion(tmp_path)
+    tiny_checkpoints.write_checkpoint(tmp_path, kind)
+    tiny_checkpoints.write_diffusion(tmp_path)
     server = start_server("predict", tmp_path)
     inputs = {"duration": 1, "seed": 3, "output_format": "wav"}
     plain = server.predict(**inputs)["output"]

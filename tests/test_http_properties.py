@@ -87,9 +87,9 @@ def check(server, tune, examples):
     assert server.predict(duration=1)
 
 
-@pytest.mark.parametrize("face", ["predict", "songstarter"])
-def test_every_request_is_served_or_refused_by_name(request, face, tune):
-    check(request.getfixturevalue(f"{face}_server"), tune, 40)
+@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+def test_every_request_is_served_or_refused_by_name(request, predictor, tune):
+    check(request.getfixturevalue(f"{predictor}_server"), tune, 40)
 
 
 @pytest.mark.full

@@ -28,7 +28,7 @@ ROOMS = {
 # module or room -> what of this package it may import. A room stands for its modules that have no
 # line of their own. `errors` and `request` are for everyone.
 FREE = {"errors", "request"}
-FACE = {"outbox", "output", "pipeline", "report", "upload", "workers"}
+FACE = {"result_files", "output", "pipeline", "report", "upload", "workers"}
 FOLDER = {
     "checkpoints.checkpoint",
     "checkpoints.encodec",
@@ -58,7 +58,7 @@ LAYERS = {
         "report",
         "turns",
     },
-    "outbox": {"cancellation"},
+    "result_files": {"cancellation"},
     "output": {"cancellation", "pipeline", "report"},
     "request": {"decoder.sampling"},
     "turns": {"cancellation"},
@@ -157,7 +157,7 @@ LAYERS = {
         "decoder.sampling",
         "decoder.state",
         "decoder.weights",
-        "outbox",
+        "result_files",
     },
 }
 # library -> the only modules or rooms that may import it
@@ -182,7 +182,7 @@ EDGES = {
     "sentencepiece": {"conditioning.tokens"},
     "starlette": {"cluster"},
     "tokenizers": {"conditioning.tokens"},
-    "train_demo": set(),  # the package does not know what made its demo
+    "training": set(),  # the package does not know what made its demo
     "transformers": {"bench", "checkpoints.tiny"},
     "triton": {"decoder.kernels"},
     "xformers": set(),
@@ -193,9 +193,9 @@ STANDARD_AND_TORCH = {"numba", "numpy", "torch", "triton"}
 
 
 def sources():
-    """(dotted module, path) of the faces and of every file of the package."""
-    faces = [(name, ROOT / f"{name}.py") for name in ("predict", "songstarter")]
-    return faces + [
+    """(dotted module, path) of the predictors and of every file of the package."""
+    predictors = [(name, ROOT / f"{name}.py") for name in ("predict", "songstarter")]
+    return predictors + [
         (".".join(path.relative_to(PACKAGE).with_suffix("").parts), path)
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.name != "__init__.py" or path.parent.name == "kernels"
@@ -279,12 +279,12 @@ def test_a_room_says_what_it_holds_and_exports_nothing():
         assert len(tree.body) == 1, room
 
 
-@pytest.mark.parametrize("face", ["predict", "songstarter"])
-def test_cog_yaml_agrees_with_the_face_and_the_requirements(face):
-    name = "cog.yaml" if face == "predict" else f"cog.{face}.yaml"
+@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+def test_cog_yaml_agrees_with_the_face_and_the_requirements(predictor):
+    name = "cog.yaml" if predictor == "predict" else f"cog.{predictor}.yaml"
     config = yaml.safe_load((ROOT / name).read_text())
     file, _, predictor = config["predict"].partition(":")
-    assert (file, predictor) == (f"{face}.py", "Predictor")
+    assert (file, predictor) == (f"{predictor}.py", "Predictor")
     assert f"class {predictor}(" in (ROOT / file).read_text()
     assert f"TOKIO_WORKER_THREADS={server.THREADS}" in config["environment"]
     build = config["build"]

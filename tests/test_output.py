@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from musicgen import output
-from musicgen.errors import OutputError
-from musicgen.output import STRATEGIES, limit, loudness, normalize, write, write_clips
-from musicgen.pipeline import Generation
-from musicgen.report import Timings
+from musicgen.errors import InputError, OutputError
+from musicgen.generation import Generation
+from musicgen.output import STRATEGIES, limit, loudness, normalize, save, write, write_clips
 from musicgen.request import Request
+from musicgen.runtime.timings import Timings
 
 RATE = 32000
 CEILING = 10 ** (-1 / 20)
@@ -120,7 +120,8 @@ def decode(path):
 
 def test_wav_is_16_bit_and_exact_to_half_a_step(tmp_path):
     wav = noise(seconds=0.5)
-    samples, stream = decode(write(wav, tmp_path / "a.wav", RATE, "wav"))
+    write(wav, tmp_path / "a.wav", RATE, "wav")
+    samples, stream = decode(tmp_path / "a.wav")
     assert stream.codec_context.name == "pcm_s16le"
     assert stream.sample_rate == RATE
     back = samples.reshape(-1, 2).T / 32767
@@ -130,7 +131,8 @@ def test_wav_is_16_bit_and_exact_to_half_a_step(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_mp3_is_320_kbit_and_decodes_to_the_same_length_and_sound(tmp_path, channels):
     wav = tone(seconds=2.0)[:channels]
-    samples, stream = decode(write(wav, tmp_path / "a.mp3", RATE, "mp3"))
+    write(wav, tmp_path / "a.mp3", RATE, "mp3")
+    samples, stream = decode(tmp_path / "a.mp3")
     assert stream.codec_context.name in ("mp3", "mp3float")
     assert stream.bit_rate == 320_000
     assert samples.shape == (channels, 2 * RATE)
@@ -151,12 +153,12 @@ def most_at_once(seconds, folder, monkeypatch, patience):
 
     monkeypatch.setitem(STRATEGIES, "clip", level)
     monkeypatch.setattr(output, "LONG_SECONDS", 1.0)
-    generation = Generation([tone(seconds=seconds)], RATE, "tones")
-    request = Request(normalization="clip", output_format="wav")
+    request = Request(normalization_strategy="clip", output_format="wav")
+    generation = Generation(request, [tone(seconds=seconds)], RATE, "tones")
 
     def write_one(number):
         (folder / str(number)).mkdir()
-        return write_clips(generation, request, folder / str(number), Timings())
+        return write_clips(generation, folder / str(number), Timings())
 
     with ThreadPoolExecutor(4) as pool:
         files = [file for [file] in pool.map(write_one, range(4))]
@@ -170,6 +172,58 @@ def test_long_clips_are_levelled_one_at_a_time(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     assert most_at_once(0.5, tmp_path / "short", monkeypatch, 600) == 4
     assert most_at_once(1.5, tmp_path / "long", monkeypatch, 0.5) == 1
+
+
+def tones(clips=1, **fields):
+    """A generation of so many clips, each of another pitch."""
+    wavs = [tone(hertz=440.0 * (clip + 1)) for clip in range(clips)]
+    return Generation(Request(**fields), wavs, RATE, "tones")
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "wav", "MP3"])
+def test_save_takes_the_format_from_the_suffix_and_touches_no_other_file(tmp_path, suffix):
+    others = {name: tmp_path / name for name in ("soul.wav", "soul.mp3", ".soul", "soul")}
+    path = tmp_path / f"soul.{suffix}"
+    for other in set(others.values()) - {path}:
+        other.write_text("mine")
+    assert save(tones(), path) == [path]
+    codec = decode(path)[1].codec_context.name
+    assert codec == ("pcm_s16le" if suffix == "wav" else "mp3float")
+    for other in set(others.values()) - {path}:
+        assert other.read_text() == "mine"
+    assert set(tmp_path.iterdir()) == {*others.values(), path}
+
+
+def test_save_normalizes_as_the_request_says(tmp_path):
+    [file] = save(tones(normalization_strategy="rms"), tmp_path / "a.wav")
+    level = np.sqrt(np.mean(np.square(decode(file)[0] / 32767.0)))
+    assert 20 * np.log10(level) == pytest.approx(-18, abs=0.01)
+
+
+def test_save_numbers_several_clips_and_makes_the_folder(tmp_path):
+    files = save(tones(clips=3), str(tmp_path / "new" / "folder" / "soul.wav"))
+    assert [file.name for file in files] == ["soul-0.wav", "soul-1.wav", "soul-2.wav"]
+    for clip, file in enumerate(files):
+        spectrum = np.abs(np.fft.rfft(decode(file)[0].reshape(-1, 2)[:RATE, 0]))
+        assert spectrum.argmax() == 440 * (clip + 1)
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "soul.mp3"
+    save(tones(), path)
+    before = path.read_bytes()
+    monkeypatch.setattr(output, "MP3_BITRATE", "none")
+    with pytest.raises(OutputError, match="mp3 could not be written"):
+        save(tones(clips=1, seed=2), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["soul", "soul.ogg", "soul.mp3.zip"])
+def test_save_refuses_other_suffixes(tmp_path, name):
+    with pytest.raises(InputError, match=r"not a known format. Use .wav or .mp3"):
+        save(tones(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path):

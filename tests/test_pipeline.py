@@ -12,9 +12,10 @@ import sounds
 import torch
 
 from musicgen.errors import DecodeError, InputError, MusicGenError
-from musicgen.pipeline import MusicGen, resolve_device
-from musicgen.report import Timings
+from musicgen.pipeline import MusicGen
 from musicgen.request import Request
+from musicgen.runtime.devices import resolve_device
+from musicgen.runtime.timings import Timings
 
 PROMPT = "lofi chill, warm piano, C minor, 80 bpm"
 
@@ -42,7 +43,7 @@ def reference_wav(reference, request, run):
         top_k=request.top_k,
         top_p=request.top_p,
         temperature=request.temperature,
-        cfg_coef=request.cfg_coef,
+        cfg_coef=request.classifier_free_guidance,
     )
     with oracle.unshifted, torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(request.seed)
@@ -58,7 +59,13 @@ def assert_same_sound(wav, reference):
 @pytest.mark.parametrize("kind", ["text", "melody", "stereo", "stereo-melody"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"temperature": 0}, {"top_k": 0}, {"top_p": 0.6}, {"cfg_coef": 1, "temperature": 1.3}],
+    [
+        {},
+        {"temperature": 0},
+        {"top_k": 0},
+        {"top_p": 0.6},
+        {"classifier_free_guidance": 1, "temperature": 1.3},
+    ],
     ids=["default", "greedy", "all", "top_p", "free"],
 )
 def test_text_equals_audiocraft(models, references, kind, settings):
@@ -76,7 +83,7 @@ def test_no_prompt_equals_audiocraft(models, references, kind):
 
 @pytest.mark.parametrize("kind", ["melody", "stereo-melody"])
 def test_melody_equals_audiocraft(models, references, kind, tune):
-    request = Request(prompt=PROMPT, duration=1, seed=7, audio=tune)
+    request = Request(prompt=PROMPT, duration=1, seed=7, input_audio=tune)
     melody = torch.from_numpy(sounds.melody(3.0, 32000))
     reference = reference_wav(
         references[kind], request, lambda r: r.generate_with_chroma([PROMPT], [melody], 32000)
@@ -90,7 +97,7 @@ def test_a_melody_longer_than_the_window_equals_audiocraft(models, references, t
     wav = sounds.melody(seconds, 32000)
     path = sounds.write(tmp_path / "a.flac", wav, 32000)
     [melody] = [torch.from_numpy(soundfile.read(path, dtype=np.float32)[0].T)]
-    request = Request(prompt=PROMPT, duration=1, seed=7, audio=path)
+    request = Request(prompt=PROMPT, duration=1, seed=7, input_audio=path)
     reference = reference_wav(
         references["melody"],
         request,
@@ -104,7 +111,12 @@ def test_continuation_equals_audiocraft(models, references, kind, tmp_path):
     wav = torch.from_numpy(sounds.melody(2.0, 32000))
     soundfile.write(tmp_path / "a.wav", wav.numpy().T, 32000, subtype="FLOAT")
     request = Request(
-        prompt=PROMPT, duration=2, seed=7, audio=tmp_path / "a.wav", continuation=True, end=1
+        prompt=PROMPT,
+        duration=2,
+        seed=7,
+        input_audio=tmp_path / "a.wav",
+        continuation=True,
+        continuation_end=1,
     )
     reference = reference_wav(
         references[kind],
@@ -129,7 +141,7 @@ def test_windows_tile_the_melody_as_audiocraft(models, references, tmp_path, mon
     chroma = references["melody"].lm.condition_provider.conditioners["self_wav"]
     monkeypatch.setattr(chroma, "_get_stemmed_wav", lambda wav, _: wav)
     monkeypatch.setattr(models["melody"].conditioner.melody, "separate", lambda wav: wav)
-    request = Request(prompt=PROMPT, duration=31, seed=7, audio=path)
+    request = Request(prompt=PROMPT, duration=31, seed=7, input_audio=path)
     reference = reference_wav(
         references["melody"],
         request,
@@ -140,7 +152,7 @@ def test_windows_tile_the_melody_as_audiocraft(models, references, tmp_path, mon
 
 def test_a_prompt_longer_than_a_window_is_continued(models, tmp_path):
     path = sounds.write(tmp_path / "a.wav", sounds.melody(31.0, 32000, 1), 32000)
-    request = Request(duration=33, seed=7, audio=path, continuation=True)
+    request = Request(duration=33, seed=7, input_audio=path, continuation=True)
     model = models["text"]
     wav = model.generate(request).wavs[0]
     assert wav.shape == (1, 33 * 32000)
@@ -258,7 +270,7 @@ def test_seed_and_stages_are_reported(models, caplog):
     assert "seed: 0" in caplog.text
     stages = {"audio", "conditioning", "waiting", "decode", "codec"}
     assert set(timings.seconds) == stages
-    metrics = timings.metrics(generation.audio_seconds)
+    metrics = timings.metrics(generation.total_duration)
     assert set(metrics) == {*(f"seconds.{stage}" for stage in stages), "real_time_factor"}
     assert metrics["real_time_factor"] > 0
     assert generation.duration == 1.0

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from musicgen.audio import resolve_slice
 from musicgen.errors import InputError
-from musicgen.request import Request, resolve_slice
+from musicgen.request import Request
 
 AUDIO = Path("a.wav")
 
@@ -39,7 +40,7 @@ def test_a_request_is_frozen():
 
 @pytest.mark.parametrize("end", [None, -1])
 def test_no_end_is_the_end_of_the_file(end):
-    assert Request(audio=AUDIO, end=end).end is None
+    assert Request(input_audio=AUDIO, continuation_end=end).end is None
 
 
 @pytest.mark.parametrize(
@@ -61,10 +62,13 @@ def test_no_end_is_the_end_of_the_file(end):
         ({"top_k": -1}, "top_k=-1"),
         ({"top_p": 1.5}, "top_p=1.5: .*0 to 1"),
         ({"temperature": -0.1}, "temperature=-0.1"),
-        ({"cfg_coef": -1}, "classifier_free_guidance=-1"),
+        ({"classifier_free_guidance": -1}, "classifier_free_guidance=-1"),
         ({"seed": -2}, "seed=-2: .*4294967295"),
         ({"seed": 2**32}, "seed=4294967296"),
-        ({"normalization": "loud"}, "normalization_strategy='loud': .*loudness, clip, peak, rms"),
+        (
+            {"normalization_strategy": "loud"},
+            "normalization_strategy='loud': .*loudness, clip, peak, rms",
+        ),
         ({"output_format": "ogg"}, "output_format='ogg': .*wav, mp3"),
     ],
 )
@@ -80,7 +84,7 @@ def test_what_cannot_be_served_is_refused(fields, message):
         {"top_k": 5000},
         {"top_p": 1},
         {"temperature": 0},
-        {"cfg_coef": 0},
+        {"classifier_free_guidance": 0},
         {"duration": 300},
         {"prompt": "🎹 ピアノ " * 10_000},
     ],
@@ -106,15 +110,15 @@ def test_slices(start, end, length, expected):
     ],
 )
 def test_a_prompt_that_fills_the_duration_is_refused(frames, start, message):
-    request = Request(audio=AUDIO, continuation=True, start=start)
+    request = Request(input_audio=AUDIO, continuation=True, continuation_start=start)
     with pytest.raises(InputError, match=message):
-        request.check_prompt_frames(frames, 50)
+        request.check_audio_prompt(frames, 50)
 
 
 def test_the_fix_names_no_slice_where_none_is_short_enough():
     with pytest.raises(InputError, match=r"above 1\.00\.$"):
-        Request(audio=AUDIO, continuation=True, duration=1).check_prompt_frames(50, 50)
+        Request(input_audio=AUDIO, continuation=True, duration=1).check_audio_prompt(50, 50)
 
 
 def test_a_prompt_one_frame_shorter_is_served():
-    Request(audio=AUDIO, continuation=True).check_prompt_frames(399, 50)
+    Request(input_audio=AUDIO, continuation=True).check_audio_prompt(399, 50)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import tiny_checkpoints
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -16,8 +17,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from musicgen.checkpoints import tiny, tiny_config
 from musicgen.checkpoints.checkpoint import DEMUCS_FILE
+from training import configs
 
 PROMPT = "two words"
 CARD = 2048
@@ -33,7 +34,7 @@ CLASSES = {
 
 def write_transformers(folder, kind, bias=False):
     """Write a repository of `kind` (one of tiny's); the model that is in it."""
-    stereo, melody = tiny_config.KINDS[kind]
+    stereo, melody = configs.KINDS[kind]
     model_class, config_class, decoder_class = CLASSES[melody]
     decoder = decoder_class(
         hidden_size=64,
@@ -46,7 +47,7 @@ def write_transformers(folder, kind, bias=False):
     )
     text = T5Config(vocab_size=98, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     parts = {"text_encoder": text, "audio_encoder": encodec_config(), "decoder": decoder}
-    torch.manual_seed(tiny.SEED)
+    torch.manual_seed(tiny_checkpoints.SEED)
     model = model_class(
         config_class(**{name: part.to_dict() for name, part in parts.items()})
     ).eval()
@@ -55,11 +56,11 @@ def write_transformers(folder, kind, bias=False):
             scale = 10 if name.startswith("decoder") and weight.dim() == 2 else 1
             weight.copy_((weight * scale).half().float())
     model.save_pretrained(folder)
-    tiny.write_t5(folder / "tokenizer")
+    tiny_checkpoints.write_t5(folder / "tokenizer")
     for path in (folder / "tokenizer").glob("token*"):
         path.rename(folder / path.name)
     if melody:
-        torch.save(tiny.demucs_package(), folder / DEMUCS_FILE)
+        torch.save(tiny_checkpoints.demucs_package(), folder / DEMUCS_FILE)
     if bias:
         state = load_file(folder / "model.safetensors")
         state["decoder.model.decoder.layers.0.self_attn.k_proj.bias"] = torch.zeros(64)

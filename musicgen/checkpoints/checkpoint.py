@@ -31,17 +31,17 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from musicgen.checkpoints import archive, folders
+from musicgen.checkpoints import folders
 from musicgen.checkpoints.architecture import check_architecture
 from musicgen.checkpoints.encodec import AUDIOCRAFT, EncodecFiles, transformers_files
 from musicgen.checkpoints.files import damage_reported, find, local_name, read_package
-from musicgen.checkpoints.manifest import MANIFEST_FILE, Manifest, read_manifest
+from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
+from musicgen.checkpoints.manifest import Manifest, read_manifest
 from musicgen.checkpoints.tensors import TensorFile, read_ahead
 from musicgen.decoder.lm import LM
 from musicgen.decoder.weights import LMConfig
 from musicgen.errors import WeightsError
 
-LM_FILE = "state_dict.bin"
 CODEC_FILE = "compression_state_dict.bin"
 DEMUCS_FILE = "htdemucs.th"
 DIFFUSION_FILE = "mbd_musicgen_32khz.th"
@@ -176,17 +176,6 @@ class Checkpoint:
     def find(self, name: str) -> Path:
         """A file of this folder; raises WeightsError, with what to do, if it is not there."""
         return find(self.folder, name)
-
-
-def resolve(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
-
-    The argument may be the https address of a tar with a folder in it, as Replicate passes to
-    `setup`; it is fetched into the folder weights/ unless it was before.
-    """
-    if isinstance(weights, str) and "://" in weights:
-        return archive.fetch(weights, folders.WEIGHTS, list(OPENERS))
-    return folders.chosen(weights)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -28,6 +28,7 @@ from musicgen.checkpoints.checkpoint import (
     OPENERS,
     PROVIDER_PREFIX,
 )
+from musicgen.checkpoints.demucs import open_demucs
 from musicgen.checkpoints.encodec import TRANSFORMERS, EncodecFiles
 from musicgen.checkpoints.files import damage_reported, local_name
 from musicgen.checkpoints.manifest import FORMAT, FileFacts, Manifest, Source, describe_file
@@ -162,8 +163,6 @@ def dtype_rule(file: str) -> DtypeRule:
 
 def write_demucs(path: Path, target: Target) -> None:
     """Demucs in the form of its authors' hub repository."""
-    from musicgen.checkpoints.demucs import open_demucs  # demucs takes seconds to import
-
     demucs = open_demucs(path)
     target.tensors(DEMUCS_TENSORS, demucs.state, demucs.metadata)
 

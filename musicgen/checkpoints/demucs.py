@@ -9,17 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from demucs.htdemucs import HTDemucs
 from torch import Tensor
 
 from musicgen.checkpoints.files import damage_reported, read_package
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
 
+if TYPE_CHECKING:
+    from demucs.htdemucs import HTDemucs
+
 CLASS = "demucs.htdemucs.HTDemucs"
+DEFAULT_SEGMENT = 10  # seconds, of HTDemucs
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,16 @@ class DemucsFile:
             "kwargs": json.dumps({key: _encode(value) for key, value in self.kwargs.items()}),
         }
 
-    def load(self) -> HTDemucs:
+    @property
+    def segment(self) -> float:
+        """Seconds of audio that the model works on at a time."""
+        with damage_reported(self.path):
+            return float(self.kwargs.get("segment", DEFAULT_SEGMENT))
+
+    def load(self) -> "HTDemucs":
         """The model on the CPU, in fp32 as audiocraft runs it."""
+        from demucs.htdemucs import HTDemucs  # takes seconds to import
+
         with damage_reported(self.path):
             with torch.device("meta"):  # nothing to draw at random first: the state has it all
                 model = HTDemucs(*self.args, **self.kwargs)

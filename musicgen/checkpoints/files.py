@@ -37,7 +37,7 @@ def local_name(name: str) -> str:
 
 @contextmanager
 def damage_reported(path: Path) -> Iterator[None]:
-    """Turns whatever reading `path` raises into a WeightsError that names it.
+    """DeviceLock whatever reading `path` raises into a WeightsError that names it.
 
     There is no exception that damage does not cause somewhere in a library. What is raised here on
     purpose says more already, and a device without memory is not the file's fault.

@@ -3,12 +3,22 @@
 import os
 from pathlib import Path
 
-from musicgen import ROOT
-
-WEIGHTS = ROOT / "weights"
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 DEFAULT = WEIGHTS / "demo"
+# The two kinds of checkpoint folder are known by these files (checkpoint.py describes them).
+MANIFEST_FILE = "manifest.json"
+LM_FILE = "state_dict.bin"
 
 
-def chosen(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo."""
-    return Path(weights or os.environ.get("MUSICGEN_WEIGHTS") or DEFAULT).expanduser()
+def resolve(weights: str | Path | None = None) -> Path:
+    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
+
+    The https URL of a tar that holds a folder, as Replicate passes to `setup`, is fetched into
+    weights/ unless it was before. Raises WeightsError if that fails.
+    """
+    chosen = weights or os.environ.get("MUSICGEN_WEIGHTS") or DEFAULT
+    if isinstance(chosen, str) and "://" in chosen:
+        from musicgen.checkpoints import archive
+
+        return archive.fetch(chosen, WEIGHTS, [MANIFEST_FILE, LM_FILE])
+    return Path(chosen).expanduser()

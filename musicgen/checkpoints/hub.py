@@ -32,12 +32,12 @@ from musicgen.checkpoints.checkpoint import (
     CODEC_FILE,
     DEMUCS_TENSORS,
     DIFFUSION_FILE,
-    LM_FILE,
     open_checkpoint,
 )
 from musicgen.checkpoints.convert import SOURCES_FILE, TOKENIZER_FILES, convert
 from musicgen.checkpoints.files import local_name, read_package
-from musicgen.checkpoints.manifest import MANIFEST_FILE, Manifest, Source
+from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
+from musicgen.checkpoints.manifest import Manifest, Source
 from musicgen.checkpoints.saved import CONFIG_FILE
 from musicgen.checkpoints.upstream import MELODY_SETTINGS, follows_melodies
 from musicgen.errors import WeightsError

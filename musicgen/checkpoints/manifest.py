@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from musicgen.checkpoints.files import damage_reported, read_json
+from musicgen.checkpoints.folders import MANIFEST_FILE
 from musicgen.errors import WeightsError
 
-MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 
 

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen.checkpoints.checkpoint import (
-    LM_FILE,
     PROVIDER_PREFIX,
     Checkpoint,
     open_checkpoint,
 )
 from musicgen.checkpoints.encodec import EncodecFiles, from_saved
 from musicgen.checkpoints.files import damage_reported, read_json
+from musicgen.checkpoints.folders import LM_FILE
 from musicgen.checkpoints.saved import CONFIG_FILE, Saved, read_config, read_saved
 from musicgen.errors import WeightsError
 

@@ -28,8 +28,8 @@ def main() -> None:
     try:
         run.run(
             Options(
-                face=arguments.face,
-                weights=str(folders.chosen(arguments.weights).resolve()),
+                predictor=arguments.predictor,
+                weights=str(folders.resolve(arguments.weights).resolve()),
                 minimum=arguments.min,
                 maximum=arguments.max,
                 gpus=arguments.gpus,
@@ -52,7 +52,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="scripts/cluster", description=main.__doc__)
-    parser.add_argument("--face", choices=server.FACES, default=Options.face)
+    parser.add_argument("--predictor", choices=server.PREDICTORS, default=Options.predictor)
     parser.add_argument("--weights", type=Path, metavar="DIR")
     parser.add_argument("--replicas", type=int, metavar="N", help="the same as --min N --max N")
     parser.add_argument("--min", type=int, default=Options.minimum, help="0 lets an idle one end")

@@ -17,7 +17,7 @@ QUIET = LoggingConfig(enable_access_log=False)  # leases and announcements are n
 def application(options: Options) -> serve.Application:
     """What `serve.run` takes."""
     environment = {"MUSICGEN_WEIGHTS": options.weights} if options.weights else {}
-    at_once = int(server.prepare(options.face, "", 0)[1]["COG_MAX_CONCURRENCY"])
+    at_once = int(server.prepare(options.predictor, "", 0)[1]["COG_MAX_CONCURRENCY"])
     environment["COG_MAX_CONCURRENCY"] = str(at_once)
     replicas = serve.deployment(Replica).options(
         name="replica",
@@ -48,7 +48,7 @@ def application(options: Options) -> serve.Application:
         health_check_period_s=1,
         graceful_shutdown_timeout_s=options.drain,
     )
-    return gate.bind(replicas.bind(options.face, environment))
+    return gate.bind(replicas.bind(options.predictor, environment))
 
 
 def from_arguments(arguments: dict[str, Any]) -> serve.Application:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Options:
     """What is served. `gpus` and `cpus` are those of one replica."""
 
-    face: str = "predict"
+    predictor: str = "predict"
     weights: str = ""  # folder; the demo without one
     minimum: int = 1  # replicas; 0 lets an idle one end
     maximum: int = 1

@@ -22,18 +22,18 @@ GOOD = ("READY", "BUSY")
 # Waits, in a session of its own, until whoever holds the other end of its stdin is gone, and then
 # kills a process group. It is nobody's child, as Ray kills the children of a replica that ends.
 GUARD = 'exec 3<&0; (read -r _ <&3; kill -9 "-$0" 2>&-) &'
-# No face takes it: Cog tells whether the id is running, and otherwise refuses.
+# No predictor takes it: Cog tells whether the id is running, and otherwise refuses.
 INVALID = {"input": {"duration": 0}}
 
 
 class Replica:
     """One Cog server, and the leases of what it runs: Ray counts them as its requests."""
 
-    def __init__(self, face: str, environment: dict[str, str]) -> None:
+    def __init__(self, predictor: str, environment: dict[str, str]) -> None:
         """Return when the server is ready. Raises MusicGenError if it cannot start."""
         host, port = ray.util.get_node_ip_address(), server.free_port()
         os.environ.update(environment)
-        command, variables, folder = server.prepare(face, host, port)
+        command, variables, folder = server.prepare(predictor, host, port)
         self.url = f"http://{host}:{port}"
         self.process = subprocess.Popen(
             command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, start_new_session=True

@@ -39,8 +39,8 @@ def predict(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/predict", description=predict.__doc__)
     parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("-o", dest="folder", type=Path, default=Path("out"), metavar="FOLDER")
-    options = with_face(parser, arguments)
-    with predictions_log() as log, server.running(options.face, log) as url:
+    options = with_predictor(parser, arguments)
+    with predictions_log() as log, server.running(options.predictor, log) as url:
         fields = _fields(url)
         inputs = dict(read_input(item, fields) for item in options.inputs)
         output = post(url, inputs)
@@ -52,8 +52,8 @@ def serve(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/serve", description=serve.__doc__)
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--host", default="127.0.0.1")
-    options = with_face(parser, arguments)
-    server.serve(options.face, options.host, options.port)
+    options = with_predictor(parser, arguments)
+    server.serve(options.predictor, options.host, options.port)
 
 
 def weights(arguments: list[str]) -> None:
@@ -146,12 +146,12 @@ def _fields(url: str) -> dict[str, Any]:
     return fields
 
 
-def with_face(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+def with_predictor(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """Parse with the options of both serving commands; the environment names the weights."""
-    parser.add_argument("--face", choices=server.FACES, default="predict")
+    parser.add_argument("--predictor", choices=server.PREDICTORS, default="predict")
     parser.add_argument("--weights", type=Path, metavar="DIR")
     options = parser.parse_args(arguments)
-    os.environ["MUSICGEN_WEIGHTS"] = str(folders.chosen(options.weights).resolve())
+    os.environ["MUSICGEN_WEIGHTS"] = str(folders.resolve(options.weights).resolve())
     return options
 
 

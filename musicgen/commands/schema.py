@@ -1,4 +1,4 @@
-"""A face's source -> the OpenAPI document that `cog build` would write for it.
+"""A predictor's source -> the OpenAPI document that `cog build` would write for it.
 
 Cog's server validates nothing without `.cog/openapi_schema.json`, and only `cog build`, which needs
 Docker, writes that file. This makes the same document from the same source, by the rules of Cog
@@ -70,16 +70,16 @@ def openapi(source: str) -> dict[str, Any]:
     return document
 
 
-def write(face: Path, target: Path) -> None:
-    """Write the document for `face` where Cog's server reads it, unless it is there already."""
-    text = json.dumps(openapi(face.read_text()), indent=1)
+def write(predictor: Path, target: Path) -> None:
+    """Write `predictor`'s document to where Cog's server reads it, unless it is there."""
+    text = json.dumps(openapi(predictor.read_text()), indent=1)
     if not target.exists() or target.read_text() != text:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
 
 
 def concurrency(source: str) -> int:
-    """How many predictions a face takes at once, by its `@concurrent(max=N)`; 1 without it.
+    """How many predictions a predictor takes at once, by its `@concurrent(max=N)`; 1 without it.
 
     COG_MAX_CONCURRENCY overrides it where the server runs.
     """

@@ -19,24 +19,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from musicgen import ROOT
 from musicgen.commands import schema
 from musicgen.errors import MusicGenError
 
-FACES = ("predict", "songstarter")
+ROOT = Path(__file__).resolve().parents[2]  # the repository, or /src in Cog's image
+PREDICTORS = ("predict", "songstarter")
 SETUP_TIMEOUT = 1800  # seconds; a large checkpoint on a slow disk takes minutes
 # Of Cog's HTTP server. Where two look for a free slot at the same moment, one gives up and answers
 # 409, though most slots are free.
 THREADS = 1
 
 
-def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str], Path]:
-    """Command, environment and folder that run the server for `face`.
+def prepare(predictor: str, host: str, port: int) -> tuple[list[str], dict[str, str], Path]:
+    """Command, environment and folder that run the server for `predictor`.
 
-    Each face has a folder of its own, as Cog's server reads the schema from where it is started.
+    Each predictor has its own folder, because Cog's server reads the schema from the folder it is
+    started in.
     """
-    folder = ROOT / ".cog" / face
-    source = ROOT / f"{face}.py"
+    folder = ROOT / ".cog" / predictor
+    source = ROOT / f"{predictor}.py"
     schema.write(source, folder / ".cog" / "openapi_schema.json")
     environment = {
         "COG_MAX_CONCURRENCY": str(schema.concurrency(source.read_text())),
@@ -51,23 +52,23 @@ def prepare(face: str, host: str, port: int) -> tuple[list[str], dict[str, str],
     return [sys.executable, "-m", "cog.server.http", "--host", host], environment, folder
 
 
-def serve(face: str, host: str, port: int) -> None:
+def serve(predictor: str, host: str, port: int) -> None:
     """Become the server. Does not return."""
-    command, environment, folder = prepare(face, host, port)
+    command, environment, folder = prepare(predictor, host, port)
     os.chdir(folder)
     os.execve(command[0], command, {"LOG_FORMAT": "console", **environment})
 
 
 @contextmanager
 def running(
-    face: str, log: IO[str] | None = None, environment: Mapping[str, str] | None = None
+    predictor: str, log: IO[str] | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """A server for `face` on a free port, ready to predict; yields its URL, stops it at the end.
+    """Start a server for `predictor` on a free port, yield its URL once ready, stop it at the end.
 
     Its log goes to `log`, or to this process's stderr. Raises MusicGenError if setup fails.
     """
     port = free_port()
-    command, defaults, folder = prepare(face, "127.0.0.1", port)
+    command, defaults, folder = prepare(predictor, "127.0.0.1", port)
     process = subprocess.Popen(
         command, cwd=folder, env={**defaults, **(environment or {})}, stdout=log, stderr=log
     )

@@ -1,11 +1,10 @@
-"""The commands of scripts/weights: pull, convert, verify, tiny."""
+"""The commands of scripts/weights: pull, convert, verify."""
 
 import argparse
 from pathlib import Path
 
 from musicgen.checkpoints import folders
 from musicgen.checkpoints.manifest import Manifest
-from musicgen.checkpoints.tiny_config import KINDS
 
 
 def main(arguments: list[str]) -> None:
@@ -28,12 +27,6 @@ def main(arguments: list[str]) -> None:
     add.add_argument("folder", type=Path, nargs="?", metavar="DIR")
     add.set_defaults(run=verify)
 
-    add = commands.add_parser("tiny", help="write a small random checkpoint, upstream's format")
-    add.add_argument("folder", type=Path, metavar="DIR")
-    add.add_argument("--kind", choices=KINDS, default="stereo-melody")
-    add.add_argument("--diffusion", action="store_true", help="add Multi-Band Diffusion")
-    add.set_defaults(run=tiny)
-
     options = parser.parse_args(arguments)
     options.run(options)
 
@@ -55,19 +48,10 @@ def convert(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     from musicgen.commands.verify import verify
 
-    folder = folders.chosen(options.folder)
+    folder = folders.resolve(options.folder)
     for line in verify(folder):
         print(line, flush=True)
     print(f"{folder} is good.")
-
-
-def tiny(options: argparse.Namespace) -> None:
-    from musicgen.checkpoints.tiny import write_checkpoint, write_diffusion
-
-    write_checkpoint(options.folder, options.kind)
-    if options.diffusion:
-        write_diffusion(options.folder)
-    print(f"Wrote an untrained {options.kind} checkpoint to {options.folder}")
 
 
 def _say_written(manifest: Manifest, folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
+from musicgen.checkpoints.demucs import open_demucs
 from musicgen.checkpoints.files import damage_reported
 from musicgen.checkpoints.saved import read_saved
 from musicgen.conditioning.chroma import Chroma
@@ -28,7 +29,7 @@ MAX_TOKENS = 512  # T5's training length
 RESAMPLING_SECONDS = 0.1  # more than a resampling filter sees
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
 
-Share = Callable[[nn.Module], object]
+Register = Callable[[nn.Module], object]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,11 @@ class MelodyEncoder:
     """A melody -> chroma [T, dim]: without drums and bass, one pitch class per frame."""
 
     def __init__(
-        self, checkpoint: Checkpoint, chroma: Mapping[str, Any], device: torch.device, share: Share
+        self,
+        checkpoint: Checkpoint,
+        chroma: Mapping[str, Any],
+        device: torch.device,
+        register: Register,
     ) -> None:
         arguments = {key: chroma[key] for key in CHROMA_ARGUMENTS}
         self.sample_rate: int = arguments["sample_rate"]
@@ -68,7 +73,7 @@ class MelodyEncoder:
         self.projection = _projection(checkpoint, "self_wav", device)
         self.checkpoint = checkpoint
         self.device = device
-        self.share = share
+        self.register = register
         self.samples = int(checkpoint.max_duration * self.sample_rate)
         self.frames: int = self.extractor(torch.zeros(1, self.samples, device=device)).shape[1]
 
@@ -78,18 +83,19 @@ class MelodyEncoder:
         from musicgen.conditioning.separation import Separator
 
         separator = Separator(self.checkpoint.demucs_file, self.device)
-        self.share(separator.model)
+        self.register(separator.model)
         return separator
 
-    @property
+    @cached_property
     def context(self) -> float:
-        """Seconds of a melody behind a window that still change what is heard in it.
+        """Seconds of melody after the end of a window that still affect the window's chroma.
 
         Half a spectrum's window; and Demucs works in segments, of which the last one that reaches
-        into the window must be whole.
+        into the window must be whole. Read from Demucs' file, without loading the model.
         """
         half: float = self.extractor.n_fft / 2 / self.sample_rate
-        segment = self.separator.segment if self.checkpoint.separates else 0.0
+        separates = self.checkpoint.separates
+        segment = open_demucs(self.checkpoint.demucs_file).segment if separates else 0.0
         return half + segment + RESAMPLING_SECONDS
 
     def separate(self, wav: Tensor) -> Tensor:
@@ -134,12 +140,12 @@ class Conditioner:
     """Both encoders behind one call."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, share: Share = lambda module: None
+        self, checkpoint: Checkpoint, device: torch.device, register: Register = lambda module: None
     ) -> None:
-        """`share` is called with a module that long work runs again and again."""
+        """`register` is called with each module that long work calls many times."""
         chroma = checkpoint.chroma
         self.text = TextEncoder(checkpoint, device)
-        self.melody = MelodyEncoder(checkpoint, chroma, device, share) if chroma else None
+        self.melody = MelodyEncoder(checkpoint, chroma, device, register) if chroma else None
         self.cross = checkpoint.lm.cross_attention
 
     @property

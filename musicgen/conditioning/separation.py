@@ -20,7 +20,6 @@ class Separator:
         self.model = open_demucs(path).load().to(device)
         self.device = device
         self.sample_rate: int = self.model.samplerate
-        self.segment = float(self.model.segment)  # seconds that it works on at a time
 
     def __call__(self, wav: Tensor, sample_rate: int) -> Tensor:
         """The melody's stems of wav [1, N] at `sample_rate`, mixed, at that rate: [1, N'].

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .sampling import Sampling
+from musicgen.decoder.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from . import kernels, pattern
-from .clip import Clip, Conditions, Window, windows
-from .graph import WARM_UPS, Graphed
-from .job import Job, Slot
-from .kernels import Ops
-from .lm import LM
-from .sampling import SEED_RANGE, Sampling
-from .state import NOISE_STEPS, State, decode_step
+from musicgen.decoder import kernels, pattern
+from musicgen.decoder.clip import Clip, Conditions, Window, windows
+from musicgen.decoder.graph import WARM_UPS, Graphed
+from musicgen.decoder.job import Job, Slot
+from musicgen.decoder.kernels import Ops
+from musicgen.decoder.lm import LM
+from musicgen.decoder.sampling import SEED_RANGE, Sampling
+from musicgen.decoder.state import NOISE_STEPS, State, decode_step
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # clips a step can be made for
 BLOCKS_AHEAD = 2  # of NOISE_STEPS steps that the host may be ahead of the GPU
@@ -79,6 +79,10 @@ class Engine:
         job = Job(clip, self._check(clip), self.lm)
         self._waiting.append(job)
         return job
+
+    def windows(self, prompt_length: int, length: int) -> list[Window]:
+        """The windows that a clip of `length` frames is decoded in, after its audio prompt."""
+        return windows(prompt_length, length, self.max_length, self.stride)
 
     @property
     def busy(self) -> bool:
@@ -144,7 +148,7 @@ class Engine:
 
     def _check(self, clip: Clip) -> list[Window]:
         """The clip's windows; raises ValueError if it cannot be decoded in them."""
-        spans = windows(clip.prompt_length, clip.length, self.max_length, self.stride)
+        spans = self.windows(clip.prompt_length, clip.length)
         config, conditions = self.lm.config, clip.conditions
         cross = config.cross_attention
         longest = max((0 if c.given is None else c.given.shape[1] for c in conditions), default=0)
@@ -213,7 +217,7 @@ class Engine:
         )
 
     def _prefill_one(self) -> None:
-        """One piece of one clip's prefill: the clips that prefill take turns."""
+        """One piece of one clip's prefill: the clips that prefill take device_lock."""
         order = self._slots[self._turn :] + self._slots[: self._turn]
         for slot in order:
             if slot and slot.prefill:

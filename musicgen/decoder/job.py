@@ -9,9 +9,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from .clip import Clip, Window
-from .lm import LM
-from .state import UNKNOWN
+from musicgen.decoder.clip import Clip, Window
+from musicgen.decoder.lm import LM
+from musicgen.decoder.state import UNKNOWN
 
 
 class Job(Future[Tensor]):

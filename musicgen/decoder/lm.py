@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import Ops
-from .kernels.products import linear, normed, pack_float16, pack_int8
-from .weights import (
+from musicgen.decoder.kernels import Ops
+from musicgen.decoder.kernels.products import linear, normed, pack_float16, pack_int8
+from musicgen.decoder.weights import (
     DecoderState,
     LMConfig,
     Placement,

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from .clip import Clip
-from .engine import Engine
-from .job import Job
+from musicgen.decoder.clip import Clip
+from musicgen.decoder.engine import Engine
+from musicgen.decoder.job import Job
 
 
 class Loop:

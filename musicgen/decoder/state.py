@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kernels import Ops
-from .lm import LM, Cache
-from .sampling import SamplingRows
+from musicgen.decoder.kernels import Ops
+from musicgen.decoder.lm import LM, Cache
+from musicgen.decoder.sampling import SamplingRows
 
 UNKNOWN = -1  # a code that is yet to be decoded
 NOISE_STEPS = {"cpu": 1, "cuda": 32}  # steps that noise is drawn for at a time: see State

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .kernels.products import Weight, linear, pack_float16
+from musicgen.decoder.kernels.products import Weight, linear, pack_float16
 
 
 @dataclass(frozen=True)

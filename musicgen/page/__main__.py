@@ -21,15 +21,15 @@ def main() -> None:
     )
     parser.add_argument("--server", metavar="URL", help="one that runs, instead of starting one")
     parser.add_argument("--port", type=int, default=7860)
-    options = cli.with_face(parser, sys.argv[1:])
+    options = cli.with_predictor(parser, sys.argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        play(options.server, options.face, options.port)
+        play(options.server, options.predictor, options.port)
     except (MusicGenError, OSError) as exc:
         sys.exit(f"Error: {exc}")
 
 
-def play(url: str | None, face: str, port: int) -> None:
+def play(url: str | None, predictor: str, port: int) -> None:
     """The page on a port of this machine, of the server at `url` or one of its own."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="musicgen-page-")))
@@ -39,7 +39,7 @@ def play(url: str | None, face: str, port: int) -> None:
         importing.start()  # takes as long as the server
         if url is None:
             log = stack.enter_context(cli.predictions_log())
-            url = stack.enter_context(server.running(face, log))
+            url = stack.enter_context(server.running(predictor, log))
         importing.join()
         from musicgen.page import app
         from musicgen.page.studio import Studio

@@ -19,7 +19,10 @@ from omegaconf.nodes import AnyNode
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from musicgen.audiocraft import (
+from musicgen.checkpoints.checkpoint import Checkpoint
+from musicgen.checkpoints.files import damage_reported, read_package
+from musicgen.errors import WeightsError
+from musicgen.rendering.audiocraft import (
     DiffusionUnet,
     MultiBandProcessor,
     NoiseSchedule,
@@ -28,9 +31,6 @@ from musicgen.audiocraft import (
     get_diffusion_model,
     get_processor,
 )
-from musicgen.checkpoints.checkpoint import Checkpoint
-from musicgen.checkpoints.files import damage_reported, read_package
-from musicgen.errors import WeightsError
 from musicgen.rendering.codec import Codec
 from musicgen.rendering.windows import crossfaded, padded
 

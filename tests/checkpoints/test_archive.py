@@ -99,13 +99,13 @@ def tar_with(*members):
 def test_setup_takes_the_address_of_a_tar(web, checkpoints, name):
     web.files["/weights.tar"] = tar_of(checkpoints["text"], name)
     assert MusicGen.load(f"{web.url}/weights.tar?signature=x", "cpu").has_melody is False
-    weights.resolve(f"{web.url}/weights.tar?signature=x")
+    folders.resolve(f"{web.url}/weights.tar?signature=x")
     assert web.requests == 1  # what was fetched once is kept
 
 
 def test_compressed_tars_will_do(web, checkpoints):
     web.files["/weights.tgz"] = tar_of(checkpoints["text"], mode="w:gz")
-    assert weights.open_checkpoint(weights.resolve(f"{web.url}/weights.tgz")).chroma is None
+    assert weights.open_checkpoint(folders.resolve(f"{web.url}/weights.tgz")).chroma is None
 
 
 OUTSIDE = {
@@ -127,7 +127,7 @@ OUTSIDE = {
 def test_nothing_is_written_outside(web, tmp_path, way):
     web.files["/evil.tar"] = tar_with(*OUTSIDE[way])
     with pytest.raises(WeightsError, match=r"evil\.tar could not be fetched and unpacked"):
-        weights.resolve(f"{web.url}/evil.tar")
+        folders.resolve(f"{web.url}/evil.tar")
     assert not list(tmp_path.rglob("*evil*"))
     assert list((tmp_path / "weights").iterdir()) == []
 
@@ -147,26 +147,26 @@ def test_failures_are_told_without_the_signature_and_leave_nothing(web, checkpoi
     }
     for path, message in cases.items():
         with pytest.raises(WeightsError, match=message) as caught:
-            weights.resolve(f"{web.url}{path}?signature=secret")
+            folders.resolve(f"{web.url}{path}?signature=secret")
         assert "secret" not in str(caught.value)
     with tarfile.open(fileobj=io.BytesIO(web.files["/text.tar"])) as tar:
         between_files = tar.getmember("./state_dict.bin").offset
     for web.cut in (1_000_000, between_files):
         with pytest.raises(WeightsError, match="could not be fetched"):
-            weights.resolve(f"{web.url}/text.tar")
+            folders.resolve(f"{web.url}/text.tar")
     assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_other_schemes_are_refused():
     for url in ("http://example.com/a.tar", "file:///etc/passwd", "gs://bucket/a.tar"):
         with pytest.raises(WeightsError, match="over https only"):
-            weights.resolve(url)
+            folders.resolve(url)
 
 
 def test_an_untrusted_certificate_is_refused(web, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(WeightsError, match="certificate verify failed"):
-        weights.resolve(f"{web.url}/weights.tar")
+        folders.resolve(f"{web.url}/weights.tar")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
@@ -180,7 +180,7 @@ def test_a_tar_of_more_than_the_disk_holds_is_refused_before_it_is_written(web, 
         tar.fileobj.write(bytes(10**6))
     web.files["/bomb.tar"] = data.getvalue()
     with pytest.raises(WeightsError, match=r"bomb\.tar could not be .* more than are free"):
-        weights.resolve(f"{web.url}/bomb.tar")
+        folders.resolve(f"{web.url}/bomb.tar")
     assert list((tmp_path / "weights").iterdir()) == []
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_tar_is_named_and_leaves_nothing(web, tmp_path, mode):
         data[rng.randrange(min(len(data), 2500))] ^= 1 << rng.randrange(8)
         web.files[f"/{seed}.tar"] = bytes(data)
         try:
-            found = weights.resolve(f"{web.url}/{seed}.tar")
+            found = folders.resolve(f"{web.url}/{seed}.tar")
         except WeightsError as exc:
             refused += f"/{seed}.tar" in str(exc)
         else:

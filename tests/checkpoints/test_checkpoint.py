@@ -8,13 +8,14 @@ import sys
 from dataclasses import replace
 
 import pytest
+import tiny_checkpoints
 import torch
 from safetensors.torch import load_file, save_file
 
-from musicgen.checkpoints import tiny
-from musicgen.checkpoints.checkpoint import CODEC_FILE, LM_FILE, open_checkpoint
+from musicgen.checkpoints.checkpoint import CODEC_FILE, open_checkpoint
 from musicgen.checkpoints.convert import convert
-from musicgen.checkpoints.manifest import MANIFEST_FILE, describe_file, read_manifest
+from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
+from musicgen.checkpoints.manifest import describe_file, read_manifest
 from musicgen.checkpoints.tensors import TensorFile, write_tensors
 from musicgen.commands import weights as commands
 from musicgen.commands.verify import verify
@@ -26,7 +27,7 @@ from musicgen.pipeline import MusicGen
 def upstream(checkpoints, tmp_path_factory):
     folder = tmp_path_factory.mktemp("upstream") / "melody"
     shutil.copytree(checkpoints["melody"], folder)
-    tiny.write_diffusion(folder)
+    tiny_checkpoints.write_diffusion(folder)
     return folder
 
 

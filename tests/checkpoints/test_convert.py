@@ -13,17 +13,17 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers_musicgen import PROMPT, greedy_codes, write_transformers
 
-from musicgen.checkpoints import tiny_config
-from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, LM_FILE, open_checkpoint
+from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, open_checkpoint
 from musicgen.checkpoints.convert import convert
 from musicgen.checkpoints.demucs import open_demucs
-from musicgen.checkpoints.manifest import MANIFEST_FILE
+from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
 from musicgen.commands.verify import verify
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.sampling import Sampling
 from musicgen.errors import WeightsError
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
+from training import configs
 
 
 @pytest.fixture
@@ -47,14 +47,14 @@ def change_config(path, key, value):
     change_package(path, change)
 
 
-@pytest.mark.parametrize("kind", tiny_config.KINDS)
+@pytest.mark.parametrize("kind", configs.KINDS)
 def test_converted_folders_make_the_same_music(checkpoints, models, tmp_path, kind):
     convert(checkpoints[kind], tmp_path / kind)
     audio = None
     if "melody" in kind:
         audio = tmp_path / "melody.wav"
         soundfile.write(audio, torch.sin(torch.arange(32000) * 0.06).numpy(), 32000)
-    request = Request(prompt="a short song", audio=audio, duration=1, seed=3)
+    request = Request(prompt="a short song", input_audio=audio, duration=1, seed=3)
     theirs = models[kind].generate(request)
     ours = MusicGen.load(tmp_path / kind, "cpu").generate(request)
     assert torch.equal(ours.wavs[0], theirs.wavs[0])
@@ -109,7 +109,7 @@ def test_a_model_that_separates_nothing_needs_no_demucs(source, tmp_path):
         wav = torch.randn(1, 32000)
         assert torch.equal(model.conditioner.melody.separate(wav), wav)
         clips = [
-            model.generate(Request(audio=melody, duration=1, temperature=0, seed=1)).wavs[0]
+            model.generate(Request(input_audio=melody, duration=1, temperature=0, seed=1)).wavs[0]
             for melody in (audio, None)
         ]
         assert not torch.equal(*clips)

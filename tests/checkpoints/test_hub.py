@@ -10,21 +10,22 @@ from pathlib import Path
 import hub as loopback
 import huggingface_hub.constants
 import pytest
+import tiny_checkpoints
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers_musicgen import write_transformers
 
-from musicgen.checkpoints import hub, tiny
+from musicgen.checkpoints import hub
 from musicgen.checkpoints.checkpoint import (
     CODEC_FILE,
     DEMUCS_FILE,
     DIFFUSION_FILE,
-    LM_FILE,
     open_checkpoint,
 )
 from musicgen.checkpoints.demucs import open_demucs
-from musicgen.checkpoints.manifest import MANIFEST_FILE, read_manifest
+from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
+from musicgen.checkpoints.manifest import read_manifest
 from musicgen.checkpoints.tensors import write_tensors
 from musicgen.errors import WeightsError
 from musicgen.pipeline import MusicGen
@@ -47,8 +48,8 @@ def repositories(tmp_path_factory):
         found[name] = (folder, licence)
         return folder
 
-    tiny.write_checkpoint(root / "mono", "text")
-    tiny.write_checkpoint(root / "stereo", "stereo-melody")
+    tiny_checkpoints.write_checkpoint(root / "mono", "text")
+    tiny_checkpoints.write_checkpoint(root / "stereo", "stereo-melody")
     small = repo(SMALL, "cc-by-nc-4.0")
     songstarter = repo(SONGSTARTER)
     for name in (LM_FILE, CODEC_FILE):
@@ -129,7 +130,6 @@ def test_a_text_model_brings_no_more_than_it_needs(server, tmp_path):
     hub.pull(SMALL, tmp_path / "out")
     asked = {name for name, _ in server.requests}
     assert asked == {
-        LM_FILE,
         CODEC_FILE,
         "config.json",
         "model.safetensors",

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from ray_cluster import started
 
-from musicgen import ROOT
 from musicgen.checkpoints.folders import DEFAULT
+from musicgen.commands.server import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # a guard: some tests wait for what has to come back
 # In a process of its own, as Ray warns when it is imported.

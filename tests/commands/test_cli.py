@@ -14,9 +14,10 @@ import pytest
 import soundfile
 import sounds
 
-from musicgen.checkpoints import folders, tiny_config
+from musicgen.checkpoints import folders
 from musicgen.commands import cli, server
 from musicgen.errors import MusicGenError
+from training import configs
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +63,15 @@ def test_predict_saves_a_playable_file_and_prints_the_rest(checkpoints, tmp_path
 
 
 def test_songstarter_saves_four_clips(checkpoints, tmp_path):
-    command = ["predict", "--face", "songstarter", "-i", "duration=2", "-o", str(tmp_path / "out")]
+    command = [
+        "predict",
+        "--predictor",
+        "songstarter",
+        "-i",
+        "duration=2",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     done = run(checkpoints["text"], *command)
     assert done.returncode == 0, done.stderr
     files = json.loads(done.stdout)
@@ -104,7 +113,7 @@ def test_serve_runs_until_it_is_told_to_stop(checkpoints):
         process.stderr.close()
 
 
-@pytest.mark.parametrize("kind", tiny_config.KINDS)
+@pytest.mark.parametrize("kind", configs.KINDS)
 def test_tiny_checkpoints_are_the_same_every_time(checkpoints, tmp_path, kind):
     done = run("", "weights", "tiny", str(tmp_path / "w"), "--kind", kind)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Both faces hold to the contract, and no Input holds what Cog's static parser would garble."""
+"""Both predictors match the contract; no Input has a form that Cog's static parser misreads."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from musicgen.commands.schema import SchemaError, concurrency, openapi, write
 
 ROOT = Path(__file__).parents[2]
-FACES = ["predict", "songstarter"]
+PREDICTORS = ["predict", "songstarter"]
 
 FACE = """
 class Predictor(BasePredictor):
@@ -24,26 +24,26 @@ def without_descriptions(document):
     return document
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_face_equals_the_contract(face):
-    contract = json.loads((ROOT / "tests" / "contract" / f"{face}.openapi.json").read_text())
-    generated = openapi((ROOT / f"{face}.py").read_text())
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_face_equals_the_contract(predictor):
+    contract = json.loads((ROOT / "tests" / "contract" / f"{predictor}.openapi.json").read_text())
+    generated = openapi((ROOT / f"{predictor}.py").read_text())
     assert without_descriptions(generated) == contract
     inputs = generated["components"]["schemas"]["Input"]["properties"]
     expected = contract["components"]["schemas"]["Input"]["properties"]
     assert list(inputs) == sorted(expected, key=lambda name: expected[name]["x-order"])
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_every_input_has_a_description_of_one_line(face):
-    inputs = openapi((ROOT / f"{face}.py").read_text())["components"]["schemas"]["Input"]
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_every_input_has_a_description_of_one_line(predictor):
+    inputs = openapi((ROOT / f"{predictor}.py").read_text())["components"]["schemas"]["Input"]
     for name, schema in inputs["properties"].items():
         assert schema["description"].endswith("."), name
         assert "\n" not in schema["description"]
 
 
 def test_faces_share_their_fields_descriptions():
-    both = [openapi((ROOT / f"{face}.py").read_text()) for face in FACES]
+    both = [openapi((ROOT / f"{predictor}.py").read_text()) for predictor in PREDICTORS]
     predict, songstarter = (d["components"]["schemas"]["Input"]["properties"] for d in both)
     differ = {n for n in songstarter if songstarter[n]["description"] != predict[n]["description"]}
     assert differ == {"seed"}
@@ -89,11 +89,11 @@ def test_field_without_default_is_required_and_optional_is_nullable():
 
 
 def test_write_makes_the_folder_and_does_not_touch_an_equal_file(tmp_path):
-    face, target = tmp_path / "face.py", tmp_path / ".cog" / "openapi_schema.json"
-    face.write_text(FACE)
-    write(face, target)
+    predictor, target = tmp_path / "predictor.py", tmp_path / ".cog" / "openapi_schema.json"
+    predictor.write_text(FACE)
+    write(predictor, target)
     before = target.stat().st_mtime_ns
-    write(face, target)
+    write(predictor, target)
     assert target.stat().st_mtime_ns == before
     assert json.loads(target.read_text()) == openapi(FACE)
 

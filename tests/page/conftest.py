@@ -9,8 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from musicgen import ROOT
 from musicgen.commands import server
+from musicgen.commands.server import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (

@@ -28,8 +28,8 @@ def url(play, server):
 
 @pytest.fixture(scope="module")
 def four_clips(play):
-    """The address of a page that started its own server, of the other face."""
-    return play("--face", "songstarter")
+    """The address of a page that started its own server, of the other predictor."""
+    return play("--predictor", "songstarter")
 
 
 @pytest.fixture

@@ -8,22 +8,22 @@ import pytest
 import soundfile
 import sounds
 
-from musicgen import ROOT
+from musicgen.commands.server import ROOT
 from musicgen.page import analysis, client, takes
 from musicgen.page.progress import Progress, Webhooks, read
 
 RATE = 32000
 
 
-def contract(face):
-    return json.loads((ROOT / "tests" / "contract" / f"{face}.openapi.json").read_text())
+def contract(predictor):
+    return json.loads((ROOT / "tests" / "contract" / f"{predictor}.openapi.json").read_text())
 
 
-@pytest.mark.parametrize("face", ["predict", "songstarter"])
-def test_every_input_of_the_contract_is_a_field(face):
+@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+def test_every_input_of_the_contract_is_a_field(predictor):
     from musicgen.page import fields
 
-    document = contract(face)
+    document = contract(predictor)
     properties = document["components"]["schemas"]["Input"]["properties"]
     found = {field.name: field for field in fields.read(document)}
     assert set(found) == set(properties)

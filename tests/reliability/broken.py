@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from musicgen.checkpoints.manifest import MANIFEST_FILE
+from musicgen.checkpoints.folders import MANIFEST_FILE
 from musicgen.pipeline import MusicGen
 
 

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
+import tiny_checkpoints
 import torch
 from safetensors.torch import load_file
 
-from musicgen.checkpoints import tiny
 from musicgen.checkpoints.convert import convert
 
 
@@ -15,7 +15,7 @@ def originals(checkpoints, tmp_path_factory):
     """form -> a melody model with diffusion and a text encoder that is a pickle, or safetensors."""
     root = tmp_path_factory.mktemp("originals")
     upstream = shutil.copytree(checkpoints["melody"], root / "upstream")
-    tiny.write_diffusion(upstream)
+    tiny_checkpoints.write_diffusion(upstream)
     convert(upstream, root / "converted")
     text = upstream / "t5-base"
     torch.save(load_file(text / "model.safetensors"), text / "pytorch_model.bin")

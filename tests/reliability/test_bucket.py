@@ -11,7 +11,7 @@ import pytest
 from storage import LARGE, SMALL, Drop, Fault, Proxy
 
 from musicgen.errors import UploadError
-from musicgen.upload import Bucket, upload
+from musicgen.serving.upload import Bucket, upload
 
 SONGS = Bucket("songs")
 METADATA = {"seed": "7"}

@@ -15,9 +15,9 @@ from broken import believed, load, resaved
 from demucs.htdemucs import HTDemucs
 from omegaconf import OmegaConf
 
-from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, LM_FILE
+from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE
 from musicgen.checkpoints.convert import convert
-from musicgen.checkpoints.manifest import MANIFEST_FILE
+from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
 from musicgen.errors import WeightsError
 
 PICKLES = (LM_FILE, CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, "t5-base/pytorch_model.bin")

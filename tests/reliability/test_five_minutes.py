@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sounds
+import tiny_checkpoints
 from cog_client import data_uri, samples
 from gate import until
-
-from musicgen.checkpoints import tiny
 
 LONGEST = 300
 # Bytes of the worker at its peak, beyond what it has when idle, and without what depends on the
@@ -28,8 +27,8 @@ MODES = [
 @pytest.fixture(scope="module")
 def server(start_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("diffusing")
-    tiny.write_checkpoint(folder, "stereo-melody")
-    tiny.write_diffusion(folder)
+    tiny_checkpoints.write_checkpoint(folder, "stereo-melody")
+    tiny_checkpoints.write_diffusion(folder)
     return start_server("predict", folder)
 
 

@@ -9,7 +9,7 @@ import pytest
 import sounds
 from web import web_server
 
-from musicgen.outbox import COG_FOLDER, LEFTOVER_SECONDS
+from musicgen.serving.result_files import COG_FOLDER, LEFTOVER_SECONDS
 
 SHORTEST = {"duration": 1, "output_format": "wav", "normalization_strategy": "clip"}
 NAME = f"leftover-{os.getpid()}"  # Cog's folders of all servers are in one place

@@ -23,11 +23,10 @@ import pytest
 import soundfile
 import sounds
 import storage
+import tiny_checkpoints
 from cog_client import CogClient, content
 from gate import Gate, until
 from web import Web, web_server
-
-from musicgen.checkpoints import tiny
 
 KEY = "open-sesame-0xC0FFEE"
 NEIGHBOURS = range(7)
@@ -109,8 +108,8 @@ def around(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(start_server, around, tmp_path_factory):
     folder = tmp_path_factory.mktemp("diffusing")
-    tiny.write_checkpoint(folder, "stereo-melody")
-    tiny.write_diffusion(folder)
+    tiny_checkpoints.write_checkpoint(folder, "stereo-melody")
+    tiny_checkpoints.write_diffusion(folder)
     return lambda: start_server("predict", folder, **around.environment)
 
 

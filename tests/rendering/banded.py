@@ -2,10 +2,10 @@
 
 import torch
 
-from musicgen.checkpoints import tiny_config
 from musicgen.checkpoints.checkpoint import open_checkpoint
 from musicgen.rendering.codec import Codec
 from musicgen.rendering.diffusion import MultiBandDiffusion
+from training import configs
 
 CPU = torch.device("cpu")
 HOP = 640
@@ -18,7 +18,7 @@ def load(folder):
 
 
 def draw(*shape):
-    return torch.randint(tiny_config.CARD, shape, generator=torch.Generator().manual_seed(5))
+    return torch.randint(configs.CARD, shape, generator=torch.Generator().manual_seed(5))
 
 
 def read(path):

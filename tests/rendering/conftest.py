@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
+import tiny_checkpoints
 from banded import load
 
-from musicgen.checkpoints import tiny
 from musicgen.checkpoints.checkpoint import CODEC_FILE
 
 
@@ -15,8 +15,8 @@ def folders(tmp_path_factory):
     made = {}
     for kind in ("text", "stereo"):
         made[kind] = tmp_path_factory.mktemp(kind)
-        tiny.write_checkpoint(made[kind], kind)
-        tiny.write_diffusion(made[kind])
+        tiny_checkpoints.write_checkpoint(made[kind], kind)
+        tiny_checkpoints.write_diffusion(made[kind])
     shutil.copy(made["text"] / CODEC_FILE, made["stereo"])
     return made
 

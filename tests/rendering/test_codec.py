@@ -9,12 +9,13 @@ from audiocraft.models.encodec import InterleaveStereoCompressionModel
 from audiocraft.models.loaders import load_compression_model
 from omegaconf import OmegaConf
 
-from musicgen.checkpoints import tiny_config
-from musicgen.checkpoints.checkpoint import CODEC_FILE, LM_FILE, open_checkpoint
+from musicgen.checkpoints.checkpoint import CODEC_FILE, open_checkpoint
+from musicgen.checkpoints.folders import LM_FILE
 from musicgen.errors import WeightsError
 from musicgen.rendering import encodec
 from musicgen.rendering.codec import Codec, from_audiocraft
 from musicgen.rendering.encodec import load_encodec
+from training import configs
 
 CPU = torch.device("cpu")
 
@@ -46,7 +47,7 @@ def test_codes_equal_audiocrafts(pair, seconds):
 def test_sound_equals_audiocrafts(pair, frames):
     ours, reference = pair
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(tiny_config.CARD, (2, 4 * ours.channels, frames), generator=generator)
+    codes = torch.randint(configs.CARD, (2, 4 * ours.channels, frames), generator=generator)
     with torch.no_grad():
         expected = reference.decode(codes)
     wav = ours.decode(codes, [0, 0])
@@ -55,7 +56,7 @@ def test_sound_equals_audiocrafts(pair, frames):
 
 
 def test_a_codec_without_lstm_equals_audiocrafts():
-    config = OmegaConf.create(tiny_config.codec_config())
+    config = OmegaConf.create(configs.codec_config())
     config.seanet.lstm = 0
     theirs = get_compression_model(config).eval()
     ours = load_encodec(from_audiocraft(None, config), theirs.state_dict())
@@ -69,16 +70,16 @@ def test_a_codec_without_lstm_equals_audiocrafts():
 
 def test_a_clip_does_not_depend_on_its_neighbours(pair):
     ours, _ = pair
-    codes = torch.randint(tiny_config.CARD, (3, 4 * ours.channels, 20))
+    codes = torch.randint(configs.CARD, (3, 4 * ours.channels, 20))
     together = ours.decode(codes, [0, 0, 0])
     assert torch.equal(together[1:2], ours.decode(codes[1:2], [0]))
 
 
 def test_left_is_left(checkpoints):
     stereo = Codec(open_checkpoint(checkpoints["stereo"]), CPU)
-    codes = torch.randint(tiny_config.CARD, (4, 2, 30))
+    codes = torch.randint(configs.CARD, (4, 2, 30))
     changed = codes.clone()
-    changed[:, 1] = (changed[:, 1] + 1) % tiny_config.CARD
+    changed[:, 1] = (changed[:, 1] + 1) % configs.CARD
     wavs = stereo.decode(torch.stack([codes, changed]).flatten(1, 2), [0, 0])
     assert torch.equal(wavs[0, 0], wavs[1, 0])
     assert not torch.equal(wavs[0, 1], wavs[1, 1])
@@ -87,7 +88,7 @@ def test_left_is_left(checkpoints):
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["one file", "shards"])
 def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints, tmp_path, shard):
     """As in upstream's stereo checkpoints, whose codec file only names facebook/encodec_32khz."""
-    sizes = {"hidden_size": 32, "num_filters": 4, "codebook_size": tiny_config.CARD}
+    sizes = {"hidden_size": 32, "num_filters": 4, "codebook_size": configs.CARD}
     config = transformers.EncodecConfig(
         sampling_rate=32000,
         upsampling_ratios=[8, 5, 4, 4],
@@ -124,7 +125,7 @@ def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints,
     ],
 )
 def test_a_codec_that_does_not_fit_is_an_error(checkpoints, tmp_path, made_with, said, message):
-    base = OmegaConf.create(tiny_config.codec_config())
+    base = OmegaConf.create(configs.codec_config())
     state = get_compression_model(OmegaConf.merge(base, made_with)).state_dict()
     config = OmegaConf.to_yaml(OmegaConf.merge(base, said))
     torch.save({"xp.cfg": config, "best_state": state}, tmp_path / CODEC_FILE)

@@ -1,6 +1,7 @@
 """Diffusion: audiocraft's numbers, stereo by channel, nothing but a clip's codes and seed in it."""
 
 import pytest
+import tiny_checkpoints
 import torch
 from audiocraft.models import MultiBandDiffusion as Oracle
 from audiocraft.models.builders import get_compression_model, get_diffusion_model, get_processor
@@ -9,7 +10,6 @@ from audiocraft.modules.diffusion_schedule import NoiseSchedule
 from banded import CPU, FRAMES, HOP, draw, read
 from omegaconf import OmegaConf
 
-from musicgen.checkpoints import tiny
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DIFFUSION_FILE, open_checkpoint
 from musicgen.errors import InputError
 from musicgen.pipeline import MusicGen
@@ -194,7 +194,7 @@ def test_pipeline_decodes_by_diffusion_and_loads_it_once(folders):
 
 def test_tiny_diffusion_is_always_the_same_and_leaves_the_generator(folders, tmp_path):
     before = torch.get_rng_state()
-    tiny.write_diffusion(tmp_path)
+    tiny_checkpoints.write_diffusion(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     written = (tmp_path / DIFFUSION_FILE).read_bytes()
     assert written == (folders["text"] / DIFFUSION_FILE).read_bytes()

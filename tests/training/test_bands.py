@@ -4,8 +4,9 @@ import pytest
 import torch
 from states import changed
 from tones import tone
-from train_demo import codec, synth
-from train_demo.join import join
+
+from training import codec, synth
+from training.join import join
 
 RATE = synth.SAMPLE_RATE
 

@@ -7,12 +7,12 @@ import sys
 
 import torch
 from states import changed
-from train_demo import codec, dataset, start, synth, train
 
-from musicgen import ROOT
 from musicgen.checkpoints import folders
+from musicgen.commands.server import ROOT
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
+from training import codec, dataset, start, synth, train
 
 RATE = synth.SAMPLE_RATE
 
@@ -33,7 +33,7 @@ def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path, monkeypa
     output = tmp_path / "demo"
     arguments = command_line(tmp_path / "work", output)
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    command = [ROOT / "scripts/train_demo/train", *arguments]
+    command = [ROOT / "training/train", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert (output / "losses.png").stat().st_size > 1000

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from audiocraft.modules.transformer import create_sin_embedding
-from train_demo import codec, dataset, lm, song, text
-from train_demo.muon import Muon
-from train_demo.run import LOSSES, Run, schedule
+
+from training import codec, dataset, lm, song, text
+from training.muon import Muon
+from training.run import LOSSES, Run, schedule
 
 
 def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from tones import tone
-from train_demo import codec, distance, evaluate, measures, synth
+
+from training import codec, distance, evaluate, measures, synth
 
 RATE = synth.SAMPLE_RATE
 

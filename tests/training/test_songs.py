@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from train_demo import captions, song, synth, text
+
+from training import captions, song, synth, text
 
 RATE = synth.SAMPLE_RATE
 

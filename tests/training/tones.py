@@ -1,7 +1,8 @@
 """Tones to measure."""
 
 import numpy as np
-from train_demo.synth import SAMPLE_RATE
+
+from training.synth import SAMPLE_RATE
 
 
 def tone(pitches, seconds=4.0):

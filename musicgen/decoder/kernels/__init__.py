@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from musicgen.decoder import sampling
-
-from . import attention, compiler, draw, fused, products
+from musicgen.decoder.kernels import attention, compiler, draw, fused, products
 
 
 @dataclass(frozen=True)
 class Ops:
-    """What a decode step is made of; the contracts are the docstrings of the PyTorch twins.
+    """What a decode step is made of; the contracts are the docstrings of the PyTorch references.
 
     Rows that `linear_add` returns are for a norm, and complete once that has seen them.
     """
@@ -66,7 +65,7 @@ def triton_ops(capability: tuple[int, int]) -> Ops:
 @functools.cache
 def cpu_ops() -> Ops:
     """On the CPU: nothing depends on the other rows of the batch, bit for bit."""
-    from . import compiled  # and numba, which a GPU has no use for
+    from musicgen.decoder.kernels import compiled  # and numba, which a GPU has no use for
 
     return Ops(
         norm_linear=products.norm_linear,
@@ -90,7 +89,7 @@ class Shape:
 def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) -> Ops:
     """The operations for a decoder of this shape and dtype, for so many rows.
 
-    On CUDA the Triton kernels that suit the GPU, if they build here and agree with their twins;
+    On CUDA the Triton kernels that suit the GPU, if they build here and agree with PyTorch's;
     otherwise, after a warning, PyTorch's. Float32 is always PyTorch's: it is there for comparisons,
     not for speed.
     """
@@ -111,9 +110,9 @@ def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) ->
 
 
 def check(
-    ops: Ops, twin: Ops, device: torch.device, dtype: torch.dtype, shape: Shape, rows: int
+    ops: Ops, reference: Ops, device: torch.device, dtype: torch.dtype, shape: Shape, rows: int
 ) -> None:
-    """Run every operation on random rows beside its twin.
+    """Run every operation on random rows beside its reference.
 
     Raises ValueError for a shape that the kernels' tiles do not divide, and ArithmeticError where
     the results differ by more than rounding to `dtype` explains.
@@ -121,7 +120,7 @@ def check(
     dim, ffn_dim, head_dim = shape.dim, shape.ffn_dim, shape.head_dim
     if dim % 64 or ffn_dim % 64 or shape.outputs % 64 or head_dim & (head_dim - 1):
         raise ValueError(f"no kernels for {shape}")
-    _check_sample(ops, twin, device, dtype, rows)
+    _check_sample(ops, reference, device, dtype, rows)
     random = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -163,20 +162,22 @@ def check(
         }
 
     results = run(ops)
-    for name, expected in run(twin).items():
+    for name, expected in run(reference).items():
         error = (results[name].float() - expected.float()).abs().max().item()
         if not error <= 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item()):
             raise ArithmeticError(f"{name} is off by {error:.3g}")
 
 
-def _check_sample(ops: Ops, twin: Ops, device: torch.device, dtype: torch.dtype, rows: int) -> None:
+def _check_sample(
+    ops: Ops, reference: Ops, device: torch.device, dtype: torch.dtype, rows: int
+) -> None:
     random = torch.Generator(device).manual_seed(0)
     settings = sampling.SamplingRows.empty(rows // 2, device)
     for clip in range(rows // 2):
         settings.set(clip, sampling.Sampling(top_k=50), 2048)
     logits = torch.randn(rows, 4, 2048, generator=random, device=device).to(dtype)
     noise = torch.empty(rows // 2, 4, 2048, device=device).exponential_(generator=random)
-    ours, theirs = (table.sample(logits, noise, settings) for table in (ops, twin))
+    ours, theirs = (table.sample(logits, noise, settings) for table in (ops, reference))
     # A draw may turn on the last bit of a probability: not many do.
     if (ours != theirs).float().mean().item() > 0.25:
         raise ArithmeticError("sample draws other codes")

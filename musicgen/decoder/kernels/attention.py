@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compiler import begin, jit, launch, tl, triton
+from musicgen.decoder.kernels.compiler import begin, jit, launch, tl, triton
 
 SPLIT = 128  # positions
 ENOUGH = 1.5  # heads to a processor, from which on each has but one program

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .compiler import triton
+from musicgen.decoder.kernels.compiler import triton
 
 # Sums that an element is made of, by what becomes of the product: they wait only for themselves,
 # and where the residual is added to, programs may share them. Belongs to the result.

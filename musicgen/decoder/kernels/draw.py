@@ -13,9 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from musicgen.decoder.kernels.compiler import begin, jit, launch, tl, triton
 from musicgen.decoder.sampling import SamplingRows
-
-from .compiler import begin, jit, launch, tl, triton
 
 
 def sample_triton(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:

@@ -20,8 +20,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .compiler import begin, jit, launch, tl, triton
-from .cuts import CHUNKS, cut
+from musicgen.decoder.kernels.compiler import begin, jit, launch, tl, triton
+from musicgen.decoder.kernels.cuts import CHUNKS, cut
 
 NORMED_INSIDE = 4  # rows, up to which each program makes their LayerNorm
 # Sums over a row must round alike in every kernel. Triton lays a tensor out as suits the kernel,

@@ -13,12 +13,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from musicgen.bench.launches import CUDA, step_launches
-from musicgen.bench.traffic import traffic
-from musicgen.bench.work import MAX_SECONDS, PUBLISHED, Work
+from benchmarks.gpu_plan.launches import CUDA, step_launches
+from benchmarks.gpu_plan.recorder import SHARED_MEMORY, Launch
+from benchmarks.gpu_plan.traffic import traffic
+from benchmarks.work import MAX_SECONDS, PUBLISHED, Work
 from musicgen.decoder import kernels
 from musicgen.decoder.kernels import compiler
-from musicgen.decoder.kernels.recorder import SHARED_MEMORY, Launch
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SPILL = 16  # bytes of a thread's local memory

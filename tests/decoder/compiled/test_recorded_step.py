@@ -7,10 +7,10 @@ import pytest
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from musicgen.bench.launches import CUDA, step_launches
-from musicgen.bench.traffic import traffic
-from musicgen.bench.work import MAX_SECONDS, PUBLISHED, Storage, Work, step_bytes
-from musicgen.decoder.kernels.recorder import PROCESSORS
+from benchmarks.gpu_plan.launches import CUDA, step_launches
+from benchmarks.gpu_plan.recorder import PROCESSORS
+from benchmarks.gpu_plan.traffic import traffic
+from benchmarks.work import MAX_SECONDS, PUBLISHED, Storage, Work, step_bytes
 
 SHORT = ("small", "stereo-melody-large")
 LONG = [pytest.param(model, marks=pytest.mark.full) for model in PUBLISHED if model not in SHORT]

@@ -1,0 +1,1 @@
+"""Predicts a decode step's time on GPUs that are not available, from the launches it would make."""

@@ -1,0 +1,237 @@
+"""What a benchmark says: one record a system and batch, as a table, as JSON, as Markdown."""
+
+import json
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.machine import Bandwidth
+from benchmarks.measure import Plan, Timing
+from benchmarks.systems import System
+from benchmarks.work import Work, step_bytes
+from musicgen.commands.server import ROOT
+
+FOLDER = ROOT / "benchmarks" / "results"
+LIBRARIES = ("torch", "triton", "audiocraft", "transformers")
+OURS = "ours"
+MEASURED, ABSENT, FAILED = "measured", "absent", "failed"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over the repeats."""
+
+    median: float
+    min: float
+    max: float
+    mean: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(median(values), min(values), max(values), fmean(values))
+
+
+def measured(
+    name: str, work: Work, system: System, timing: Timing, roof: Bandwidth, peak: int | None
+) -> Record:
+    """What one system reached.
+
+    clip_s            first code + (steps - 1) * median ms/step
+    real_time_factor  seconds of audio, of all clips together, per second of decoding
+    gb_per_s          `step_bytes` of what this system keeps its numbers in, per second
+    roofline_percent  of the bandwidth that this run measured
+    """
+    step = Spread.of([1e3 * seconds for seconds in timing.steps])
+    clip = timing.first_code + (work.steps - 1) * step.median / 1e3
+    needed = step_bytes(work, system.storage)
+    reached = needed / (step.median / 1e3)
+    return {
+        "system": name,
+        "batch": work.batch,
+        "status": MEASURED,
+        "ms_per_step": asdict(step),
+        "measured_steps": timing.measured_steps,
+        "measured_s": timing.measured,
+        "clip_s": clip,
+        "real_time_factor": work.batch * work.seconds / clip,
+        "gb_per_step": needed / 1e9,
+        "bytes_per_weight": system.storage.weight,
+        "bytes_per_cached_number": system.storage.cache,
+        "gb_per_s": reached / 1e9,
+        "roofline_percent": 100 * reached / roof.bytes_per_second,
+        "first_code_ms": 1e3 * timing.first_code,
+        "warm_up_s": timing.warm_up,
+        "peak_memory_gb": None if peak is None else peak / 1e9,
+        "note": system.note,
+    }
+
+
+def missing(name: str, work: Work, status: str, reason: str) -> Record:
+    """A system that has no figures: ABSENT here, or FAILED."""
+    return {"system": name, "batch": work.batch, "status": status, "reason": reason}
+
+
+def document(
+    work: Work, plan: Plan, roof: Bandwidth, load: float, records: Sequence[Record]
+) -> Record:
+    """All of a run; `work` and `plan` are those of any of its batches, `load` from before it."""
+    return {
+        "model": work.model,
+        "seconds": work.seconds,
+        "steps": work.steps,
+        "device": machine.device_name(work.device),
+        "device_type": work.device.type,
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "cuda": torch.version.cuda if work.device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "load_before_per_processor": load,
+        "commit": machine.commit(),
+        "bandwidth_gb_per_s": roof.bytes_per_second / 1e9,
+        "bandwidth_measured_by": roof.how,
+        "method": {
+            "summary": plan.summary,
+            "whole_clip": plan.full,
+            "contexts": sorted({window.prompt for window in plan.windows}),
+            "repeats": plan.repeats,
+            "steps_per_repeat": plan.chunk,
+            "discarded": plan.discarded,
+        },
+        "results": [{**record, **_lead(record, records)} for record in records],
+    }
+
+
+def _lead(record: Record, records: Sequence[Record]) -> Record:
+    """How many times this engine is as fast as the record's system, in the same batch."""
+    batch = [r for r in records if r["batch"] == record["batch"] and r["status"] == MEASURED]
+    mine = next((r for r in batch if r["system"] == OURS), None)
+    if mine is None or record["status"] != MEASURED:
+        return {}
+    return {"ours_is_faster_by": record["ms_per_step"]["median"] / mine["ms_per_step"]["median"]}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+HEADER = (
+    "system",
+    "batch",
+    "ms/step",
+    "min-max",
+    "x real time",
+    "GB/s",
+    "% of roofline",
+    "first code ms",
+    "warm-up s",
+    "peak GB",
+    "ours faster by",
+)
+
+
+def table(document: Record) -> str:
+    """For a terminal: what was measured, how, and a line a system."""
+    results = document["results"]
+    lines = [list(HEADER), *(_cells(r) for r in results if r["status"] == MEASURED)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    said = [
+        f"{r['system']}, batch {r['batch']}: {text}"
+        for r in results
+        if (text := r["note"] if r["status"] == MEASURED else f"{r['status']}, {r['reason']}")
+    ]
+    return "\n".join(
+        [
+            f"{document['model']}, {document['seconds']:g} s ({document['steps']} steps), "
+            f"{document['device']}, random weights, guidance on",
+            f"memory: {document['bandwidth_gb_per_s']:.1f} GB/s "
+            f"({document['bandwidth_measured_by']})",
+            f"measured: {document['method']['summary']}",
+            f"load before the run: {document['load_before_per_processor']:.0%} of the processors",
+            "",
+            *(
+                "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
+                for line in lines
+            ),
+            *said,
+        ]
+    )
+
+
+def _cells(record: Record) -> list[str]:
+    step, peak = record["ms_per_step"], record["peak_memory_gb"]
+    lead = record.get("ours_is_faster_by")
+    return [
+        record["system"],
+        str(record["batch"]),
+        f"{step['median']:.2f}",
+        f"{step['min']:.2f}-{step['max']:.2f}",
+        f"{record['real_time_factor']:.2f}",
+        f"{record['gb_per_s']:.1f}",
+        f"{record['roofline_percent']:.0f}",
+        f"{record['first_code_ms']:.1f}",
+        f"{record['warm_up_s']:.1f}",
+        "?" if peak is None else f"{peak:.2f}",
+        "" if lead is None else f"{lead:.2f}",
+    ]
+
+
+def save(document: Record, folder: Path = FOLDER) -> Path:
+    """Write `<model>-<device>.json`, in place of an earlier one."""
+    folder.mkdir(exist_ok=True)
+    device = re.sub(r"[^a-z0-9]+", "-", document["device"].lower()).strip("-")
+    path = folder / f"{document['model']}-{device}.json"
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path
+
+
+def markdown(folder: Path = FOLDER) -> str:
+    """The README's table, of all that was saved."""
+    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = [row for document in documents for row in _rows(document)]
+    names = list(dict.fromkeys(name for row in rows for name in row["others"]))
+    head = ["hardware", "model", "clips", "ms/step", "x real time", "roofline", "GB"]
+    head += [f"against {name}" for name in names]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        others = [row["others"].get(name, "") for name in names]
+        lines.append([*row["cells"], *others])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _rows(document: Record) -> Iterable[Record]:
+    """A row for every batch that this engine was measured with."""
+    for mine in document["results"]:
+        if mine["system"] != OURS or mine["status"] != MEASURED:
+            continue
+        peak = mine["peak_memory_gb"]
+        yield {
+            "cells": [
+                document["device"],
+                document["model"],
+                str(mine["batch"]),
+                f"{mine['ms_per_step']['median']:.2f}",
+                f"{mine['real_time_factor']:.1f}",
+                f"{mine['roofline_percent']:.0f}%",
+                "" if peak is None else f"{peak:.1f}",
+            ],
+            "others": {
+                other["system"]: f"{other['ours_is_faster_by']:.1f}x"
+                if other["status"] == MEASURED
+                else other["status"]
+                for other in document["results"]
+                if other["batch"] == mine["batch"] and other["system"] != OURS
+            },
+        }

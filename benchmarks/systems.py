@@ -1,0 +1,282 @@
+"""Who decodes: this engine, audiocraft, and transformers in its two forms.
+
+All get the same shapes and weights, guidance 3, top_k 250, and are driven by their own `generate`
+as their users call it: float16 as each of them does that on CUDA, float32 on the CPU (where this
+engine keeps weights in float16 if that loses nothing). Libraries are imported when their turn
+comes, so that one that is missing is merely absent.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.work import Storage, Work
+from musicgen.checkpoints.upstream import decoder_names
+from musicgen.decoder.clip import Clip, Conditions
+from musicgen.decoder.engine import Engine
+from musicgen.decoder.lm import LM
+from musicgen.decoder.sampling import Sampling
+from musicgen.decoder.weights import LMConfig
+
+TOP_K, GUIDANCE = 250, 3.0
+State = Mapping[str, Tensor]
+Tick = Callable[[], None]
+
+
+class Absent(Exception):  # noqa: N818 - an answer, not an error
+    """This system does not take part; the message says why."""
+
+
+@dataclass(frozen=True)
+class System:
+    """`decode(prompt, tick)` goes on from prompt [K, T0] or from nothing, `tick`s after each step.
+
+    `tick` may raise to end it.
+    """
+
+    decode: Callable[[Tensor | None, Tick], object]
+    storage: Storage
+    warm_up: Callable[[], None] = lambda: None
+    note: str = ""
+
+
+def ours(work: Work, state: State) -> System:
+    """This engine, set up as the pipeline does."""
+    lm = LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
+    engine = Engine(
+        lm,
+        max_length=work.frames,
+        stride=max(1, work.frames // 2),
+        slots=work.batch,
+        prefix=max(work.prefix_length, work.cross_length),
+        shared=torch.zeros(work.melody_length, work.config.dim) if work.melody_length else None,
+    )
+    condition = work.condition().to(work.device)
+    both = torch.stack([condition, torch.zeros_like(condition)])
+    prepended = Conditions(prefix=both, shared=work.shared)
+    given = Conditions(cross=both) if work.cross_length else prepended
+    sampling = Sampling(top_k=TOP_K, cfg_coef=GUIDANCE)
+
+    def decode(prompt: Tensor | None, tick: Tick) -> object:
+        clips = [
+            Clip(work.frames, seed, sampling, [given], prompt_codes=prompt)
+            for seed in range(work.batch)
+        ]
+        return engine.generate(clips, progress=lambda done, total: tick())
+
+    # Weights that fbgemm packed are float16.
+    weight = lm.heads.element_size() if isinstance(lm.heads, Tensor) else 2
+    return System(decode, Storage(weight, work.half.itemsize), engine.warm_up)
+
+
+def audiocraft(work: Work, state: State) -> System:
+    """audiocraft's LMModel, in the configuration of the published checkpoints."""
+    from musicgen.rendering.audiocraft import (
+        ConditionFuser,
+        ConditioningAttributes,
+        DelayedPatternProvider,
+        LMModel,
+        TorchAutocast,
+    )
+
+    config = work.config
+    fuse: dict[str, list[str]] = {"sum": [], "cross": [], "prepend": [], "input_interpolate": []}
+    fuse["cross" if config.cross_attention else "prepend"].append("description")
+    with torch.device("meta"):
+        lm = LMModel(
+            DelayedPatternProvider(config.n_q, delays=list(config.delays)),
+            nn.Module(),
+            ConditionFuser(fuse),
+            n_q=config.n_q,
+            card=config.card,
+            dim=config.dim,
+            num_heads=config.num_heads,
+            num_layers=config.num_layers,
+            hidden_scale=config.ffn_dim // config.dim,
+            norm="layer_norm",
+            norm_first=True,
+            bias_proj=False,
+            bias_ff=False,
+            bias_attn=False,
+            cfg_coef=GUIDANCE,
+            dropout=0.0,
+            activation="gelu",
+            causal=True,
+            custom=False,
+            memory_efficient=True,
+            cross_attention=config.cross_attention,
+            dtype=work.half,
+        )
+    lm = lm.to_empty(device=work.device).eval().requires_grad_(False)
+    lm.load_state_dict(state)
+    lm.condition_provider = FixedConditions(work)
+    attributes = [ConditioningAttributes(text={"description": "any"}) for _ in range(work.batch)]
+    autocast = TorchAutocast(work.device.type == "cuda", "cuda", dtype=torch.float16)
+
+    def decode(prompt: Tensor | None, tick: Tick) -> object:
+        with autocast:
+            return lm.generate(
+                None if prompt is None else prompt.expand(work.batch, -1, -1),
+                attributes,
+                max_gen_len=work.frames,
+                top_k=TOP_K,
+                callback=lambda done, total: tick(),
+            )
+
+    return System(decode, Storage(work.half.itemsize, work.half.itemsize))
+
+
+class FixedConditions(nn.Module):
+    """In the place of audiocraft's conditioners: the work's condition, zeros for its null."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        condition = work.condition().to(work.device)[None].expand(work.batch, -1, -1)
+        self.both = torch.cat([condition, torch.zeros_like(condition)])
+
+    def tokenize(self, attributes: list[Any]) -> list[Any]:
+        return attributes
+
+    def forward(self, attributes: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Conditions [2 B, L, dim] and their mask."""
+        return {"description": (self.both, torch.ones_like(self.both[..., 0]))}
+
+
+def transformers_eager(work: Work, state: State) -> System:
+    """transformers' MusicGen with the cache that it takes by default.
+
+    Its time to the first code is what it is: text models of transformers 5 prefill twice.
+    """
+    model, inputs = _transformers(work, state)
+
+    def decode(prompt: Tensor | None, tick: Tick) -> object:
+        given = {} if prompt is None else {"decoder_input_ids": prompt.repeat(work.batch, 1)}
+        return model.generate(**inputs, **given, stopping_criteria=_ticking(work, tick))
+
+    return System(decode, Storage(work.half.itemsize, work.half.itemsize))
+
+
+def transformers_static(work: Work, state: State) -> System:
+    """transformers' MusicGen with a static cache, on which `generate` compiles the decoder.
+
+    The cache is handed over, as `cache_implementation="static"` is ignored by MusicGen's
+    `generate` of transformers 5 (text models) or fails in it (melody models). Attention reads all
+    of such a cache at every step, so where a window stands makes no difference: all begin at 0.
+    """
+    if work.device.type != "cuda":
+        raise Absent("transformers compiles itself on CUDA only")
+    return transformers_with_static_cache(work, state)
+
+
+def transformers_with_static_cache(work: Work, state: State) -> System:
+    """`transformers_static` on any device; it compiles nothing but on CUDA."""
+    from transformers import EncoderDecoderCache, StaticCache
+
+    model, inputs = _transformers(work, state)
+    decoder = model.decoder.config
+    # Text models of transformers 5 prefill a given cache twice: one more position.
+    cache = StaticCache(decoder, max_cache_len=work.prefix_length + work.steps + 1)
+    if work.cross_length:
+        cross = StaticCache(decoder, max_cache_len=work.cross_length)
+        cache = EncoderDecoderCache(cache, cross)
+
+    def decode(prompt: Tensor | None, tick: Tick) -> object:
+        cache.reset()
+        return model.generate(
+            **inputs, past_key_values=cache, stopping_criteria=_ticking(work, tick)
+        )
+
+    storage = Storage(work.half.itemsize, work.half.itemsize)
+    return System(decode, storage, note="timed from context 0: its cache is read whole")
+
+
+def _transformers(work: Work, state: State) -> tuple[Any, dict[str, Any]]:
+    """The whole model, its encoders next to nothing, and the arguments of its `generate`."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.set_seed(0)
+    family = "Musicgen" if work.config.cross_attention else "MusicgenMelody"
+    text = transformers.T5Config(
+        vocab_size=32, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=4
+    )
+    codec = transformers.EncodecConfig(num_filters=4, hidden_size=16, num_lstm_layers=1)
+    with torch.device("meta"):
+        # The package lists only the composite's configuration; that knows the decoder's.
+        composite = getattr(transformers, f"{family}Config")
+        config = composite(text_encoder=text, audio_encoder=codec, decoder=_decoder(work.config))
+        decoder = getattr(transformers, f"{family}ForCausalLM")(config.decoder).to(work.half)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(
+        text_encoder=transformers.T5EncoderModel(text),
+        audio_encoder=transformers.EncodecModel(codec),
+        decoder=decoder,
+    )
+    decoder.set_attn_implementation("sdpa")  # what `from_pretrained` chooses
+    decoder.to_empty(device=work.device)
+    decoder.load_state_dict(_renamed(work.config, state))
+    positions = decoder.model.decoder.embed_positions
+    positions.make_weights(positions.num_positions, positions.embedding_dim)
+    model = model.to(work.device, work.half).eval().requires_grad_(False)
+
+    ids = torch.full((work.batch, work.text_length), 3, device=work.device)
+    inputs: dict[str, Any] = {
+        "inputs": ids,
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": True,
+        "top_k": TOP_K,
+        "guidance_scale": GUIDANCE,
+        "max_length": 1 + work.steps,
+        "bos_token_id": work.config.special_token_id,
+        "pad_token_id": work.config.special_token_id,
+        "decoder_start_token_id": work.config.special_token_id,
+    }
+    if work.melody_length:
+        chroma = torch.zeros(work.batch, work.melody_length, config.num_chroma)
+        chroma[..., 0] = 1
+        inputs["input_features"] = chroma.to(work.device, work.half)
+    return model, inputs
+
+
+def _decoder(config: LMConfig) -> dict[str, Any]:
+    """The same decoder in transformers' words."""
+    return {
+        "vocab_size": config.card,
+        "hidden_size": config.dim,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "ffn_dim": config.ffn_dim,
+        "num_codebooks": config.n_q,
+        "audio_channels": 2 if len(set(config.delays)) < config.n_q else 1,
+    }
+
+
+def _renamed(config: LMConfig, state: State) -> dict[str, Tensor]:
+    """An audiocraft decoder's state as transformers' ForCausalLM names it."""
+    names = decoder_names(config.num_layers, config.n_q)
+    return {
+        name.removeprefix("decoder."): part
+        for ours, tensor in state.items()
+        for name, part in zip(names[ours], tensor.chunk(len(names[ours])), strict=True)
+    }
+
+
+def _ticking(work: Work, tick: Tick) -> list[Callable[..., Tensor]]:
+    """Stopping criteria that never stop and are asked once a step."""
+    never = torch.zeros(work.batch * work.config.n_q, dtype=torch.bool, device=work.device)
+
+    def criterion(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        tick()
+        return never
+
+    return [criterion]
+
+
+SYSTEMS: dict[str, Callable[[Work, State], System]] = {
+    "ours": ours,
+    "audiocraft": audiocraft,
+    "transformers": transformers_eager,
+    "transformers static": transformers_static,
+}

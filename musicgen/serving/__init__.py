@@ -1,0 +1,1 @@
+"""What the predictors need around Cog: worker threads, result files, uploads, logging."""

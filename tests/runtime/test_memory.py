@@ -1,0 +1,79 @@
+"""Memory decides how many clips decode at once, and running out of it is recognized."""
+
+import psutil
+import pytest
+import torch
+
+from musicgen.decoder.engine import BATCHES, slot_columns
+from musicgen.decoder.state import State
+from musicgen.pipeline import SLOTS_SHARE, slots_that_fit
+from musicgen.runtime import memory
+
+CPU = torch.device("cpu")
+
+
+def limit(folder, maximum, current, inactive):
+    (folder / "memory.max").write_text(f"{maximum}\n")
+    (folder / "memory.current").write_text(f"{current}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\n")
+
+
+def test_free_memory_is_the_machines(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    available = psutil.virtual_memory().available
+    assert memory.free_bytes(CPU) == pytest.approx(available, rel=0.2)
+    limit(tmp_path, "max", 100, 5)
+    assert memory.free_bytes(CPU) == pytest.approx(available, rel=0.2)
+
+
+def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    limit(tmp_path, 1_000_000, 700_000, 200_000)
+    assert memory.free_bytes(CPU) == 500_000
+
+
+@pytest.mark.parametrize(("fits", "slots"), [(0, 1), (0.5, 1), (1.5, 1), (3.1, 3), (1000, 32)])
+def test_slots_are_as_many_as_fit(models, monkeypatch, fits, slots):
+    lm, length, prefix = models["stereo-melody"].engine.lm, 1500, 700
+    size = State.slot_bytes(lm, slot_columns(lm, length), prefix)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE)
+    assert slots_that_fit(lm, length, prefix) == slots
+    # What all share takes half a slot.
+    monkeypatch.setattr(memory, "free_bytes", lambda _: (fits + 0.5) * size / SLOTS_SHARE)
+    assert slots_that_fit(lm, length, prefix, shared=True) == slots
+    assert slots <= BATCHES[-1]
+
+
+@pytest.mark.parametrize("kind", ["text", "stereo-melody"])
+def test_a_slot_takes_what_is_said(models, kind):
+    engine = models[kind].engine
+    cache = engine.state.cache
+    tensors = (cache.keys, cache.values, cache.cross_keys, cache.cross_values)
+    rows = 2 * len(engine.state.column) + (cache.shared_lengths is not None)
+    held = sum(tensor.nbytes for tensor in tensors) / rows * 2
+    said = State.slot_bytes(
+        engine.lm, slot_columns(engine.lm, engine.max_length), models[kind].conditioner.longest
+    )
+    assert held == said
+
+
+def test_what_allocators_say_is_understood():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert memory.is_exhausted(caught.value)
+    assert memory.is_exhausted(MemoryError())
+    assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not memory.is_exhausted(RuntimeError("shapes differ"))
+    assert not memory.is_exhausted(ValueError("out of memory"))
+
+
+@pytest.mark.skipif(not hasattr(memory._LIBC, "malloc_trim"), reason="another libc than glibc")
+def test_what_was_freed_goes_back_to_the_system():
+    """200 MB of small blocks, freed below one that is still in use."""
+    blocks = [bytearray(50_000) for _ in range(4000)]
+    last = blocks[-1]
+    del blocks
+    held = psutil.Process().memory_info().rss
+    memory.give_back()
+    assert psutil.Process().memory_info().rss < held - 150e6
+    assert len(last) == 50_000

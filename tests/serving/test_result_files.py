@@ -1,0 +1,78 @@
+"""Files on their way, and what is swept."""
+
+import contextvars
+import os
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+
+from musicgen.runtime.cancellation import Cancellation, current
+from musicgen.serving import result_files as module
+from musicgen.serving.result_files import LEFTOVER_SECONDS, ResultFiles, sweep
+
+
+def test_outbox_keeps_what_others_send_and_nothing_of_a_failed_prediction(monkeypatch):
+    result_files = ResultFiles()
+    with result_files.folder() as first:
+        (first / "a.wav").write_bytes(b"a")
+
+    def fail():
+        with result_files.folder() as folder:
+            (folder / "b.wav").write_bytes(b"b")
+            raise KeyboardInterrupt
+
+    with result_files.folder() as running:
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+        assert sorted(first.parent.glob("tmp*")) == sorted([first, running])
+        monkeypatch.setattr(module, "KEEP_SECONDS", -1.0)
+        with result_files.folder() as last:
+            assert sorted(first.parent.glob("tmp*")) == sorted([running, last])
+
+
+def test_nothing_is_kept_of_a_prediction_that_was_given_up():
+    result_files, cancellation = ResultFiles(), Cancellation()
+
+    def given_up():
+        current.set(cancellation)
+        with result_files.folder() as folder:
+            (folder / "a.wav").write_bytes(b"a")
+            cancellation.cancel()
+
+    with pytest.raises(CancelledError):
+        contextvars.copy_context().run(given_up)
+    with result_files.folder() as only:
+        assert list(only.parent.glob("tmp*")) == [only]
+
+
+def test_old_leftovers_go_and_nothing_else(tmp_path):
+    inputs, cog = tmp_path / "inputs", tmp_path / "cog"
+    for name in ("old", "new", "used"):
+        for part in ("inputs", "outputs"):
+            (cog / name / part).mkdir(parents=True)
+    (cog / "used" / "outputs" / "a.wav").write_bytes(b"a")
+    inputs.mkdir()
+    for name in ("old.wav", "new.wav"):
+        (inputs / name).write_bytes(b"a")
+    (inputs / "cache").mkdir()
+    then = time.time() - LEFTOVER_SECONDS - 1
+    for path in (cog / "old", cog / "used", inputs / "old.wav", inputs / "cache"):
+        os.utime(path, (then, then))
+    sweep(inputs, cog)
+    assert sorted(path.name for path in inputs.iterdir()) == ["cache", "new.wav"]
+    assert sorted(path.name for path in cog.iterdir()) == ["new", "used"]
+    assert (cog / "used" / "outputs" / "a.wav").exists()
+    assert sorted(path.name for path in (cog / "new").iterdir()) == ["inputs", "outputs"]
+
+
+def test_a_missing_folder_is_nothing_to_sweep(tmp_path):
+    sweep(tmp_path / "none", tmp_path / "neither")
+
+
+def test_a_prediction_that_begins_sweeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "COG_FOLDER", tmp_path)
+    monkeypatch.setattr(module, "LEFTOVER_SECONDS", -1.0)
+    (tmp_path / "pred_1" / "inputs").mkdir(parents=True)
+    with ResultFiles().folder():
+        assert not any(tmp_path.iterdir())

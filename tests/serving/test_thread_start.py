@@ -1,0 +1,115 @@
+"""A cancel that Cog means for one thread hits no other that this one is just starting."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from musicgen.serving import thread_start
+
+# On one processor the new thread cannot run before its maker lets it: every cancel comes between.
+CANCELLED_WHILE_STARTING = """
+import ctypes, os, threading
+from concurrent.futures import ThreadPoolExecutor
+
+import musicgen.serving.thread_start
+
+class Cancel(BaseException):
+    pass
+
+def start_new_thread(*arguments):
+    made = real(*arguments)
+    cancel = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    if maker:
+        cancel(ctypes.c_ulong(maker[0]), ctypes.py_object(Cancel))
+    return made
+
+def fetch():
+    maker.append(threading.get_ident())
+    try:
+        ThreadPoolExecutor(1).submit(str).result()
+    except Cancel:
+        pass
+    finally:
+        maker.clear()
+        ended.set()
+
+PROTECT
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+real, maker = threading._start_new_thread, []
+threading._start_new_thread = start_new_thread
+for _ in range(20):
+    ended = threading.Event()
+    real(fetch, ())
+    if not ended.wait(WAIT):
+        os._exit(3)
+os._exit(0)
+"""
+
+
+FORKED = """
+import os, threading
+
+from musicgen.serving import thread_start
+
+starter = thread_start.Starter()
+child = os.fork()
+thread = threading.Thread(target=str)
+starter.start(thread)
+thread.join()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(7)
+"""
+
+
+def run(script):
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+def cancelled_while_starting(protect, wait):
+    return run(CANCELLED_WHILE_STARTING.replace("PROTECT", protect).replace("WAIT", wait))
+
+
+def test_a_cancel_leaves_the_threads_alone_that_its_own_starts():
+    ended = cancelled_while_starting("musicgen.serving.thread_start.protect()", "None")
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python keeps them apart from 3.12 on")
+def test_without_protection_it_would_not():
+    """If this fails, Python has changed and musicgen/thread_start.py can go."""
+    ended = cancelled_while_starting("", "5")
+    assert ended.returncode == 3
+    assert b"Exception ignored in thread started by" in ended.stderr
+
+
+@pytest.fixture
+def starter(monkeypatch):
+    made = thread_start.Starter()
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: made.start(thread))
+    return made
+
+
+def test_threads_start_as_ever(starter):
+    ran = []
+    for number in range(50):
+        thread = threading.Thread(target=ran.append, args=[number])
+        thread.start()
+        thread.join()
+    assert ran == list(range(50))
+
+
+def test_what_cannot_start_says_so(starter):
+    thread = threading.Thread(target=str)
+    thread.start()
+    thread.join()
+    with pytest.raises(RuntimeError, match="threads can only be started once"):
+        thread.start()
+    threading.Thread(target=str).start()
+
+
+def test_a_fork_starts_its_own():
+    assert run(FORKED).returncode == 7
