@@ -9,14 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpu_plan import prediction
+from benchmarks.gpu_plan import prediction, recorder
 from benchmarks.gpu_plan.cards import GPUS
 from benchmarks.gpu_plan.least import least_step
 from benchmarks.gpu_plan.prediction import HALF, seconds
 from benchmarks.gpu_plan.traffic import Traffic
 from benchmarks.work import Work
 from musicgen.commands.server import ROOT
-from musicgen.decoder.kernels import recorder
 
 H200 = GPUS["h200"]
 
