@@ -16,7 +16,7 @@ from torch import Tensor
 from musicgen.errors import InputError
 
 FIX = "Send an audio file (wav, mp3, flac, m4a or ogg) that plays elsewhere"
-# Container formats that may be opened, by ffmpeg's names, whatever the file's suffix. Others hold no
+# Container formats that may be opened, by ffmpeg's names, whatever the suffix. Others hold no
 # audio, or are playlists that would make ffmpeg open further files.
 FORMATS = (
     "aac ac3 aiff amr ape asf au avi caf dsf dts eac3 flac flv matroska mov mp3 mpc mpc8 mpeg "
