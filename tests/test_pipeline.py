@@ -9,6 +9,7 @@ import oracle
 import pytest
 import soundfile
 import sounds
+import tiny_checkpoints
 import torch
 
 from musicgen.errors import DecodeError, InputError, MusicGenError
@@ -21,15 +22,24 @@ PROMPT = "lofi chill, warm piano, C minor, 80 bpm"
 
 
 @pytest.fixture(scope="module")
-def tune(tmp_path_factory):
-    """3 s of melody as a file."""
-    folder = tmp_path_factory.mktemp("tune")
-    return sounds.write(folder / "tune.wav", sounds.melody(3.0, 32000), 32000)
-
-
-@pytest.fixture(scope="module")
 def references(checkpoints):
     return {kind: oracle.load(folder) for kind, folder in checkpoints.items()}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[3, pytest.param(30, marks=pytest.mark.full)],
+    ids="windows of {} s".format,
+)
+def windowed(request, tmp_path_factory):
+    """The window's seconds, and kind -> (our model, audiocraft's) with windows of that length."""
+    folder, window = tmp_path_factory.mktemp("windows"), request.param
+    for kind in ("text", "melody"):
+        tiny_checkpoints.write_checkpoint(folder / kind, kind, window)
+    return window, {
+        kind: (MusicGen.load(folder / kind, "cpu"), oracle.load(folder / kind))
+        for kind in ("text", "melody")
+    }
 
 
 def generate(model, **fields):
@@ -44,6 +54,7 @@ def reference_wav(reference, request, run):
         top_p=request.top_p,
         temperature=request.temperature,
         cfg_coef=request.classifier_free_guidance,
+        extend_stride=18 * reference.max_duration / 30,
     )
     with oracle.unshifted, torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(request.seed)
@@ -91,19 +102,19 @@ def test_melody_equals_audiocraft(models, references, kind, tune):
     assert_same_sound(models[kind].generate(request).wavs[0], reference)
 
 
-@pytest.mark.parametrize("seconds", [32.0, 41.7])
-def test_a_melody_longer_than_the_window_equals_audiocraft(models, references, tmp_path, seconds):
-    """audiocraft separates all of it; what lies behind the window can still change its end."""
-    wav = sounds.melody(seconds, 32000)
+@pytest.mark.parametrize("windows", [1.07, 1.39])
+def test_a_melody_longer_than_the_window_equals_audiocraft(windowed, tmp_path, windows):
+    """audiocraft separates all of it; sound after the window can still change the window's end."""
+    window, models = windowed
+    wav = sounds.melody(windows * window, 32000)
     path = sounds.write(tmp_path / "a.flac", wav, 32000)
     [melody] = [torch.from_numpy(soundfile.read(path, dtype=np.float32)[0].T)]
     request = Request(prompt=PROMPT, duration=1, seed=7, input_audio=path)
-    reference = reference_wav(
-        references["melody"],
-        request,
-        lambda r: r.generate_with_chroma([PROMPT], [melody], 32000),
+    model, reference = models["melody"]
+    expected = reference_wav(
+        reference, request, lambda r: r.generate_with_chroma([PROMPT], [melody], 32000)
     )
-    assert_same_sound(models["melody"].generate(request).wavs[0], reference)
+    assert_same_sound(model.generate(request).wavs[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["text", "stereo", "stereo-melody"])
@@ -126,39 +137,45 @@ def test_continuation_equals_audiocraft(models, references, kind, tmp_path):
     assert_same_sound(models[kind].generate(request).wavs[0], reference)
 
 
-def test_windows_beyond_30_s_equal_audiocraft(models, references):
-    request = Request(prompt=PROMPT, duration=31, seed=7)
-    reference = reference_wav(references["text"], request, lambda r: r.generate([PROMPT]))
-    assert_same_sound(models["text"].generate(request).wavs[0], reference)
+def test_several_windows_equal_audiocraft(windowed):
+    window, models = windowed
+    model, reference = models["text"]
+    request = Request(prompt=PROMPT, duration=window + 1, seed=7)
+    expected = reference_wav(reference, request, lambda r: r.generate([PROMPT]))
+    assert_same_sound(model.generate(request).wavs[0], expected)
 
 
-@pytest.mark.parametrize("seconds", [7.0, 45.0])
-def test_windows_tile_the_melody_as_audiocraft(models, references, tmp_path, monkeypatch, seconds):
-    """Separation aside: audiocraft separates every window's tiled melody, ours tiles one stem."""
-    wav = sounds.melody(seconds, 32000)
-    wav[:, 100000:150000] = 0
+@pytest.mark.parametrize("windows", [0.23, 1.5])
+def test_windows_tile_the_melody_as_audiocraft(windowed, tmp_path, monkeypatch, windows):
+    """Without separation: audiocraft separates every window's tiled melody, ours tiles one stem."""
+    window, models = windowed
+    model, reference = models["melody"]
+    wav = sounds.melody(windows * window, 32000)
+    wav[:, wav.shape[1] // 3 : wav.shape[1] // 2] = 0
     path = sounds.write(tmp_path / "a.flac", wav, 32000)
-    chroma = references["melody"].lm.condition_provider.conditioners["self_wav"]
+    chroma = reference.lm.condition_provider.conditioners["self_wav"]
     monkeypatch.setattr(chroma, "_get_stemmed_wav", lambda wav, _: wav)
-    monkeypatch.setattr(models["melody"].conditioner.melody, "separate", lambda wav: wav)
-    request = Request(prompt=PROMPT, duration=31, seed=7, input_audio=path)
-    reference = reference_wav(
-        references["melody"],
+    monkeypatch.setattr(model.conditioner.melody, "separate", lambda wav: wav)
+    request = Request(prompt=PROMPT, duration=window + 1, seed=7, input_audio=path)
+    expected = reference_wav(
+        reference,
         request,
         lambda r: r.generate_with_chroma([PROMPT], [torch.from_numpy(wav)], 32000),
     )
-    assert_same_sound(models["melody"].generate(request).wavs[0], reference)
+    assert_same_sound(model.generate(request).wavs[0], expected)
 
 
-def test_a_prompt_longer_than_a_window_is_continued(models, tmp_path):
-    path = sounds.write(tmp_path / "a.wav", sounds.melody(31.0, 32000, 1), 32000)
-    request = Request(duration=33, seed=7, input_audio=path, continuation=True)
-    model = models["text"]
-    wav = model.generate(request).wavs[0]
-    assert wav.shape == (1, 33 * 32000)
-    prompt = model.codec.encode(torch.from_numpy(sounds.melody(31.0, 32000, 1)))
+def test_an_audio_prompt_longer_than_a_window_is_continued(windowed, tmp_path):
+    window, models = windowed
+    wav = sounds.melody(window + 1.0, 32000, 1)
+    path = sounds.write(tmp_path / "a.wav", wav, 32000)
+    request = Request(duration=window + 3, seed=7, input_audio=path, continuation=True)
+    model = models["text"][0]
+    made = model.generate(request).wavs[0]
+    assert made.shape == (1, (window + 3) * 32000)
+    prompt = model.codec.encode(torch.from_numpy(wav))
     rendered = model.codec.decode(prompt[None], [0])[0]
-    assert torch.allclose(wav[:, : 30 * 32000], rendered[:, : 30 * 32000], atol=1e-5)
+    assert torch.allclose(made[:, : window * 32000], rendered[:, : window * 32000], atol=1e-5)
 
 
 @pytest.mark.parametrize("fields", [{}, {"audio": True}, {"audio": True, "continuation": True}])
