@@ -3,15 +3,14 @@
 import json
 import random
 import signal
-import threading
 import time
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import pytest
-import sounds
 from cog_client import data_uri, samples
 from gate import until
 from web import web_server
@@ -80,15 +79,14 @@ def check_bytes(server, requests, callers, disturb):
 
 def disturb(server, index, inputs):
     """A long request that is cancelled, or whose client disconnects, once it has begun."""
-    prediction_id = new_id()
-    connection = server.begin(prediction_id, **{**inputs, "duration": 60})
-    until(lambda: server.says(prediction_id, "seed: "))
-    if index % 2:
-        connection.close()
-        return
-    httpx.post(f"{server.url}/predictions/{prediction_id}/cancel").raise_for_status()
-    answer = json.loads(connection.getresponse().read())
-    assert answer["status"] == "canceled", answer
+    name = new_id()
+    with closing(server.begin(name, **{**inputs, "duration": 60})) as connection:
+        until(lambda: server.says(name, "seed: "))
+        if index % 2:
+            return
+        httpx.post(f"{server.url}/predictions/{name}/cancel").raise_for_status()
+        answer = json.loads(connection.getresponse().read())
+        assert answer["status"] == "canceled", answer
 
 
 @pytest.mark.parametrize("predictor", ["predict", "songstarter"])
