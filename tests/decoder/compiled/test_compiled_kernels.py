@@ -13,9 +13,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.gpu_plan.cost import launch_cost
 from benchmarks.gpu_plan.launches import CUDA, step_launches
 from benchmarks.gpu_plan.recorder import SHARED_MEMORY, Launch
-from benchmarks.gpu_plan.traffic import traffic
 from benchmarks.work import MAX_SECONDS, PUBLISHED, Work
 from musicgen.decoder import kernels
 from musicgen.decoder.kernels import compiler
@@ -179,7 +179,10 @@ def test_a_plan_knows_the_shared_memory_of_products(step):
     work = Work(model, MAX_SECONDS, clips, CUDA)
     for made in built(*step):
         if made.name == "_product_kernel":
-            planned, norm = traffic(made.launch, work).shared, made.launch.arguments["NORM"]
+            planned, norm = (
+                launch_cost(made.launch, work).shared_memory,
+                made.launch.arguments["NORM"],
+            )
             # With a norm there is a place more in which its factors change their layout.
             assert made.shared - 4096 * bool(norm) <= planned <= made.shared
 

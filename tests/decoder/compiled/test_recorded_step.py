@@ -7,9 +7,9 @@ import pytest
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.gpu_plan.cost import launch_cost
 from benchmarks.gpu_plan.launches import CUDA, step_launches
 from benchmarks.gpu_plan.recorder import PROCESSORS
-from benchmarks.gpu_plan.traffic import traffic
 from benchmarks.work import MAX_SECONDS, PUBLISHED, Storage, Work, step_bytes
 
 SHORT = ("small", "stereo-melody-large")
@@ -32,7 +32,7 @@ def test_a_step_stays_on_its_gpu(model, capability):
 def test_bytes_of_the_launches_are_bytes_of_the_step(model, melodies):
     """What a plan counts launch by launch is what the roofline counts from the model's shape."""
     work = Work(model, MAX_SECONDS, 4, CUDA, melodies)
-    parts = [traffic(launch, work) for launch in step_launches(work.config, work.batch, 90)]
+    parts = [launch_cost(launch, work) for launch in step_launches(work.config, work.batch, 90)]
     read = sum(part.programs * part.memory for part in parts)
     assert read == pytest.approx(step_bytes(work, Storage(2, 2)), rel=0.002)
 
