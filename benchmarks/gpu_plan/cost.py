@@ -105,7 +105,7 @@ def _combine(launch: Launch, work: Work, cache_bytes: int) -> Cost:
     given = launch.arguments
     splits = math.ceil(_context(work) / given["SPLIT"])
     return Cost(
-        label="attention's combination",
+        label="combination of attention splits",
         programs=launch.grid[0],
         cached=4 * given["HEAD_DIM"] * splits,
         threads=32,
@@ -153,7 +153,7 @@ def _operation(launch: Launch) -> Cost:
         arguments.pop(next(iter(arguments)))
     if name.endswith("_"):
         arguments.pop("result")
-    return Cost("PyTorch's own operations", cached=sum(_bytes(v) for v in arguments.values()))
+    return Cost("PyTorch operations", cached=sum(_bytes(v) for v in arguments.values()))
 
 
 def _bytes(value: Any) -> int:
