@@ -16,18 +16,18 @@ from torch import Tensor
 from musicgen.errors import InputError
 
 FIX = "Send an audio file (wav, mp3, flac, m4a or ogg) that plays elsewhere"
-# ffmpeg's names of what is opened, whatever a file calls itself. Others are no sound, or lists that
-# would make it open further files.
+# Container formats that may be opened, by ffmpeg's names, whatever the suffix. Others hold no
+# audio, or are playlists that would make ffmpeg open further files.
 FORMATS = (
     "aac ac3 aiff amr ape asf au avi caf dsf dts eac3 flac flv matroska mov mp3 mpc mpc8 mpeg "
     "mpegts ogg tak tta voc w64 wav wv"
 )
 OPTIONS = {"format_whitelist": FORMATS.replace(" ", ","), "protocol_whitelist": "file"}
-RATES = range(1000, 768_001)  # Hz; a header can say anything
-# Elements of the filter between two sample rates: what they share of 44,100 and 32,000 makes it
-# small, but from 44,101 it would take 6 GB.
+RATES = range(1000, 768_001)  # Hz; a header may claim any number
+# Elements of the resampling filter. The common divisor of 44,100 and 32,000 makes it small; from
+# 44,101 Hz it would take 6 GB.
 LARGEST_FILTER = 2**25
-FILTER_ZEROS = 24  # of julius' sinc, by default
+FILTER_ZEROS = 24  # zero crossings of julius' sinc filter, its default
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +37,19 @@ def load_slice(
 ) -> Tensor:
     """The slice [start, end) seconds of `path`, at most `limit` seconds of it.
 
-    Returns wav [channels, N] at `sample_rate`. Decoding stops as soon as the slice is complete, so
-    a long upload costs no more memory than what is kept of it. Raises InputError for a file that
-    is not audio, or a slice that is not in it.
+    Returns wav [channels, N] at `sample_rate`. Decoding stops when the slice is complete, so a long
+    upload takes no more memory than its slice. Raises InputError for a file that is not audio, or
+    a slice outside of it.
     """
     stop = start + limit if end is None else min(end, start + limit)
-    heard = _decode(path, start, stop, sample_rate)
-    first, last = resolve_slice(start, end, heard.length, reached_end=heard.reached_end)
-    wav = heard.wav[:, : round(min(last, stop) * heard.rate) - round(first * heard.rate)]
-    if wav.shape[-1] * sample_rate < heard.rate:  # less than one sample at the new rate
+    decoded = _decode(path, start, stop, sample_rate)
+    first, last = resolve_slice(start, end, decoded.length, reached_end=decoded.reached_end)
+    wav = decoded.wav[:, : round(min(last, stop) * decoded.rate) - round(first * decoded.rate)]
+    if wav.shape[-1] * sample_rate < decoded.rate:  # less than one sample at the new rate
         raise InputError("input_audio", path.name, "the slice holds no sample", FIX)
     if not torch.isfinite(wav).all():
         raise InputError("input_audio", path.name, "holds NaN or infinite samples", FIX)
-    return resample(convert_channels(wav, channels), heard.rate, sample_rate)
+    return resample(convert_channels(wav, channels), decoded.rate, sample_rate)
 
 
 def resolve_slice(
@@ -87,8 +87,8 @@ def convert_channels(wav: Tensor, channels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What was kept of a file: wav [1 or 2, N] from the slice's start on, at `rate` Hz."""
+class _Decoded:
+    """wav [1 or 2, N] from the slice's start on, at `rate` Hz."""
 
     wav: Tensor
     rate: int
@@ -96,24 +96,24 @@ class _Heard:
     reached_end: bool
 
 
-def _decode(path: Path, start: float, stop: float, wanted_rate: int) -> _Heard:
+def _decode(path: Path, start: float, stop: float, wanted_rate: int) -> _Decoded:
     """The samples of `path` from `start` seconds on, and to little more than `stop`.
 
-    More than two channels are downmixed by ffmpeg's matrix for their layout, so a 5.1 file keeps
-    its centre and surrounds.
+    ffmpeg downmixes more than two channels by the matrix for their layout, so a 5.1 file keeps its
+    centre and surrounds.
     """
     try:
         with av.open(str(path), options=OPTIONS, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise InputError("input_audio", path.name, "holds no audio", FIX)
             stream = container.streams.audio[0]
-            # Pictures, subtitles and other streams of a video are not even read.
-            context = stream.codec_context  # None where there is no decoder for it
+            # Video, subtitles and other streams are not read.
+            context = stream.codec_context  # None if ffmpeg has no decoder for it
             rate, count = (context.sample_rate, context.channels) if context else (0, 0)
             if rate not in RATES or not count:
                 raise InputError("input_audio", path.name, "its audio format is unknown", FIX)
             if _filter_size(rate, wanted_rate) > LARGEST_FILTER:
-                rate = wanted_rate  # ffmpeg's own resampler, which makes its filter as it goes
+                rate = wanted_rate  # ffmpeg resamples instead, without a precomputed filter
             resampler = av.AudioResampler("fltp", "mono" if count == 1 else "stereo", rate)
             blocks, position, reached_end = [], 0, True
             for block in _blocks(container, stream, resampler, path.name):
@@ -121,19 +121,19 @@ def _decode(path: Path, start: float, stop: float, wanted_rate: int) -> _Heard:
                 position += block.shape[-1]
                 if before < block.shape[-1]:
                     blocks.append(block[:, before:])
-                # One sample more than asked for proves that the file goes on.
+                # One sample more than requested proves that the file continues.
                 if position > stop * rate:
                     reached_end = False
                     break
     except av.error.FFmpegError as exc:
-        # What ffmpeg says of a format that it may not open is "Invalid argument".
+        # ffmpeg reports a format outside of the whitelist as "Invalid argument".
         reason = "not one of its formats" if exc.errno == errno.EINVAL else exc.strerror
         problem = f"cannot be read as audio ({reason})"
         raise InputError("input_audio", path.name, problem, FIX) from exc
     if not position:
         raise InputError("input_audio", path.name, "holds no audio samples", FIX)
     wav = torch.from_numpy(np.concatenate(blocks, axis=-1)) if blocks else torch.zeros(1, 0)
-    return _Heard(wav, rate, position / rate, reached_end)
+    return _Decoded(wav, rate, position / rate, reached_end)
 
 
 def _filter_size(rate: int, new_rate: int) -> int:
@@ -149,7 +149,7 @@ def _blocks(
     resampler: av.AudioResampler,
     name: str,
 ) -> Iterator[np.ndarray]:
-    """Decoded blocks [C, n] float32. Packets that do not decode are skipped, as players do."""
+    """Decoded blocks [C, n] float32. Damaged packets are skipped, as players do."""
     skipped = 0
     for packet in container.demux(stream):
         try:

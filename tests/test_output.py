@@ -212,7 +212,7 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
     path = tmp_path / "soul.mp3"
     save(tones(), path)
     before = path.read_bytes()
-    monkeypatch.setattr(output, "MP3_BITRATE", "none")
+    monkeypatch.setattr(output, "MP3_BITRATE", "x")  # ffmpeg refuses it
     with pytest.raises(OutputError, match="mp3 could not be written"):
         save(tones(clips=1, seed=2), path)
     assert path.read_bytes() == before
