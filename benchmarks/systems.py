@@ -46,13 +46,14 @@ class System:
 def ours(work: Work, state: StateDict) -> System:
     """Returns this engine, constructed as the pipeline does."""
     lm = LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
+    no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(
         lm,
         max_length=work.frames,
         stride=max(1, work.frames // 2),
         slots=work.batch,
-        prefix=max(work.prefix_length, work.cross_length),
-        shared=torch.zeros(work.melody_length, work.config.dim) if work.melody_length else None,
+        max_prefix=max(work.prefix_length, work.cross_length),
+        shared_prefix=no_melody if work.melody_length else None,
     )
     condition = work.condition().to(work.device)
     both = torch.stack([condition, torch.zeros_like(condition)])
