@@ -1,25 +1,26 @@
-"""What all tests share."""
+"""Fixtures for all tests. The expensive ones exist once per pytest-xdist worker."""
 
 from contextlib import ExitStack
 
 import pytest
-import tiny_checkpoints
+import sounds
 import torch
-from cog_client import CogClient
+from cog_server import cog_server
 from storage import fault_proxy, storage_server
 
-from musicgen.commands import server
 from musicgen.pipeline import MusicGen
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
-# The models here are so small that a second thread costs more than it brings.
+# The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """kind -> folder of a small random checkpoint in the upstream format."""
+    """kind -> folder of a small random checkpoint in the upstream format. Copy it to change it."""
+    import tiny_checkpoints  # imports audiocraft, which takes 6 s
+
     root = tmp_path_factory.mktemp("weights")
     for kind in configs.KINDS:
         tiny_checkpoints.write_checkpoint(root / kind, kind)
@@ -32,35 +33,37 @@ def models(checkpoints):
     return {kind: MusicGen.load(folder, "cpu") for kind, folder in checkpoints.items()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_server(checkpoints, tmp_path_factory):
-    """(predictor, checkpoint, **environment) -> a running Cog server; stopped after the tests."""
+    """(predictor, checkpoint, **environment) -> a running Cog server; stopped after the module."""
     with ExitStack() as stack:
 
         def start(predictor, checkpoint=checkpoints["stereo-melody"], **environment):
             folder = tmp_path_factory.mktemp(predictor)
-            log = stack.enter_context((folder / "server.log").open("w"))
-            (folder / "tmp").mkdir()
-            environment |= {
-                "MUSICGEN_WEIGHTS": str(checkpoint),
-                "MUSICGEN_DEVICE": "cpu",
-                "OMP_NUM_THREADS": "1",
-                "TMPDIR": str(folder / "tmp"),
-            }
-            url = stack.enter_context(server.running(predictor, log, environment))
-            return CogClient(url, folder / "tmp", folder / "server.log")
+            server = cog_server(folder, checkpoint, predictor, **environment)
+            return stack.enter_context(server)
 
         yield start
 
 
 @pytest.fixture(scope="session")
-def predict_server(start_server):
-    return start_server("predict")
+def predict_server(checkpoints, tmp_path_factory):
+    with cog_server(tmp_path_factory.mktemp("shared"), checkpoints["stereo-melody"]) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def songstarter_server(start_server):
-    return start_server("songstarter")
+def songstarter_server(checkpoints, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    with cog_server(folder, checkpoints["stereo-melody"], "songstarter") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tune(tmp_path_factory):
+    """A wav file with 3 s of melody at 32 kHz."""
+    path = tmp_path_factory.mktemp("tune") / "tune.wav"
+    return sounds.write(path, sounds.melody(3.0, 32000), 32000)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def storage_url():
 
 @pytest.fixture
 def proxy(storage_url, monkeypatch):
-    """What uploads go through: a proxy in front of that server, that breaks on demand."""
+    """A proxy in front of the storage server that all uploads use and that injects faults."""
     with fault_proxy(storage_url) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         monkeypatch.setitem(_BACK_OFF, "initial", 0.05)

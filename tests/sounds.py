@@ -1,4 +1,4 @@
-"""Audio for the tests: a melody, and files of every kind that people send."""
+"""Audio for the tests: a melody, and files in all formats that users send."""
 
 from fractions import Fraction
 
@@ -58,7 +58,7 @@ def write_picture(path):
 
 
 def write_video(path, wav, rate=48000):
-    """An mp4 with a picture and, if `wav` is not None, its sound."""
+    """An mp4 with video, and with sound unless `wav` is None."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=10)
         video.width = video.height = 64

@@ -1,4 +1,4 @@
-"""Memory decides how many clips decode at once, and running out of it is recognized."""
+"""Free memory decides how many clips decode at once; running out of it is recognized."""
 
 import psutil
 import pytest
@@ -18,7 +18,7 @@ def limit(folder, maximum, current, inactive):
     (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\n")
 
 
-def test_free_memory_is_the_machines(tmp_path, monkeypatch):
+def test_without_a_limit_free_memory_is_that_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     available = psutil.virtual_memory().available
     assert memory.free_bytes(CPU) == pytest.approx(available, rel=0.2)
@@ -26,26 +26,26 @@ def test_free_memory_is_the_machines(tmp_path, monkeypatch):
     assert memory.free_bytes(CPU) == pytest.approx(available, rel=0.2)
 
 
-def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
+def test_in_a_container_free_memory_is_the_rest_of_its_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     limit(tmp_path, 1_000_000, 700_000, 200_000)
     assert memory.free_bytes(CPU) == 500_000
 
 
 @pytest.mark.parametrize(("fits", "slots"), [(0, 1), (0.5, 1), (1.5, 1), (3.1, 3), (1000, 32)])
-def test_slots_are_as_many_as_fit(models, monkeypatch, fits, slots):
+def test_there_are_as_many_slots_as_fit(models, monkeypatch, fits, slots):
     lm, length, prefix = models["stereo-melody"].engine.lm, 1500, 700
     size = State.slot_bytes(lm, slot_columns(lm, length), prefix)
     monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE)
     assert slots_that_fit(lm, length, prefix) == slots
-    # What all share takes half a slot.
+    # The shared prefix takes half a slot.
     monkeypatch.setattr(memory, "free_bytes", lambda _: (fits + 0.5) * size / SLOTS_SHARE)
     assert slots_that_fit(lm, length, prefix, shared=True) == slots
     assert slots <= BATCHES[-1]
 
 
 @pytest.mark.parametrize("kind", ["text", "stereo-melody"])
-def test_a_slot_takes_what_is_said(models, kind):
+def test_slot_bytes_is_the_size_of_a_slot(models, kind):
     engine = models[kind].engine
     cache = engine.state.cache
     tensors = (cache.keys, cache.values, cache.cross_keys, cache.cross_values)
@@ -57,7 +57,7 @@ def test_a_slot_takes_what_is_said(models, kind):
     assert held == said
 
 
-def test_what_allocators_say_is_understood():
+def test_errors_of_allocators_are_recognized():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
     assert memory.is_exhausted(caught.value)
@@ -67,9 +67,9 @@ def test_what_allocators_say_is_understood():
     assert not memory.is_exhausted(ValueError("out of memory"))
 
 
-@pytest.mark.skipif(not hasattr(memory._LIBC, "malloc_trim"), reason="another libc than glibc")
-def test_what_was_freed_goes_back_to_the_system():
-    """200 MB of small blocks, freed below one that is still in use."""
+@pytest.mark.skipif(not hasattr(memory._LIBC, "malloc_trim"), reason="not glibc")
+def test_freed_memory_returns_to_the_system():
+    """200 MB of small blocks, freed while a later one is still in use."""
     blocks = [bytearray(50_000) for _ in range(4000)]
     last = blocks[-1]
     del blocks

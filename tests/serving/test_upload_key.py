@@ -1,4 +1,4 @@
-"""Who may store a song: whoever sends the key, and nobody where the server has none."""
+"""Only requests with the server's key may upload; without a key on the server none may."""
 
 import logging
 
