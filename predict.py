@@ -7,9 +7,9 @@ from cog import BasePredictor, Input, Path, Secret, concurrent
 from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
-from musicgen.runtime.timings import Timings
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
+from musicgen.serving.tracing import traced_timings
 from musicgen.serving.upload import Bucket, authorize, deliver, take_settings
 from musicgen.serving.workers import Workers
 
@@ -126,11 +126,12 @@ class Predictor(BasePredictor):
         self, request: Request, bucket: Optional[Bucket], song_id: Optional[int]
     ) -> Dict[str, Any]:
         """Serve one request from start to end, in a worker thread."""
-        timings = Timings()
-        with self.result_files.folder() as folder:
+        with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
             [file] = write_clips(generation, folder, timings)
             properties = describe(generation)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
-            return {**deliver(file, bucket, song_id, properties), **properties}
+            # After the metrics: they describe generation, which is the same with and without a bucket.
+            with timings.stage("upload"):
+                return {**deliver(file, bucket, song_id, properties), **properties}
