@@ -3,6 +3,7 @@
 import os
 from contextlib import ExitStack, contextmanager, suppress
 
+import httpx
 import pytest
 import sounds
 import torch
@@ -11,7 +12,6 @@ from cog_server import cog_server
 from gate import until
 from storage import fault_proxy, storage_server
 
-from musicgen.commands import server
 from musicgen.pipeline import MusicGen
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
@@ -84,8 +84,8 @@ def start_server(checkpoints, tmp_path_factory):
 
 
 def is_ready(url):
-    with suppress(OSError):
-        return server.call(f"{url}/health-check")["status"] == "READY"
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health-check").json()["status"] == "READY"
 
 
 @contextmanager
