@@ -7,14 +7,12 @@ the ceiling are limited smoothly; only the strategy `clip` cuts them.
 import io
 import logging
 import secrets
-import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import imageio_ffmpeg
 import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF
@@ -23,7 +21,7 @@ from torch import Tensor
 from musicgen.errors import InputError, OutputError
 from musicgen.generation import Generation
 from musicgen.request import OUTPUT_FORMATS
-from musicgen.runtime import cancellation
+from musicgen.runtime import cancellation, ffmpeg
 from musicgen.runtime.timings import Timings
 
 with warnings.catch_warnings():
@@ -173,17 +171,12 @@ def _encode(segment: AudioSegment, target: Path, output_format: str) -> None:
     """
     wav = io.BytesIO()
     segment.export(wav, format="wav")
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
     options = ["-b:a", MP3_BITRATE, "-f", output_format]
-    done = subprocess.run(
-        [*ffmpeg, "-f", "wav", "-i", "pipe:0", *options, target],
-        input=wav.getbuffer(),
-        capture_output=True,
-    )
-    if done.returncode:
-        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        message = message.replace(f"{target.parent}/", "")
-        raise OutputError(f"{output_format} could not be written: {message}")
+    try:
+        ffmpeg.feed(wav.getbuffer(), ["-y", "-f", "wav", "-i", "pipe:0", *options, target])
+    except ffmpeg.FfmpegError as exc:
+        message = str(exc).replace(f"{target.parent}/", "")
+        raise OutputError(f"{output_format} could not be written: {message}") from exc
 
 
 def _normalized(generation: Generation) -> Iterator[Tensor]:

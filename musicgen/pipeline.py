@@ -25,6 +25,7 @@ from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import BATCHES, Engine, slot_columns
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
+from musicgen.decoder.sampling import ROWS_PER_CLIP
 from musicgen.decoder.state import State
 from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.generation import Generation
@@ -243,16 +244,16 @@ class MusicGen:
             max_length=max_length,
             stride=round(STRIDE * self.max_duration * rate),
             slots=slots_that_fit(lm, max_length, prefix, shared is not None),
-            prefix=prefix,
-            shared=shared,
+            max_prefix=prefix,
+            shared_prefix=shared,
         )
 
 
 def slots_that_fit(lm: LM, max_length: int, prefix: int, shared: bool = False) -> int:
     """How many clips can be decoded at once: the largest batch, or fewer if memory is short.
 
-    A slot has two rows of keys and values; a shared prefix takes one more row for all slots.
+    A slot has ROWS_PER_CLIP rows of keys and values; a shared prefix takes one more row in all.
     """
-    row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / 2
+    row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / ROWS_PER_CLIP
     rows = int(SLOTS_SHARE * memory.free_bytes(lm.device) / row) - shared
-    return max(1, min(BATCHES[-1], rows // 2))
+    return max(1, min(BATCHES[-1], rows // ROWS_PER_CLIP))

@@ -1,24 +1,24 @@
-"""Runs a function of static tensors as one CUDA graph. Knows nothing of what the function does."""
+"""Runs a function of static tensors as one CUDA graph, whatever the function computes."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-# Before a capture the function runs for real, so that libraries and kernels are set up: what they
-# do when they first run is nothing that a graph could hold.
+# Uncaptured runs before a capture. Libraries and kernels set themselves up in their first run, and
+# a graph cannot hold that.
 WARM_UPS = 2
 
 
 class Graphed:
-    """`function`, which takes nothing, returns nothing and works in place on static tensors.
+    """A `function` without arguments or result that works in place on static tensors.
 
-    The first call captures it, this and later calls replay the capture: one launch, whatever the
-    function is made of. Nothing in it may wait for the device or choose by what a tensor holds,
-    and its tensors must stay where they are. `eager` just calls it, which also is the only way
-    off CUDA.
+    The first call captures it; this and later calls replay the capture, which is one launch for
+    the whole function. The function must not wait for the device, must not branch on the contents
+    of a tensor, and its tensors must keep their addresses. With `eager`, each call runs the
+    function itself; off CUDA only that works.
 
-    `changed` are the tensors whose values the function moves on: they are put back after the runs
+    `changed` are the tensors that the function changes. Their values are restored after the runs
     that precede the capture.
     """
 
@@ -54,7 +54,7 @@ class Graphed:
             tensor.copy_(value)
 
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads, which may decode or encode audio, are not disturbed.
+        # thread_local: other threads may decode or encode audio on the device meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.function()
         return graph

@@ -1,4 +1,4 @@
-"""The one thread that decodes, for callers in many others. Sleeps while there is nothing to do."""
+"""The decode thread: steps the engine for callers in many threads; sleeps while it is idle."""
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +11,12 @@ from musicgen.decoder.job import Job
 
 
 class Loop:
-    """Owns an engine: only its thread calls `engine.step`. Ends with `close`."""
+    """Owns an engine: only this loop's thread calls `engine.step`. `close` ends the thread."""
 
     def __init__(self, engine: Engine) -> None:
-        """Returns when the engine is warm; raises what went wrong in that."""
+        """Return once the engine is warm; raise the exception of a warm-up that failed."""
         self.engine = engine
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._closed = False
         self._failure: BaseException | None = None
         warm = threading.Event()
@@ -27,17 +27,17 @@ class Loop:
             raise self._failure
 
     def submit(self, clip: Clip) -> Job:
-        """Queue a clip. Raises ValueError for one that makes no sense."""
+        """Queue a clip. Raises ValueError for a clip that the engine cannot decode."""
         job = self.engine.submit(clip)
-        with self._news:
-            self._news.notify()
+        with self._changed:
+            self._changed.notify()
         return job
 
     def close(self) -> None:
-        """End the thread; what is not decoded by then never will be."""
-        with self._news:
+        """End the thread after its current step; clips that are not done by then stay undone."""
+        with self._changed:
             self._closed = True
-            self._news.notify()
+            self._changed.notify()
 
     def _run(self, warm: threading.Event) -> None:
         with self._stream():
@@ -51,13 +51,13 @@ class Loop:
             while self._wait():
                 try:
                     self.engine.step()
-                except Exception as exc:  # of the loop itself, which must not end with it
+                except Exception as exc:  # an error of the loop itself must not end the thread
                     self.engine.abort(exc)
 
     def _stream(self) -> AbstractContextManager[object]:
-        """A stream of its own: what other threads ask of the GPU does not stand before the steps.
+        """A CUDA stream for this thread, so that decode steps do not queue behind other work.
 
-        It begins when all is done that made the engine.
+        It starts after all the work that built the engine.
         """
         device = self.engine.lm.device
         if device.type != "cuda":
@@ -67,7 +67,7 @@ class Loop:
         return torch.cuda.stream(stream)
 
     def _wait(self) -> bool:
-        """Until there is something to do; False when there never will be."""
-        with self._news:
-            self._news.wait_for(lambda: self._closed or self.engine.busy)
+        """Wait for work; False once the loop is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self.engine.busy)
             return not self._closed
