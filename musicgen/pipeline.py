@@ -3,14 +3,15 @@
 request -> audio -> prompt codes -> windows -> conditions -> clips -> codes -> wav
 """
 
+import gc
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, wait
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from musicgen.checkpoints import folders
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
 from musicgen.checkpoints.files import damage_reported
 from musicgen.conditioning.conditioner import Conditioner
+from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import BATCHES, Engine, slot_columns
 from musicgen.decoder.lm import LM
@@ -33,7 +35,7 @@ from musicgen.rendering.codec import Codec
 from musicgen.request import Request
 from musicgen.runtime import cancellation, memory
 from musicgen.runtime.device_lock import DeviceLock
-from musicgen.runtime.devices import compute_dtype, resolve_device
+from musicgen.runtime.devices import compute_dtype, describe_device, resolve_device
 from musicgen.runtime.timings import Timings
 
 # Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
@@ -52,6 +54,8 @@ FAILED = (
 # Up to this width most operations of a decode step end before a second thread has woken up.
 ONE_THREAD_DIM = 256
 PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +92,11 @@ class MusicGen:
             self.conditioner = Conditioner(checkpoint, device, self.device_lock.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        self.engine = self._build_engine(checkpoint.load_lm(device, compute_dtype(device)))
-        self.loop = Loop(self.engine)
+        self.loop = self._start_decoding(checkpoint.load_lm(device, compute_dtype(device)))
+        self.engine = self.loop.engine
         weakref.finalize(self, self.loop.close)
+        if device.type == "cuda":
+            self._warm_up_codec_and_text()
 
     @classmethod
     def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
@@ -100,10 +106,20 @@ class MusicGen:
         or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. Raises
         WeightsError for a checkpoint that cannot be used.
         """
+        begin = perf_counter()
         checkpoint = open_checkpoint(folders.resolve(weights))
         if checkpoint.lm.dim <= ONE_THREAD_DIM:
             torch.set_num_threads(1)
-        return cls(checkpoint, resolve_device(device))
+        model = cls(checkpoint, resolve_device(device))
+        logger.info(
+            "%s is ready on %s: %s, %d clips at once, loaded in %.1f s",
+            model.name,
+            describe_device(model.device),
+            model.engine.description,
+            model.engine.slots,
+            perf_counter() - begin,
+        )
+        return model
 
     @cached_property
     def diffusion(self) -> Renderer:
@@ -136,6 +152,7 @@ class MusicGen:
             raise
         except Exception as exc:
             logger.exception("generation failed")
+            cuda.exit_if_context_is_lost(self.device)
             raise DecodeError(OUT_OF_MEMORY if memory.is_exhausted(exc) else FAILED) from exc
 
     def _generate(self, request: Request, timings: Timings) -> Generation:
@@ -145,11 +162,12 @@ class MusicGen:
         with timings.stage("audio"):
             melody, prompt = self._read_melody(request), self._read_audio_prompt(request)
         with timings.stage("conditioning"), self.device_lock:
-            clips = self._prepare(request, melody, prompt)
+            clips = self._with_memory(lambda: self._prepare(request, melody, prompt))
         codes = self._decode(clips, timings)
         with timings.stage("codec"), self.device_lock:
             renderer = self.diffusion if request.multi_band_diffusion else self.codec
-            wavs = renderer.decode(codes, [clip.seed for clip in clips])
+            seeds = [clip.seed for clip in clips]
+            wavs = self._with_memory(lambda: renderer.decode(codes, seeds))
         return Generation(request, list(wavs), self.codec.sample_rate, self.name)
 
     def _check_model(self, request: Request) -> None:
@@ -235,25 +253,70 @@ class MusicGen:
         timings.add("decode", perf_counter() - begin - waited)
         return torch.stack(codes)
 
-    def _build_engine(self, lm: LM) -> Engine:
+    def _with_memory(self, stage: Callable[[], T]) -> T:
+        """Run a stage; if the GPU's memory runs out, empty PyTorch's cache and run it once more.
+
+        cuBLAS and cuDNN allocate outside of that cache, and cannot make it give memory back.
+        """
+        try:
+            return stage()
+        except RuntimeError as exc:
+            if self.device.type != "cuda" or not memory.is_exhausted(exc):
+                raise
+            logger.warning("out of GPU memory, retrying once: %s", exc)
+        torch.cuda.empty_cache()
+        return stage()
+
+    def _start_decoding(self, lm: LM) -> Loop:
+        """Start the decode thread with as many slots as fit.
+
+        If another process has taken the memory in the meantime, try half as many.
+        """
         rate, prefix = self.codec.frame_rate, self.conditioner.longest
         shared = self.conditioner.shared
         max_length = int(self.max_duration * rate)
-        return Engine(
-            lm,
-            max_length=max_length,
-            stride=round(STRIDE * self.max_duration * rate),
-            slots=slots_that_fit(lm, max_length, prefix, shared is not None),
-            max_prefix=prefix,
-            shared_prefix=shared,
-        )
+        diffusion = self.checkpoint.folder / DIFFUSION_FILE  # loaded by the first request for it
+        reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
+        slots = slots_that_fit(lm, max_length, prefix, shared is not None, reserved)
+        while True:
+            try:
+                return Loop(
+                    Engine(
+                        lm,
+                        max_length=max_length,
+                        stride=round(STRIDE * self.max_duration * rate),
+                        slots=slots,
+                        max_prefix=prefix,
+                        shared_prefix=shared,
+                    )
+                )
+            except torch.OutOfMemoryError:
+                if slots == 1:
+                    raise
+                logger.warning("no memory for %d slots, trying %d", slots, slots // 2)
+            slots //= 2
+            gc.collect()  # the failed engine is part of a reference cycle
+            torch.cuda.empty_cache()
+
+    def _warm_up_codec_and_text(self) -> None:
+        """Run the other models once: the first call on a GPU loads libraries, which takes seconds.
+
+        cuDNN and cuBLAS would otherwise be loaded during the first request.
+        """
+        with torch.inference_mode():
+            self.conditioner("warm-up", None, [0.0])
+            silence = torch.zeros(self.codec.channels, self.codec.sample_rate)
+            self.codec.decode(self.codec.encode(silence)[None], [0])
 
 
-def slots_that_fit(lm: LM, max_length: int, prefix: int, shared: bool = False) -> int:
+def slots_that_fit(
+    lm: LM, max_length: int, prefix: int, shared: bool = False, reserved: int = 0
+) -> int:
     """How many clips can be decoded at once: the largest batch, or fewer if memory is short.
 
     A slot has ROWS_PER_CLIP rows of keys and values; a shared prefix takes one more row in all.
+    `reserved` bytes of the free memory will be needed by something else.
     """
     row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / ROWS_PER_CLIP
-    rows = int(SLOTS_SHARE * memory.free_bytes(lm.device) / row) - shared
+    rows = int(SLOTS_SHARE * (memory.free_bytes(lm.device) - reserved) / row) - shared
     return max(1, min(BATCHES[-1], rows // ROWS_PER_CLIP))

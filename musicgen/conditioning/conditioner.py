@@ -25,7 +25,8 @@ from musicgen.errors import WeightsError
 if TYPE_CHECKING:
     from musicgen.conditioning.separation import Separator
 
-MAX_TOKENS = 512  # T5's training length
+# Every slot reserves this many positions. T5 was trained on 512; people send far fewer than 128.
+MAX_TOKENS = 128
 RESAMPLING_SECONDS = 0.1  # more than a resampling filter sees
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
 

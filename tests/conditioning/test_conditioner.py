@@ -89,4 +89,4 @@ def test_truncation_of_a_long_prompt_is_logged(models, caplog):
     with caplog.at_level(logging.WARNING, "musicgen"):
         [conditions] = models["text"].conditioner("piano " * 1000, None, [0.0])
     assert conditions.cross.shape[1] == MAX_TOKENS
-    assert "only the first 512 are used" in caplog.text
+    assert f"only the first {MAX_TOKENS} are used" in caplog.text

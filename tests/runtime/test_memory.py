@@ -42,6 +42,8 @@ def test_there_are_as_many_slots_as_fit(models, monkeypatch, fits, slots):
     monkeypatch.setattr(memory, "free_bytes", lambda _: (fits + 0.5) * size / SLOTS_SHARE)
     assert slots_that_fit(lm, length, prefix, shared=True) == slots
     assert slots <= BATCHES[-1]
+    monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE + 10**9)
+    assert slots_that_fit(lm, length, prefix, reserved=10**9) == slots
 
 
 @pytest.mark.parametrize("kind", ["text", "stereo-melody"])
@@ -63,6 +65,8 @@ def test_errors_of_allocators_are_recognized():
     assert memory.is_exhausted(caught.value)
     assert memory.is_exhausted(MemoryError())
     assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
+    for status in ("CUBLAS_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"):
+        assert memory.is_exhausted(RuntimeError(f"CUDA error: {status} when calling `create`"))
     assert not memory.is_exhausted(RuntimeError("shapes differ"))
     assert not memory.is_exhausted(ValueError("out of memory"))
 
