@@ -16,7 +16,7 @@ import httpx
 import pytest
 from test_disk import limited
 
-from musicgen.commands import server
+from musicgen.commands.client import Client
 
 NEIGHBOURS = 4
 CLIENT = """
@@ -122,4 +122,4 @@ def test_connections_beyond_the_descriptors_are_waited_out(tmp_path, checkpoints
                 address = (host, int(port))
                 stack.enter_context(socket.create_connection(address, timeout=1.0))
         assert client.predict(duration=1, seed=1)["output"] == before
-        assert server.call(f"{client.url}/health-check")["status"] == "READY"
+        assert Client(client.url).health()["status"] == "READY"
