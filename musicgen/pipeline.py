@@ -20,7 +20,7 @@ from tqdm import tqdm
 from musicgen.audio import load_slice
 from musicgen.checkpoints import folders
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
-from musicgen.checkpoints.files import damage_reported
+from musicgen.checkpoints.reading import damage_reported
 from musicgen.conditioning.conditioner import Conditioner
 from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
