@@ -21,6 +21,10 @@ ORIGIN = "https://music.example.com"
 INSTALLED = shutil.which("haproxy") or "/usr/sbin/haproxy"
 
 
+def is_installed() -> bool:
+    return Path(INSTALLED).exists()
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A running proxy: its address, its port, its log and its certificate."""

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import haproxy
 import httpx
@@ -25,9 +24,7 @@ HEALTH = DEPLOY / "health.py"
 JSON = {"Content-Type": "application/json"}
 SHORT = {"prompt": "trap", "duration": 1, "seed": 7}
 
-needs_haproxy = pytest.mark.skipif(
-    not Path(haproxy.INSTALLED).exists(), reason="haproxy is not installed"
-)
+needs_haproxy = pytest.mark.skipif(not haproxy.is_installed(), reason="haproxy is not installed")
 
 
 @pytest.fixture
@@ -226,9 +223,8 @@ def health(url, pid):
     return done.stdout.strip(), done.returncode
 
 
+@needs_haproxy
 def test_the_proxy_does_not_start_without_a_token():
-    if not Path(haproxy.INSTALLED).exists():
-        pytest.skip("haproxy is not installed")
     command = [haproxy.INSTALLED, "-c", "-f", str(haproxy.CONFIG)]
     done = subprocess.run(command, env={}, capture_output=True, text=True)
     assert done.returncode != 0
