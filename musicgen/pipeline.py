@@ -21,7 +21,7 @@ from musicgen.audio import load_slice
 from musicgen.checkpoints import folders
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
 from musicgen.checkpoints.reading import damage_reported
-from musicgen.conditioning.conditioner import Conditioner
+from musicgen.conditioning.conditioner import MAX_TOKENS, Conditioner
 from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import BATCHES, Engine, slot_columns
@@ -112,11 +112,12 @@ class MusicGen:
             torch.set_num_threads(1)
         model = cls(checkpoint, resolve_device(device))
         logger.info(
-            "%s is ready on %s: %s, %d clips at once, loaded in %.1f s",
+            "%s is ready on %s: %s, %d clips at once, texts of %d tokens, loaded in %.1f s",
             model.name,
             describe_device(model.device),
             model.engine.description,
             model.engine.slots,
+            model.conditioner.text.max_tokens,
             perf_counter() - begin,
         )
         return model
@@ -272,12 +273,16 @@ class MusicGen:
 
         If another process has taken the memory in the meantime, try half as many.
         """
-        rate, prefix = self.codec.frame_rate, self.conditioner.longest
-        shared = self.conditioner.shared
+        rate, shared = self.codec.frame_rate, self.conditioner.shared
         max_length = int(self.max_duration * rate)
         diffusion = self.checkpoint.folder / DIFFUSION_FILE  # loaded by the first request for it
         reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
-        slots = slots_that_fit(lm, max_length, prefix, shared is not None, reserved)
+        # Each slot has memory for the longest text: where that is short, rather cut long texts.
+        for self.conditioner.text.max_tokens in MAX_TOKENS:
+            prefix = self.conditioner.longest
+            slots = slots_that_fit(lm, max_length, prefix, shared is not None, reserved)
+            if slots == BATCHES[-1]:
+                break
         while True:
             try:
                 return Loop(
