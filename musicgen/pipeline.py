@@ -5,6 +5,7 @@ request -> audio -> prompt codes -> windows -> conditions -> clips -> codes -> w
 
 import gc
 import logging
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, wait
@@ -25,6 +26,7 @@ from musicgen.conditioning.conditioner import MAX_TOKENS, Conditioner
 from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import BATCHES, Engine, slot_columns
+from musicgen.decoder.job import Job
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
 from musicgen.decoder.sampling import ROWS_PER_CLIP
@@ -34,6 +36,7 @@ from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
 from musicgen.request import Request
 from musicgen.runtime import cancellation, memory
+from musicgen.runtime.budget import Budget
 from musicgen.runtime.device_lock import DeviceLock
 from musicgen.runtime.devices import compute_dtype, describe_device, resolve_device
 from musicgen.runtime.timings import Timings
@@ -45,7 +48,7 @@ STRIDE = 18 / 30
 SLOTS_SHARE = 0.6
 OUT_OF_MEMORY = (
     "Out of memory. Send a shorter duration, or try again when the server has less to do; its "
-    "operator can lower COG_MAX_CONCURRENCY."
+    "operator can set MUSICGEN_SLOTS to decode fewer clips at once."
 )
 FAILED = (
     "Generation failed because of a server error, not because of your request. Try again; the "
@@ -54,6 +57,11 @@ FAILED = (
 # Up to this width most operations of a decode step end before a second thread has woken up.
 ONE_THREAD_DIM = 256
 PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
+# The fraction of the memory left after loading that renderings may hold together. A rendering keeps
+# its tensors while it yields the device to others.
+RENDERING_SHARE = 0.25
+# Memory of a rendering at its peak, in copies of its wav (float32).
+RENDERING_COPIES = {"EnCodec": 6, "Multi-Band Diffusion": 17}
 
 T = TypeVar("T")
 
@@ -95,6 +103,7 @@ class MusicGen:
         self.loop = self._start_decoding(checkpoint.load_lm(device, compute_dtype(device)))
         self.engine = self.loop.engine
         weakref.finalize(self, self.loop.close)
+        self.renderings = Budget(int(RENDERING_SHARE * memory.free_bytes(device)))
         if device.type == "cuda":
             self._warm_up_codec_and_text()
 
@@ -165,9 +174,9 @@ class MusicGen:
         with timings.stage("conditioning"), self.device_lock:
             clips = self._with_memory(lambda: self._prepare(request, melody, prompt))
         codes = self._decode(clips, timings)
-        with timings.stage("codec"), self.device_lock:
+        seeds, memory_needed = [clip.seed for clip in clips], self._rendering_bytes(request)
+        with timings.stage("codec"), self.renderings.take(memory_needed), self.device_lock:
             renderer = self.diffusion if request.multi_band_diffusion else self.codec
-            seeds = [clip.seed for clip in clips]
             wavs = self._with_memory(lambda: renderer.decode(codes, seeds))
         return Generation(request, list(wavs), self.codec.sample_rate, self.name)
 
@@ -239,10 +248,12 @@ class MusicGen:
     def _decode(self, clips: list[Clip], timings: Timings) -> Tensor:
         """Codes [B, K, T] of all clips, decoded beside other requests'; shows progress."""
         begin = perf_counter()
-        jobs = [self.loop.submit(clip) for clip in clips]
-        total = sum(job.steps for job in jobs)
-        bar = tqdm(desc="decode", unit="step", total=total, mininterval=1.0, delay=1e-9, position=0)
-        with cancellation.current.get().covers([*jobs]), bar:
+        jobs: list[Job] = []
+        bar = tqdm(desc="decode", unit="step", mininterval=1.0, delay=1e-9, position=0)
+        with cancellation.current.get().covers(jobs), bar:
+            for clip in clips:
+                jobs.append(self.loop.submit(clip))
+            bar.total = sum(job.steps for job in jobs)
             while True:
                 running = wait(jobs, PROGRESS_SECONDS, FIRST_EXCEPTION).not_done
                 bar.update(sum(job.done_steps for job in jobs) - bar.n)
@@ -253,6 +264,12 @@ class MusicGen:
         timings.add("waiting", waited)
         timings.add("decode", perf_counter() - begin - waited)
         return torch.stack(codes)
+
+    def _rendering_bytes(self, request: Request) -> int:
+        """Memory that rendering the request's clips takes at its peak, on the device or beside."""
+        name = "Multi-Band Diffusion" if request.multi_band_diffusion else "EnCodec"
+        samples = request.duration * self.codec.sample_rate * self.codec.channels
+        return int(4 * samples * request.clips * RENDERING_COPIES[name])
 
     def _with_memory(self, stage: Callable[[], T]) -> T:
         """Run a stage; if the GPU's memory runs out, empty PyTorch's cache and run it once more.
@@ -281,7 +298,7 @@ class MusicGen:
         for self.conditioner.text.max_tokens in MAX_TOKENS:
             prefix = self.conditioner.longest
             slots = slots_that_fit(lm, max_length, prefix, shared is not None, reserved)
-            if slots == BATCHES[-1]:
+            if slots == _wanted_slots():
                 break
         while True:
             try:
@@ -320,8 +337,17 @@ def slots_that_fit(
     """How many clips can be decoded at once: the largest batch, or fewer if memory is short.
 
     A slot has ROWS_PER_CLIP rows of keys and values; a shared prefix takes one more row in all.
-    `reserved` bytes of the free memory will be needed by something else.
+    `reserved` bytes of the free memory will be needed by something else. MUSICGEN_SLOTS can lower
+    the number; requests above it wait.
     """
     row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / ROWS_PER_CLIP
     rows = int(SLOTS_SHARE * (memory.free_bytes(lm.device) - reserved) / row) - shared
-    return max(1, min(BATCHES[-1], rows // ROWS_PER_CLIP))
+    return max(1, min(_wanted_slots(), rows // ROWS_PER_CLIP))
+
+
+def _wanted_slots() -> int:
+    """The most clips to decode at once, by MUSICGEN_SLOTS. Raises MusicGenError."""
+    text = os.environ.get("MUSICGEN_SLOTS") or str(BATCHES[-1])
+    if not text.isdecimal() or not 1 <= int(text) <= BATCHES[-1]:
+        raise MusicGenError(f"MUSICGEN_SLOTS={text!r}: set a whole number from 1 to {BATCHES[-1]}.")
+    return int(text)

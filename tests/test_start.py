@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from musicgen import pipeline
-from musicgen.pipeline import MusicGen
+from musicgen.conditioning.conditioner import MAX_TOKENS
+from musicgen.decoder.engine import slot_columns
+from musicgen.decoder.state import State
+from musicgen.pipeline import SLOTS_SHARE, MusicGen
 
 CUDA = torch.device("cuda")
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
@@ -18,7 +21,22 @@ def test_the_start_logs_device_operations_slots_and_seconds(checkpoints, caplog)
         model = MusicGen.load(checkpoints["text"], "cpu")
     [line] = [record.message for record in caplog.records if "is ready on" in record.message]
     assert line.startswith(f"text is ready on CPU ({torch.get_num_threads()} threads), torch ")
-    assert f"CPU operations, {model.engine.slots} clips at once, loaded in " in line
+    assert (
+        f"CPU operations, {model.engine.slots} clips at once, texts of 512 tokens, loaded in "
+        in line
+    )
+
+
+def test_where_memory_is_short_texts_are_cut_before_slots_are_given_up(checkpoints, monkeypatch):
+    model = MusicGen.load(checkpoints["text"], "cpu")
+    engine = model.engine
+    columns = slot_columns(engine.lm, engine.max_length)
+    fits = {tokens: State.slot_bytes(engine.lm, columns, tokens) for tokens in MAX_TOKENS}
+    for tokens, expected in ((512, 512), (256, 256), (128, 128)):
+        free = 32 * fits[tokens] / SLOTS_SHARE * 1.001
+        monkeypatch.setattr(pipeline.memory, "free_bytes", lambda _: free)  # noqa: B023
+        model = MusicGen.load(checkpoints["text"], "cpu")
+        assert (model.engine.slots, model.conditioner.text.max_tokens) == (32, expected)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError(CUBLAS)])
