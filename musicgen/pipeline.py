@@ -100,7 +100,12 @@ class MusicGen:
             self.conditioner = Conditioner(checkpoint, device, self.device_lock.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        self.loop = self._start_decoding(checkpoint.load_lm(device, compute_dtype(device)))
+        lm = checkpoint.load_lm(device, compute_dtype(device))
+        # Each slot has memory for the longest text. Where that is short, long texts are cut.
+        for self.conditioner.text.max_tokens in MAX_TOKENS:
+            if self._slots(lm) == _wanted_slots():
+                break
+        self.loop = self._start_decoding(lm)
         self.engine = self.loop.engine
         weakref.finalize(self, self.loop.close)
         self.renderings = Budget(int(RENDERING_SHARE * memory.free_bytes(device)))
@@ -290,26 +295,17 @@ class MusicGen:
 
         If another process has taken the memory in the meantime, try half as many.
         """
-        rate, shared = self.codec.frame_rate, self.conditioner.shared
-        max_length = int(self.max_duration * rate)
-        diffusion = self.checkpoint.folder / DIFFUSION_FILE  # loaded by the first request for it
-        reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
-        # Each slot has memory for the longest text: where that is short, rather cut long texts.
-        for self.conditioner.text.max_tokens in MAX_TOKENS:
-            prefix = self.conditioner.longest
-            slots = slots_that_fit(lm, max_length, prefix, shared is not None, reserved)
-            if slots == _wanted_slots():
-                break
+        slots = self._slots(lm)
         while True:
             try:
                 return Loop(
                     Engine(
                         lm,
-                        max_length=max_length,
-                        stride=round(STRIDE * self.max_duration * rate),
+                        max_length=self._max_length,
+                        stride=round(STRIDE * self.max_duration * self.codec.frame_rate),
                         slots=slots,
-                        max_prefix=prefix,
-                        shared_prefix=shared,
+                        max_prefix=self.conditioner.longest,
+                        shared_prefix=self.conditioner.shared,
                     )
                 )
             except torch.OutOfMemoryError:
@@ -319,6 +315,18 @@ class MusicGen:
             slots //= 2
             gc.collect()  # the failed engine is part of a reference cycle
             torch.cuda.empty_cache()
+
+    @property
+    def _max_length(self) -> int:
+        """Frames of the longest window."""
+        return int(self.max_duration * self.codec.frame_rate)
+
+    def _slots(self, lm: LM) -> int:
+        """How many slots fit beside what the first request for diffusion will load."""
+        diffusion = self.checkpoint.folder / DIFFUSION_FILE
+        reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
+        shared = self.conditioner.shared is not None
+        return slots_that_fit(lm, self._max_length, self.conditioner.longest, shared, reserved)
 
     def _warm_up_codec_and_text(self) -> None:
         """Run the other models once: the first call on a GPU loads libraries, which takes seconds.
