@@ -7,10 +7,12 @@ from cog import BasePredictor, Input, Path, Secret, concurrent
 from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
+from musicgen.serving import input_downloads
+from musicgen.serving.input_downloads import Limits
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
 from musicgen.serving.tracing import traced_timings
-from musicgen.serving.upload import Bucket, authorize, deliver, take_settings
+from musicgen.serving.upload import Song, authorize, deliver, take_settings
 from musicgen.serving.workers import Workers
 
 
@@ -24,6 +26,7 @@ class Predictor(BasePredictor):
         self.model = MusicGen.load(weights)
         self.result_files = ResultFiles()
         self.result_files.receive_inputs()
+        input_downloads.install(Limits.of())
         self.workers = Workers()
 
     @concurrent(max=32)
@@ -119,12 +122,10 @@ class Predictor(BasePredictor):
             output_format=output_format,
             seed=RANDOM_SEED if seed is None else seed,
         )
-        bucket = authorize(song_id, key.get_secret_value() if key else None, self.upload_settings)
-        return await self.workers.run(self.answer, request, bucket, song_id)
+        song = authorize(song_id, key.get_secret_value() if key else None, self.upload_settings)
+        return await self.workers.run(self.answer, request, song)
 
-    def answer(
-        self, request: Request, bucket: Optional[Bucket], song_id: Optional[int]
-    ) -> Dict[str, Any]:
+    def answer(self, request: Request, song: Optional[Song]) -> Dict[str, Any]:
         """Serve one request from start to end, in a worker thread."""
         with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
@@ -134,4 +135,4 @@ class Predictor(BasePredictor):
                 self.record_metric(name, value)
             # After the metrics: they describe generation, which is the same with and without a bucket.
             with timings.stage("upload"):
-                return {**deliver(file, bucket, song_id, properties), **properties}
+                return {**deliver(file, song, properties), **properties}

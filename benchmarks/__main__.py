@@ -41,8 +41,6 @@ def main() -> None:
         return
     # Warnings of the baselines' libraries; a user of this command can do nothing about them.
     warnings.simplefilter("ignore")
-    # Explains slow figures of this engine.
-    warnings.filterwarnings("default", "decoding without Triton")
     document = run(options)
     print(report.table(document))
     if options.save:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.work import Storage, Work
-from musicgen.checkpoints.upstream import decoder_names
+from musicgen.checkpoints.transformers_musicgen import decoder_names
 from musicgen.decoder.clip import Clip, Conditions
 from musicgen.decoder.engine import Engine
 from musicgen.decoder.lm import LM

@@ -1,19 +1,57 @@
 """Fixtures for all tests. The expensive ones exist once per pytest-xdist worker."""
 
-from contextlib import ExitStack
+import os
+from contextlib import ExitStack, contextmanager, suppress
 
+import httpx
 import pytest
 import sounds
 import torch
+from cog_client import CogClient
 from cog_server import cog_server
+from gate import until
 from storage import fault_proxy, storage_server
 
 from musicgen.pipeline import MusicGen
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
+# With pytest-xdist one worker runs all tests of a group. Every file here is a group, because its
+# fixtures are expensive; the tests in `machine` use all processors and never run at the same time.
+GROUPS = {
+    "test_cluster": "machine",
+    "test_soak": "machine",
+    **{
+        name: name
+        for name in (
+            "test_bench",
+            "test_demo",
+            "test_five_minutes",
+            "test_gpu_report",
+            "test_http_delivery",
+            "test_page",
+            "test_prediction",
+            "test_stages",
+        )
+    },
+}
+# Tests that start one of these are slow, and so are all tests in these files.
+SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play", "storage_url"}
+SLOW_FILES = {"test_bench", "test_cli", "test_cluster", "test_disk", "test_gpu_report"}
+
 # The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = item.path.stem
+        if name in GROUPS:
+            item.add_marker(pytest.mark.xdist_group(GROUPS[name]))
+        if name in SLOW_FILES or SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+        if name == "test_demo" or item.path.parent.name == "training":
+            item.add_marker(pytest.mark.demo)
 
 
 @pytest.fixture(scope="session")
@@ -40,23 +78,45 @@ def start_server(checkpoints, tmp_path_factory):
 
         def start(predictor, checkpoint=checkpoints["stereo-melody"], **environment):
             folder = tmp_path_factory.mktemp(predictor)
-            server = cog_server(folder, checkpoint, predictor, **environment)
-            return stack.enter_context(server)
+            return stack.enter_context(cog_server(folder, checkpoint, predictor, **environment))
 
         yield start
 
 
-@pytest.fixture(scope="session")
-def predict_server(checkpoints, tmp_path_factory):
-    with cog_server(tmp_path_factory.mktemp("shared"), checkpoints["stereo-melody"]) as server:
-        yield server
+def is_ready(url):
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health-check").json()["status"] == "READY"
+
+
+@contextmanager
+def shared_server(request, predictor):
+    """A server for many tests: of a tiny model, or of the demo in a container that runs already."""
+    if url := os.environ.get(f"{predictor.upper()}_URL"):
+        until(lambda: is_ready(url))
+        yield CogClient(url, None, None)
+        return
+    folder = request.getfixturevalue("tmp_path_factory").mktemp(predictor)
+    checkpoint = request.getfixturevalue("checkpoints")["stereo-melody"]
+    with cog_server(folder, checkpoint, predictor) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
-def songstarter_server(checkpoints, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shared")
-    with cog_server(folder, checkpoints["stereo-melody"], "songstarter") as server:
-        yield server
+def predict_server(request):
+    with shared_server(request, "predict") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def songstarter_server(request):
+    with shared_server(request, "songstarter") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def served_model():
+    """The name of the model that `predict_server` has."""
+    return "demo" if "PREDICT_URL" in os.environ else "stereo-melody"
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,15 @@
 """Both predictors behind the real Cog server, as HTTP clients see them."""
 
-import json
 import re
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import sounds
 from cog_client import content, data_uri, samples
+from image_label import assert_contract
 from web import web_server
 
-CONTRACT = Path(__file__).parent / "contract"
 PROMPT = "lofi chill, warm piano, C minor, 80 bpm"
 
 
@@ -44,14 +42,10 @@ both = pytest.mark.parametrize("server", ["predict", "songstarter"], indirect=Tr
 @pytest.mark.parametrize("predictor", ["predict", "songstarter"])
 def test_served_schema_is_the_contract(request, predictor):
     server = request.getfixturevalue(f"{predictor}_server")
-    document = httpx.get(f"{server.url}/openapi.json").json()
-    inputs = document["components"]["schemas"]["Input"]["properties"]
-    assert all(schema.pop("description") for schema in inputs.values())
-    contract = json.loads((CONTRACT / f"{predictor}.openapi.json").read_text())
-    assert document["components"] == contract["components"]
+    assert_contract(httpx.get(f"{server.url}/openapi.json").json(), predictor)
 
 
-def test_predict_returns_the_object(predict_server):
+def test_predict_returns_the_object(predict_server, served_model):
     output = predict_server.predict(prompt=PROMPT, duration=2, seed=7)["output"]
     kind, raw = content(output.pop("audio"))
     assert kind == "audio/mpeg"
@@ -62,7 +56,7 @@ def test_predict_returns_the_object(predict_server):
         "sample_rate": 32000,
         "channels": 2,
         "output_format": "mp3",
-        "model": "stereo-melody",
+        "model": served_model,
     }
 
 

@@ -51,7 +51,7 @@ def drawn_request(chance, tune_uri):
     )
     return {
         **mode,
-        "duration": chance.choice([2, 2, 3, 5]),
+        "duration": chance.choice([2, 2, 3]),
         "seed": chance.randrange(3),
         "temperature": chance.choice([0, 1, 1.2]),
         "top_k": chance.choice([0, 50, 250]),
@@ -89,10 +89,12 @@ def disturb(server, index, inputs):
         assert answer["status"] == "canceled", answer
 
 
-@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
-def test_a_request_among_others_gets_the_bytes_that_it_gets_alone(request, predictor, tune_uri):
+@pytest.mark.parametrize(("predictor", "distinct"), [("predict", 8), ("songstarter", 5)])
+def test_a_request_among_others_gets_the_same_bytes_as_alone(
+    request, predictor, distinct, tune_uri
+):
     chance = random.Random(predictor)
-    requests = [drawn_request(chance, tune_uri) for _ in range(8)] * 2
+    requests = [drawn_request(chance, tune_uri) for _ in range(distinct)] * 2
     check_bytes(request.getfixturevalue(f"{predictor}_server"), requests, 8, disturb)
 
 
@@ -117,7 +119,7 @@ def count_refused(server, count):
 
 
 def test_a_client_that_sends_one_request_after_the_other_is_never_refused(predict_server):
-    assert count_refused(predict_server, 60) == 0
+    assert count_refused(predict_server, 30) == 0
 
 
 @pytest.mark.parametrize("each", [500, pytest.param(5000, marks=pytest.mark.full)])

@@ -7,8 +7,15 @@ import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits, which the machine's figures do not know
-# What allocators say; torch has no exception of its own on a CPU.
-EXHAUSTED = ("out of memory", "can't allocate memory", "cannot allocate memory")
+# Messages of allocators, in lower case. PyTorch has no exception class for the CPU; CUDA libraries
+# report failed allocations of their own, such as CUBLAS_STATUS_ALLOC_FAILED.
+EXHAUSTED = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+)
 
 _LIBC = ctypes.CDLL(None)
 

@@ -6,6 +6,7 @@ import torch
 
 from musicgen.decoder.engine import BATCHES, slot_columns
 from musicgen.decoder.state import State
+from musicgen.errors import MusicGenError
 from musicgen.pipeline import SLOTS_SHARE, slots_that_fit
 from musicgen.runtime import memory
 
@@ -42,6 +43,19 @@ def test_there_are_as_many_slots_as_fit(models, monkeypatch, fits, slots):
     monkeypatch.setattr(memory, "free_bytes", lambda _: (fits + 0.5) * size / SLOTS_SHARE)
     assert slots_that_fit(lm, length, prefix, shared=True) == slots
     assert slots <= BATCHES[-1]
+    monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE + 10**9)
+    assert slots_that_fit(lm, length, prefix, reserved=10**9) == slots
+
+
+def test_the_operator_can_lower_the_number_of_slots(models, monkeypatch):
+    lm = models["text"].engine.lm
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 10**12)
+    monkeypatch.setenv("MUSICGEN_SLOTS", "5")
+    assert slots_that_fit(lm, 1500, 100) == 5
+    for wrong in ("0", "33", "-1", "many", "1.5"):
+        monkeypatch.setenv("MUSICGEN_SLOTS", wrong)
+        with pytest.raises(MusicGenError, match=f"MUSICGEN_SLOTS='{wrong}': .*from 1 to 32"):
+            slots_that_fit(lm, 1500, 100)
 
 
 @pytest.mark.parametrize("kind", ["text", "stereo-melody"])
@@ -63,6 +77,8 @@ def test_errors_of_allocators_are_recognized():
     assert memory.is_exhausted(caught.value)
     assert memory.is_exhausted(MemoryError())
     assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
+    for status in ("CUBLAS_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"):
+        assert memory.is_exhausted(RuntimeError(f"CUDA error: {status} when calling `create`"))
     assert not memory.is_exhausted(RuntimeError("shapes differ"))
     assert not memory.is_exhausted(ValueError("out of memory"))
 

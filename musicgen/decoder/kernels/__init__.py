@@ -1,8 +1,9 @@
 """The operations of a decode step, one implementation per backend, all with the same interface."""
 
 import functools
+import logging
 import math
-import warnings
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -106,6 +107,8 @@ TORCH: Ops = TorchOps()
 TRITON: Ops = TritonOps()
 TRITON_ATTENTION: Ops = TritonAttentionOps()
 
+logger = logging.getLogger(__name__)
+
 TENSOR_CORES = (8, 0)  # the first compute capability whose tensor cores Triton uses
 
 
@@ -141,27 +144,47 @@ def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) ->
     """The operations for a decoder of this shape and dtype, for a batch of `rows` rows.
 
     On CUDA these are the Triton kernels that suit the GPU, if they build here and agree with
-    PyTorch; otherwise, after a warning, PyTorch's operations. Float32 always uses PyTorch's
-    operations: it serves comparisons, not speed.
+    PyTorch; otherwise PyTorch's operations, and an error is logged. Float32 always uses PyTorch's
+    operations: it serves comparisons, not speed. So does MUSICGEN_KERNELS=torch, the operator's way
+    out if a kernel crashes or hangs.
     """
     if device.type == "cpu":
         return cpu_ops()
-    if dtype == torch.float32:
+    if dtype == torch.float32 or os.environ.get("MUSICGEN_KERNELS") == "torch":
         return TORCH
     try:
         ops = triton_ops(torch.cuda.get_device_capability(device))
         check(ops, TORCH, device, dtype, shape, rows)
     except Exception as exc:  # a compiler or driver may raise any exception
         reason = "Triton is not installed" if compiler.triton is None else f"{exc!r}"
-        warnings.warn(f"decoding without Triton kernels (slower): {reason}", stacklevel=2)
+        _log_once(
+            logging.ERROR,
+            f"Triton kernels cannot be used; decoding with PyTorch operations, which is several "
+            f"times slower: {reason}",
+        )
         return TORCH
     if ops is not TRITON:
-        warnings.warn(
-            "decoding without Triton's matrix products (slower): they need compute capability "
-            "8.0 or higher; using cuBLAS instead",
-            stacklevel=2,
+        _log_once(
+            logging.WARNING,
+            "Triton's matrix products need compute capability 8.0 or higher; using cuBLAS instead "
+            "(slower)",
         )
     return ops
+
+
+@functools.cache
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+def describe(ops: Ops) -> str:
+    """A name of the operations for logs and results."""
+    names = {
+        TORCH: "PyTorch operations",
+        TRITON: "Triton kernels",
+        TRITON_ATTENTION: "Triton attention and sampling with cuBLAS products",
+    }
+    return names.get(ops, "CPU operations")
 
 
 def check(
