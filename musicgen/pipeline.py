@@ -24,11 +24,10 @@ from musicgen.checkpoints.files import damage_reported
 from musicgen.conditioning.conditioner import Conditioner
 from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
-from musicgen.decoder.engine import BATCHES, Engine, slot_columns
+from musicgen.decoder.engine import Engine
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
-from musicgen.decoder.sampling import ROWS_PER_CLIP
-from musicgen.decoder.state import State
+from musicgen.decoder.slots import slots_that_fit
 from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
@@ -40,9 +39,6 @@ from musicgen.runtime.timings import Timings
 
 # Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
-# The fraction of the memory left after loading that the slots may take. The rest is for
-# separation, rendering and diffusion, and for other processes.
-SLOTS_SHARE = 0.6
 OUT_OF_MEMORY = (
     "Out of memory. Send a shorter duration, or try again when the server has less to do; its "
     "operator can lower COG_MAX_CONCURRENCY."
@@ -277,7 +273,8 @@ class MusicGen:
         max_length = int(self.max_duration * rate)
         diffusion = self.checkpoint.folder / DIFFUSION_FILE  # loaded by the first request for it
         reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
-        slots = slots_that_fit(lm, max_length, prefix, shared is not None, reserved)
+        free = memory.free_bytes(self.device) - reserved
+        slots = slots_that_fit(lm, free, max_length, prefix, shared is not None)
         while True:
             try:
                 return Loop(
@@ -307,16 +304,3 @@ class MusicGen:
             self.conditioner("warm-up", None, [0.0])
             silence = torch.zeros(self.codec.channels, self.codec.sample_rate)
             self.codec.decode(self.codec.encode(silence)[None], [0])
-
-
-def slots_that_fit(
-    lm: LM, max_length: int, prefix: int, shared: bool = False, reserved: int = 0
-) -> int:
-    """How many clips can be decoded at once: the largest batch, or fewer if memory is short.
-
-    A slot has ROWS_PER_CLIP rows of keys and values; a shared prefix takes one more row in all.
-    `reserved` bytes of the free memory will be needed by something else.
-    """
-    row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / ROWS_PER_CLIP
-    rows = int(SLOTS_SHARE * (memory.free_bytes(lm.device) - reserved) / row) - shared
-    return max(1, min(BATCHES[-1], rows // ROWS_PER_CLIP))

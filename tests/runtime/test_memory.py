@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from musicgen.decoder.engine import BATCHES, slot_columns
+from musicgen.decoder.slots import SLOTS_SHARE, slots_that_fit
 from musicgen.decoder.state import State
-from musicgen.pipeline import SLOTS_SHARE, slots_that_fit
 from musicgen.runtime import memory
 
 CPU = torch.device("cpu")
@@ -33,17 +33,14 @@ def test_a_container_has_what_its_limit_leaves(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("fits", "slots"), [(0, 1), (0.5, 1), (1.5, 1), (3.1, 3), (1000, 32)])
-def test_slots_are_as_many_as_fit(models, monkeypatch, fits, slots):
+def test_slots_are_as_many_as_fit(models, fits, slots):
     lm, length, prefix = models["stereo-melody"].engine.lm, 1500, 700
     size = State.slot_bytes(lm, slot_columns(lm, length), prefix)
-    monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE)
-    assert slots_that_fit(lm, length, prefix) == slots
+    assert slots_that_fit(lm, fits * size / SLOTS_SHARE, length, prefix) == slots
     # What all share takes half a slot.
-    monkeypatch.setattr(memory, "free_bytes", lambda _: (fits + 0.5) * size / SLOTS_SHARE)
-    assert slots_that_fit(lm, length, prefix, shared=True) == slots
+    free = (fits + 0.5) * size / SLOTS_SHARE
+    assert slots_that_fit(lm, free, length, prefix, shared=True) == slots
     assert slots <= BATCHES[-1]
-    monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE + 10**9)
-    assert slots_that_fit(lm, length, prefix, reserved=10**9) == slots
 
 
 @pytest.mark.parametrize("kind", ["text", "stereo-melody"])
