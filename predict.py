@@ -8,9 +8,11 @@ from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
 from musicgen.runtime.timings import Timings
+from musicgen.serving import input_downloads
+from musicgen.serving.input_downloads import Limits
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
-from musicgen.serving.upload import Bucket, authorize, deliver, take_settings
+from musicgen.serving.upload import Song, authorize, deliver, take_settings
 from musicgen.serving.workers import Workers
 
 
@@ -24,6 +26,7 @@ class Predictor(BasePredictor):
         self.model = MusicGen.load(weights)
         self.result_files = ResultFiles()
         self.result_files.receive_inputs()
+        input_downloads.install(Limits.of())
         self.workers = Workers()
 
     @concurrent(max=32)
@@ -119,12 +122,10 @@ class Predictor(BasePredictor):
             output_format=output_format,
             seed=RANDOM_SEED if seed is None else seed,
         )
-        bucket = authorize(song_id, key.get_secret_value() if key else None, self.upload_settings)
-        return await self.workers.run(self.answer, request, bucket, song_id)
+        song = authorize(song_id, key.get_secret_value() if key else None, self.upload_settings)
+        return await self.workers.run(self.answer, request, song)
 
-    def answer(
-        self, request: Request, bucket: Optional[Bucket], song_id: Optional[int]
-    ) -> Dict[str, Any]:
+    def answer(self, request: Request, song: Optional[Song]) -> Dict[str, Any]:
         """Serve one request from start to end, in a worker thread."""
         timings = Timings()
         with self.result_files.folder() as folder:
@@ -133,4 +134,4 @@ class Predictor(BasePredictor):
             properties = describe(generation)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
-            return {**deliver(file, bucket, song_id, properties), **properties}
+            return {**deliver(file, song, properties), **properties}

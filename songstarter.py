@@ -8,6 +8,8 @@ from musicgen.output import write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
 from musicgen.runtime.timings import Timings
+from musicgen.serving import input_downloads
+from musicgen.serving.input_downloads import Limits
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
 from musicgen.serving.workers import Workers
@@ -24,6 +26,7 @@ class Predictor(BasePredictor):
         self.model = MusicGen.load(weights)
         self.result_files = ResultFiles()
         self.result_files.receive_inputs()
+        input_downloads.install(Limits.of())
         self.workers = Workers()
 
     @concurrent(max=32)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from musicgen.commands import server
+from musicgen.commands.client import Client
 from musicgen.commands.server import ROOT
 
 SET_FLAGS, UP_AND_RUNNING = 0x8914, 0x1 | 0x40
@@ -56,11 +57,11 @@ def main():
         )
         try:
             server.wait_until_ready(url, process)
-            answer = server.call(f"{url}/predictions", {"input": inputs})
+            prediction = Client(url).predict(inputs)
         finally:
             server.stop(process, url)
-    output = answer["output"]
-    print(json.dumps({**output, "audio": len(output["audio"])}))
+    [audio] = prediction.audio
+    print(json.dumps({**prediction.facts, "audio": len(audio)}))
 
 
 if __name__ == "__main__":

@@ -366,7 +366,7 @@ def test_device(monkeypatch):
         resolve_device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(MusicGenError, match="Set cpu"):
+    with pytest.raises(MusicGenError, match="set MUSICGEN_DEVICE=cpu"):
         resolve_device("cuda")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from musicgen.audio import resolve_slice
 from musicgen.errors import InputError
-from musicgen.request import Request
+from musicgen.request import MAX_PROMPT, Request
 
 AUDIO = Path("a.wav")
 
@@ -95,7 +95,7 @@ def test_invalid_fields_and_combinations_are_refused(fields, message):
         {"temperature": 0},
         {"classifier_free_guidance": 0},
         {"duration": 300},
-        {"prompt": "🎹 ピアノ " * 10_000},
+        {"prompt": "🎹 ピアノ " * 1_400},
     ],
 )
 def test_values_at_the_bounds_are_accepted(fields):
@@ -131,3 +131,21 @@ def test_no_slice_is_suggested_if_none_is_short_enough():
 
 def test_an_audio_prompt_one_frame_shorter_is_accepted():
     Request(input_audio=AUDIO, continuation=True).check_audio_prompt(399, 50)
+
+
+@pytest.mark.parametrize("field", ["top_k", "seed", "clips"])
+def test_a_whole_number_sent_as_a_float_is_that_number(field):
+    value = getattr(Request(**{field: 42.0}), field)
+    assert value == 42
+    assert isinstance(value, int)
+    with pytest.raises(InputError, match=f"{field}=1.5: not a whole number"):
+        Request(**{field: 1.5})
+    with pytest.raises(InputError, match=f"{field}=nan: not a whole number"):
+        Request(**{field: float("nan")})
+
+
+def test_a_prompt_too_long_to_be_meant_is_refused_without_quoting_it():
+    Request(prompt="a" * MAX_PROMPT)
+    with pytest.raises(InputError, match=r"prompt='a{20}\.\.\.': .*at most 10,000") as caught:
+        Request(prompt="a" * (MAX_PROMPT + 1))
+    assert len(str(caught.value)) < 200

@@ -1,4 +1,4 @@
-"""Where checkpoints are. Imports nothing heavy, so that a command starts at once."""
+"""Chooses the checkpoint folder. Imports nothing heavy, so that a command starts at once."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 DEFAULT = WEIGHTS / "demo"
 # cog.yaml names this folder. An image that was built without it serves the demo.
 IMAGE_DEFAULT = WEIGHTS / "checkpoint"
-# The two kinds of checkpoint folder are known by these files (checkpoint.py describes them).
+# A checkpoint folder holds one of these two files (checkpoint.py describes both formats).
 MANIFEST_FILE = "manifest.json"
 LM_FILE = "state_dict.bin"
 
@@ -16,11 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(weights: str | Path | None = None) -> Path:
-    """The checkpoint folder to serve: the argument, MUSICGEN_WEIGHTS, or the demo.
+    """The checkpoint folder to serve: the argument, else MUSICGEN_WEIGHTS, else the demo.
 
-    The https URL of a tar that holds a folder, as Replicate passes to `setup`, is fetched into
-    weights/ unless it was before. Raises WeightsError if that fails. If MUSICGEN_WEIGHTS is the
-    image's default and that folder is absent, the result is the demo, with a warning.
+    `weights` may be the https URL of a tar that holds a folder, as Replicate passes to `setup`. It
+    is fetched into weights/ once. Raises WeightsError if that fails.
+
+    If MUSICGEN_WEIGHTS is the image's default and that folder is absent, the result is the demo,
+    with a warning.
     """
     chosen = weights or _configured() or DEFAULT
     if isinstance(chosen, str) and "://" in chosen:

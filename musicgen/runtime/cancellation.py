@@ -1,7 +1,7 @@
 """Cancels a request from a thread other than the one that works on it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +14,7 @@ class Cancellation:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cancelled = False
-        self._jobs: list[Future[Any]] = []
+        self._jobs: Sequence[Future[Any]] = ()
 
     def cancel(self) -> None:
         """Cancel the request's jobs now, and its own thread at its next `check`."""
@@ -29,7 +29,7 @@ class Cancellation:
             raise CancelledError
 
     @contextmanager
-    def covers(self, jobs: list[Future[Any]]) -> Iterator[None]:
+    def covers(self, jobs: Sequence[Future[Any]]) -> Iterator[None]:
         """Cancel `jobs` with the request, and when the block ends before they have results."""
         try:
             with self._lock:

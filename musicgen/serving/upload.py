@@ -7,20 +7,14 @@ starts faster.
 import hmac
 import logging
 import os
-import socket
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
-from threading import Timer
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from musicgen.errors import InputError, UploadError
-
-if TYPE_CHECKING:
-    from requests import Session
+from musicgen.serving.sessions import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +40,24 @@ _REFUSALS = {
 }
 
 
+# JSON readers that keep numbers as doubles, JavaScript's among them, know no larger whole number.
+MAX_SONG_ID = 2**53
+
+
 @dataclass(frozen=True)
 class Bucket:
     """The bucket for songs; objects are named `{prefix}{song_id}.{mp3|wav}`."""
 
     name: str
     prefix: str = "songs/"
+
+
+@dataclass(frozen=True)
+class Song:
+    """Where one result is stored."""
+
+    bucket: Bucket
+    song_id: int
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,9 @@ def take_settings(environ: MutableMapping[str, str] = os.environ) -> dict[str, s
 
 
 def authorize(
-    song_id: int | None, key: str | None, environ: Mapping[str, str] = os.environ
-) -> Bucket | None:
-    """The bucket for `song_id`, if `key` equals the server's UPLOAD_KEY. Does no network access.
+    song_id: float | None, key: str | None, environ: Mapping[str, str] = os.environ
+) -> Song | None:
+    """The place of `song_id`, if `key` equals the server's UPLOAD_KEY. Does no network access.
 
     None without a `song_id`: nothing is stored, and `key` is ignored.
 
@@ -84,6 +90,10 @@ def authorize(
     """
     if song_id is None:
         return None
+    # JSON allows 7.0 where the schema says integer.
+    if not 0 <= song_id <= MAX_SONG_ID or song_id != int(song_id):
+        fix = f"Send a whole number from 0 to {MAX_SONG_ID}"
+        raise InputError("song_id", song_id, "out of range", fix)
     bucket = Bucket(environ.get("UPLOAD_BUCKET", ""), environ.get("UPLOAD_PREFIX", "songs/"))
     secret = environ.get("UPLOAD_KEY", "")
     faults = {
@@ -107,23 +117,21 @@ def authorize(
         key.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass")
     ):
         raise InputError("key", "***", "wrong key", "Send the server's upload key")
-    return bucket
+    return Song(bucket, int(song_id))
 
 
-def deliver(
-    file: Path, bucket: Bucket | None, song_id: int | None, properties: Mapping[str, object]
-) -> dict[str, object]:
-    """Upload the file if there is a bucket; return the part of the response that holds the audio.
+def deliver(file: Path, song: Song | None, properties: Mapping[str, object]) -> dict[str, object]:
+    """Upload the file as `song`, if any; return the part of the response that holds the audio.
 
-    `audio` is the URL of the upload, or the file itself without a bucket. A failed upload loses
+    `audio` is the URL of the upload, or the file itself without one. A failed upload loses
     nothing: `audio` is the file, and `upload_error` gives the reason.
     """
-    if bucket is None or song_id is None:
+    if song is None:
         return {"audio": file}
-    answer: dict[str, object] = {"audio": file, "song_id": song_id}
+    answer: dict[str, object] = {"audio": file, "song_id": song.song_id}
     try:
         metadata = {name: str(value) for name, value in properties.items()}
-        stored = upload(file, bucket, song_id, metadata)
+        stored = upload(file, song.bucket, song.song_id, metadata)
     except UploadError as exc:
         logger.error("%s", exc)
         return {**answer, "upload_error": str(exc)}
@@ -158,7 +166,7 @@ def upload(
         from google.cloud.storage.retry import DEFAULT_RETRY
 
         # Writing an object needs no project, and not every credential names one.
-        with storage.Client(project=None) as client, _cut_after(deadline, client._http):
+        with storage.Client(project=None) as client, bounded(client._http, deadline):
             blob = client.bucket(bucket.name).blob(name)
             blob.metadata = dict(metadata)
             # By default caches keep public objects for an hour, which would hide a replacement.
@@ -184,49 +192,6 @@ def upload(
         problem, fix = _explain(exc)
         message = f"this server could not upload to gs://{bucket.name}/{name}: {problem}. {fix}."
         raise UploadError(message) from exc
-
-
-@contextmanager
-def _cut_after(seconds: float, session: "Session") -> Iterator[None]:
-    """Shut down the connections of `session` after so many seconds, even if data still flows.
-
-    Socket timeouts cannot do that: they restart with every few bytes.
-    """
-    from requests.adapters import HTTPAdapter
-    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-
-    opened: list[socket.socket] = []
-
-    def noted(pool: Any) -> type:
-        class Connection(pool.ConnectionCls):  # type: ignore[misc]
-            def connect(self) -> None:
-                super().connect()
-                opened.append(self.sock)
-
-        return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
-
-    class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {
-                "http": noted(HTTPConnectionPool),
-                "https": noted(HTTPSConnectionPool),
-            }
-
-    def cut() -> None:
-        for connection in opened:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    session.mount("https://", Adapter())
-    session.mount("http://", Adapter())
-    timer = Timer(seconds, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _explain(exc: Exception) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-import image
+import cog_image
 import pytest
 import yaml
 from cog_client import CogClient
@@ -15,7 +15,7 @@ from cog_client import CogClient
 from musicgen.commands import schema, server
 from musicgen.commands.server import ROOT
 
-both = pytest.mark.parametrize("predictor", image.CONFIGS)
+both = pytest.mark.parametrize("predictor", cog_image.CONFIGS)
 
 # The keys and types that Cog 0.23's own schema of cog.yaml allows, as far as the files use them.
 BUILD = {
@@ -44,7 +44,7 @@ def pins():
 
 @both
 def test_the_cog_file_has_only_keys_and_types_that_cog_allows(predictor):
-    config = image.config(predictor)
+    config = cog_image.config(predictor)
     for section, rules in ((config, TOP), (config["build"], BUILD)):
         assert {name: type(value) for name, value in section.items()} == {
             name: rules[name] for name in section
@@ -55,7 +55,7 @@ def test_the_cog_file_has_only_keys_and_types_that_cog_allows(predictor):
 
 @both
 def test_the_environment_sets_no_reserved_name(predictor):
-    for line in image.config(predictor)["environment"]:
+    for line in cog_image.config(predictor)["environment"]:
         name, separator, value = line.partition("=")
         assert separator, line
         assert value, line
@@ -64,13 +64,13 @@ def test_the_environment_sets_no_reserved_name(predictor):
 
 @both
 def test_the_cuda_version_is_one_that_cog_knows_for_torch(predictor):
-    assert image.config(predictor)["build"]["cuda"] in CUDA_OF_TORCH[pins()["torch"]]
-    assert image.config(predictor)["build"]["cuda"] < "13"  # CUDA 13 needs driver 580
+    assert cog_image.config(predictor)["build"]["cuda"] in CUDA_OF_TORCH[pins()["torch"]]
+    assert cog_image.config(predictor)["build"]["cuda"] < "13"  # CUDA 13 needs driver 580
 
 
 @both
 def test_the_http_server_has_the_version_of_the_sdk(predictor):
-    build = image.config(predictor)["build"]
+    build = cog_image.config(predictor)["build"]
     version = build["sdk_version"]
     assert pins()["coglet"] == pins()["cog"] == version
     assert f"coglet=={version}" in build["run"][-1]
@@ -82,7 +82,7 @@ def test_the_push_workflow_installs_the_cog_that_the_cog_files_need():
     workflow = yaml.safe_load(text)
     steps = workflow["jobs"]["push"]["steps"]
     [setup] = [step for step in steps if "setup-cog" in step.get("uses", "")]
-    version = image.config("predict")["build"]["sdk_version"]
+    version = cog_image.config("predict")["build"]["sdk_version"]
     assert setup["with"]["cog-version"] == f"v{version}"
     commands = [step.get("run", "") for step in steps]
     remove, push = commands.index("rm -rf .venv .uv"), len(commands) - 1
@@ -90,19 +90,19 @@ def test_the_push_workflow_installs_the_cog_that_the_cog_files_need():
     assert remove < push
     inputs = workflow[True]["workflow_dispatch"]["inputs"]  # YAML 1.1 reads `on` as true
     assert "default" not in inputs["runner"]
-    assert inputs["config"]["options"] == sorted(image.CONFIGS.values(), key=len)
+    assert inputs["config"]["options"] == sorted(cog_image.CONFIGS.values(), key=len)
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A fresh clone."""
-    return image.clone(tmp_path_factory.mktemp("clone"))
+    return cog_image.clone(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="module")
 def built(clone, tmp_path_factory):
     """/src in the image that is built from a fresh clone."""
-    return image.build(clone, tmp_path_factory.mktemp("src"))
+    return cog_image.build(clone, tmp_path_factory.mktemp("src"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def built(clone, tmp_path_factory):
 def test_the_build_context_has_the_code_the_demo_and_one_checkpoint(path, ignored):
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
-    assert image.is_ignored(path, patterns) == ignored
+    assert cog_image.is_ignored(path, patterns) == ignored
 
 
 def test_the_build_context_of_a_fresh_clone_is_small(built):
@@ -148,10 +148,10 @@ def container(source, predictor, tmp_path, **changes):
         "PATH": f"{os.path.dirname(sys.executable)}:/usr/bin:/bin",
         "HOME": str(home),
         "COG_MAX_CONCURRENCY": str(schema.concurrency((ROOT / f"{predictor}.py").read_text())),
-        "COG_PREDICT_TYPE_STUB": image.config(predictor)["predict"],
+        "COG_PREDICT_TYPE_STUB": cog_image.config(predictor)["predict"],
         "PORT": str(port),
         "TMPDIR": str(tmp_path),
-        **image.environment(predictor, source),
+        **cog_image.environment(predictor, source),
         **changes,
     }
     schema.write(source / f"{predictor}.py", source / ".cog" / "openapi_schema.json")

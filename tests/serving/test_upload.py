@@ -258,7 +258,7 @@ def test_key_appears_nowhere(
     monkeypatch.setenv("UPLOAD_KEY", KEY)
     monkeypatch.setenv("UPLOAD_BUCKET", "songs")
     with caplog.at_level(logging.DEBUG):
-        bucket = authorize(9, KEY)
+        bucket = authorize(9, KEY).bucket
         stored = upload(song, bucket, 9, METADATA)
         proxy.inject(repeat(503))
         with pytest.raises(UploadError) as caught:
