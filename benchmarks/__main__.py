@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> Record:
     load = machine.load_average()
     bandwidth = machine.bandwidth(device)
     machine.release()
-    work = Work(options.model, options.seconds, 1, device, options.melodies)
+    work = Work(options.model, options.seconds, max(options.batch), device, options.melodies)
     method = choose_method(work, repeats=options.repeats, chunk=options.steps, full=options.full)
     state = random_state_dict(work.config)
     records = [

@@ -60,6 +60,8 @@ def choose_method(
 ) -> Method:
     """Returns what to time for this work; a clip too short for samples is timed whole."""
     usual, discarded = TIMED_STEPS[work.device.type]
+    # Clips start one after another, so the first steps have fewer clips.
+    discarded = max(discarded, work.batch)
     chunk = chunk or usual
     span = discarded + chunk * repeats
     if full or POINTS * span > work.frames:

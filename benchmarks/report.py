@@ -17,9 +17,8 @@ from benchmarks.machine import Bandwidth
 from benchmarks.measure import Method, Timing
 from benchmarks.systems import System
 from benchmarks.work import Work, step_bytes
-from musicgen.commands.server import ROOT
 
-FOLDER = ROOT / "benchmarks" / "results"
+FOLDER = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "triton", "audiocraft", "transformers")
 OURS = "ours"
 MEASURED, ABSENT, FAILED = "measured", "absent", "failed"
@@ -72,7 +71,7 @@ def measured(
         "first_code_ms": 1e3 * timing.first_code,
         "warm_up_s": timing.warm_up,
         "peak_memory_gb": None if peak is None else peak / 1e9,
-        "note": system.note,
+        "note": system.note(),
     }
 
 
@@ -109,6 +108,13 @@ def document(
         },
         "results": [{**record, **_speedup(record, records)} for record in records],
     }
+
+
+def join(documents: Sequence[Record], records: Sequence[Record]) -> Record:
+    """Returns the first of a model's documents with the results `records` instead of its own."""
+    further = ("stage", "name", "ok", "model", "document", "bandwidth_gb_per_s")
+    results = [{k: v for k, v in record.items() if k not in further} for record in records]
+    return {**documents[0], "results": [{**r, **_speedup(r, results)} for r in results]}
 
 
 def _speedup(record: Record, records: Sequence[Record]) -> Record:

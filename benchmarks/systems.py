@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.work import Storage, Work
-from musicgen.checkpoints.transformers_musicgen import decoder_names
 from musicgen.decoder.clip import Clip, Conditions
 from musicgen.decoder.engine import Engine
+from musicgen.decoder.kernels import Ops
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
 from musicgen.decoder.weights import LMConfig
@@ -40,11 +40,11 @@ class System:
     decode: Callable[[Tensor | None, Tick], object]
     storage: Storage
     warm_up: Callable[[], None] = lambda: None
-    note: str = ""
+    note: Callable[[], str] = lambda: ""  # known after the warm-up
 
 
-def ours(work: Work, state: StateDict) -> System:
-    """Returns this engine, constructed as the pipeline does."""
+def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
+    """Returns this engine, constructed as the pipeline does; `ops` replaces its operations."""
     lm = LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
     no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(
@@ -54,6 +54,7 @@ def ours(work: Work, state: StateDict) -> System:
         slots=work.batch,
         max_prefix=max(work.prefix_length, work.cross_length),
         shared_prefix=no_melody if work.melody_length else None,
+        ops=ops,
     )
     condition = work.condition().to(work.device)
     both = torch.stack([condition, torch.zeros_like(condition)])
@@ -70,7 +71,9 @@ def ours(work: Work, state: StateDict) -> System:
 
     # fbgemm's packed weights are float16.
     weight = lm.heads.element_size() if isinstance(lm.heads, Tensor) else 2
-    return System(decode, Storage(weight, work.half.itemsize), engine.warm_up)
+    return System(
+        decode, Storage(weight, work.half.itemsize), engine.warm_up, lambda: engine.description
+    )
 
 
 def audiocraft(work: Work, state: StateDict) -> System:
@@ -191,9 +194,7 @@ def transformers_with_static_cache(work: Work, state: StateDict) -> System:
         )
 
     storage = Storage(work.half.itemsize, work.half.itemsize)
-    return System(
-        decode, storage, note="timed from context 0, since it always reads its whole cache"
-    )
+    return System(decode, storage, note=lambda: "timed from context 0")
 
 
 def _transformers(work: Work, state: StateDict) -> tuple[Any, dict[str, Any]]:
@@ -258,6 +259,8 @@ def _decoder(config: LMConfig) -> dict[str, Any]:
 
 def _renamed(config: LMConfig, state: StateDict) -> dict[str, Tensor]:
     """Returns an audiocraft decoder's weights under the names of transformers' ForCausalLM."""
+    from musicgen.checkpoints.transformers_musicgen import decoder_names
+
     names = decoder_names(config.num_layers, config.n_q)
     return {
         name.removeprefix("decoder."): part

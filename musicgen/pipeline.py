@@ -25,12 +25,11 @@ from musicgen.checkpoints.reading import damage_reported
 from musicgen.conditioning.conditioner import MAX_TOKENS, Conditioner
 from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
-from musicgen.decoder.engine import BATCHES, Engine, slot_columns
+from musicgen.decoder.engine import BATCHES, Engine
 from musicgen.decoder.job import Job
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
-from musicgen.decoder.sampling import ROWS_PER_CLIP
-from musicgen.decoder.state import State
+from musicgen.decoder.slots import slots_that_fit
 from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
@@ -43,9 +42,6 @@ from musicgen.runtime.timings import Timings
 
 # Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
-# The fraction of the memory left after loading that the slots may take. The rest is for
-# separation, rendering and diffusion, and for other processes.
-SLOTS_SHARE = 0.6
 OUT_OF_MEMORY = (
     "Out of memory. Send a shorter duration, or try again when the server has less to do; its "
     "operator can set MUSICGEN_SLOTS to decode fewer clips at once."
@@ -322,11 +318,16 @@ class MusicGen:
         return int(self.max_duration * self.codec.frame_rate)
 
     def _slots(self, lm: LM) -> int:
-        """How many slots fit beside what the first request for diffusion will load."""
+        """How many slots fit beside what the first request for diffusion will load.
+
+        MUSICGEN_SLOTS can lower the number; clips above it wait.
+        """
         diffusion = self.checkpoint.folder / DIFFUSION_FILE
         reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
+        free = memory.free_bytes(self.device) - reserved
         shared = self.conditioner.shared is not None
-        return slots_that_fit(lm, self._max_length, self.conditioner.longest, shared, reserved)
+        fit = slots_that_fit(lm, free, self._max_length, self.conditioner.longest, shared)
+        return min(_wanted_slots(), fit)
 
     def _warm_up_codec_and_text(self) -> None:
         """Run the other models once: the first call on a GPU loads libraries, which takes seconds.
@@ -337,20 +338,6 @@ class MusicGen:
             self.conditioner("warm-up", None, [0.0])
             silence = torch.zeros(self.codec.channels, self.codec.sample_rate)
             self.codec.decode(self.codec.encode(silence)[None], [0])
-
-
-def slots_that_fit(
-    lm: LM, max_length: int, prefix: int, shared: bool = False, reserved: int = 0
-) -> int:
-    """How many clips can be decoded at once: the largest batch, or fewer if memory is short.
-
-    A slot has ROWS_PER_CLIP rows of keys and values; a shared prefix takes one more row in all.
-    `reserved` bytes of the free memory will be needed by something else. MUSICGEN_SLOTS can lower
-    the number; requests above it wait.
-    """
-    row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / ROWS_PER_CLIP
-    rows = int(SLOTS_SHARE * (memory.free_bytes(lm.device) - reserved) / row) - shared
-    return max(1, min(_wanted_slots(), rows // ROWS_PER_CLIP))
 
 
 def _wanted_slots() -> int:

@@ -3,6 +3,10 @@
 import os
 from contextlib import ExitStack, contextmanager, suppress
 
+# Idle OpenMP threads sleep. Otherwise the threads that one test needs (numba's, in test_kernels.py)
+# spin until the end, and every later test in the process takes several times as long.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import httpx
 import pytest
 import sounds
@@ -12,6 +16,7 @@ from cog_server import cog_server
 from gate import until
 from storage import fault_proxy, storage_server
 
+from musicgen.commands import server
 from musicgen.pipeline import MusicGen
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
@@ -41,6 +46,13 @@ SLOW_FILES = {"test_bench", "test_cli", "test_cluster", "test_disk", "test_gpu_r
 
 # The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
+
+
+def pytest_sessionstart(session):
+    """Write the schema files that all servers read, before pytest-xdist starts the workers."""
+    if not hasattr(session.config, "workerinput"):
+        for predictor in server.PREDICTORS:
+            server.prepare(predictor, "127.0.0.1", 0)
 
 
 def pytest_collection_modifyitems(items):

@@ -2,20 +2,25 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 PATIENCE = 600  # seconds until a wait fails: far beyond the time that any machine needs
 
 
 class Gate:
-    """`pass_through` blocks its caller until `open`; `arrived` waits for such a caller."""
+    """`pass_through` blocks its caller until `open`; `arrived` waits for such a caller.
+
+    A blocked caller calls `meanwhile()` once a second.
+    """
 
     def __init__(self) -> None:
         self._arrivals = threading.Semaphore(0)
         self._opened = threading.Event()
 
-    def pass_through(self) -> None:
+    def pass_through(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         self._arrivals.release()
-        self._opened.wait()
+        while not self._opened.wait(1.0):
+            meanwhile()
 
     def arrived(self) -> None:
         """Return when one more caller is at the gate."""

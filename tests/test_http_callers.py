@@ -217,7 +217,7 @@ def test_a_server_that_gets_sigterm_finishes_running_predictions(start_server, c
     server = start_server("predict", checkpoints["text"])
     process, names = server.worker().parent(), [new_id() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(server.post, name, duration=20) for name in names]
+        asked = [pool.submit(server.post, name, duration=10) for name in names]
         for name in names:
             until(lambda name=name: server.says(name, "decode: "))
         process.send_signal(signal.SIGTERM)

@@ -106,7 +106,7 @@ def test_the_key_is_never_revealed(server, bucket):
         assert "C0FFEE" not in text
 
 
-@pytest.mark.parametrize("kind", ["text", "stereo-melody"])
+@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.full), "stereo-melody"])
 def test_diffusion_over_http(start_server, tmp_path, kind):
     tiny_checkpoints.write_checkpoint(tmp_path, kind)
     tiny_checkpoints.write_diffusion(tmp_path)

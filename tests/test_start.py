@@ -9,8 +9,9 @@ import torch
 from musicgen import pipeline
 from musicgen.conditioning.conditioner import MAX_TOKENS
 from musicgen.decoder.engine import slot_columns
+from musicgen.decoder.slots import SLOTS_SHARE
 from musicgen.decoder.state import State
-from musicgen.pipeline import SLOTS_SHARE, MusicGen
+from musicgen.pipeline import MusicGen
 
 CUDA = torch.device("cuda")
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from ssl import SSLContext
 from typing import Any
 
@@ -31,7 +32,7 @@ def listening(
 @dataclass
 class Web:
     """A file server. At `url` it has /whole/NAME; /half/NAME, which ends too early; and /held/NAME,
-    whose second half waits at `gate`.
+    whose second half waits at `gate`; meanwhile a byte a second is sent, or else Cog gives up.
     """
 
     url: str = ""
@@ -52,13 +53,13 @@ def web_server(files: Mapping[str, bytes]) -> Iterator[Web]:
             self.end_headers()
             if content is None:
                 return
-            half = len(content) // 2
-            self.wfile.write(content[:half])
+            rest = BytesIO(content)
+            self.wfile.write(rest.read(len(content) // 2))
             if manner == "half":
                 return
             if manner == "held":
-                web.gate.pass_through()
-            self.wfile.write(content[half:])
+                web.gate.pass_through(lambda: self.wfile.write(rest.read(1)))
+            self.wfile.write(rest.read())
 
         def log_message(self, *_: Any) -> None:
             pass

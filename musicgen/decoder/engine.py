@@ -174,13 +174,12 @@ class Engine:
 
     def _choose_ops(self, clips: int) -> Ops:
         """The operations for a step of this many clips."""
-        if self.ops:
-            return self.ops
         config = self.lm.config
         shape = kernels.Shape(config.dim, config.ffn_dim, config.head_dim, config.n_q * config.card)
-        ops = kernels.choose(self.lm.device, self.lm.dtype, shape, ROWS_PER_CLIP * clips)
-        self.chosen[clips] = ops
-        return ops
+        self.chosen[clips] = self.ops or kernels.choose(
+            self.lm.device, self.lm.dtype, shape, ROWS_PER_CLIP * clips
+        )
+        return self.chosen[clips]
 
     def _check(self, clip: Clip) -> list[Window]:
         """The clip's windows. Raises ValueError if it cannot be decoded in them."""

@@ -3,7 +3,6 @@
 import ctypes
 from pathlib import Path
 
-import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits, which the machine's figures do not know
@@ -24,6 +23,8 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # a GPU does not need it
+
     available: int = psutil.virtual_memory().available
     try:
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))

@@ -18,10 +18,10 @@ def mounted(options):
 
 @pytest.mark.parametrize("output_format", ["wav", "mp3"])
 def test_a_full_disk_fails_one_prediction_and_is_free_again(tmp_path, checkpoints, output_format):
-    with cog_server(tmp_path, checkpoints["text"], wrapper=mounted("size=1m")) as server:
+    with cog_server(tmp_path, checkpoints["text"], wrapper=mounted("size=300k")) as server:
         for _ in range(2):  # the second finds the disk full if the first left its file
             server.predict(duration=1, output_format=output_format)
-            error = server.error(duration=30, output_format=output_format)
+            error = server.error(duration=10, output_format=output_format)
             assert f"OutputError: {output_format} could not be written: " in error
             assert "No space left" in error
 

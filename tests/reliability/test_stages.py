@@ -18,9 +18,7 @@ from urllib.parse import quote
 
 import httpx
 import imageio_ffmpeg
-import numpy as np
 import pytest
-import soundfile
 import sounds
 import storage
 import tiny_checkpoints
@@ -32,7 +30,7 @@ KEY = "open-sesame-0xC0FFEE"
 NEIGHBOURS = range(7)
 STAGES = {
     "fetching": {"input_audio": "held/tune.wav", "duration": 2},
-    "reading": {"input_audio": "whole/hour.flac", "continuation_start": 3590, "duration": 2},
+    "reading": {"input_audio": "whole/tune.wav", "duration": 2},
     "decoding": {"duration": 20},
     "rendering": {"multi_band_diffusion": True, "duration": 3},
     "encoding": {"output_format": "mp3", "duration": 1},
@@ -41,7 +39,7 @@ STAGES = {
 # A wrapper around ffmpeg: waits at the gate of a web server first.
 WRAPPER = """#!/bin/bash
 exec 3<>/dev/tcp/{host}/{port}
-printf 'GET /held/door HTTP/1.0\\r\\n\\r\\n' >&3
+printf 'GET /held/gate HTTP/1.0\\r\\n\\r\\n' >&3
 cat <&3 >/dev/null
 exec 3>&- {ffmpeg} "$@"
 """
@@ -52,17 +50,21 @@ class Surroundings:
     """The services that a server uses: inputs, ffmpeg's gate, the bucket and a proxy before it."""
 
     web: Web
-    door: Web
+    ffmpeg: Web
     bucket: str
     proxy: storage.Proxy
     environment: dict[str, str]
 
     def close(self) -> dict[str, Gate]:
         """New, closed gates: stage -> gate."""
-        gates = {stage: Gate() for stage in ("fetching", "encoding", "uploading")}
-        self.web.gate, self.door.gate = gates["fetching"], gates["encoding"]
-        self.proxy.inject([gates["uploading"]])
-        return gates
+        self.web.gate, self.ffmpeg.gate, uploading = Gate(), Gate(), Gate()
+        self.proxy.inject([uploading])
+        return {
+            "fetching": self.web.gate,
+            "reading": self.ffmpeg.gate,
+            "encoding": self.ffmpeg.gate,
+            "uploading": uploading,
+        }
 
     def stored(self, name: str) -> bytes:
         path = f"{self.bucket}/storage/v1/b/songs/o/{quote('songs/' + name, safe='')}?alt=media"
@@ -73,8 +75,7 @@ class Surroundings:
         fields = {"output_format": "wav", "seed": 99, **inputs}
         if "input_audio" in fields:
             fields["input_audio"] = f"{self.web.url}/{fields['input_audio']}"
-            fields["continuation_end"] = fields.get("continuation_start", 0) + 1
-            fields["continuation"] = True
+            fields |= {"continuation": True, "continuation_end": 1}
         return fields
 
 
@@ -82,16 +83,14 @@ class Surroundings:
 def around(tmp_path_factory):
     folder = tmp_path_factory.mktemp("around")
     tune = sounds.write(folder / "tune.wav", sounds.melody(2.0, 32000), 32000)
-    soundfile.write(folder / "hour.flac", np.zeros(3600 * 44100, np.int16), 44100)
-    files = {path.name: path.read_bytes() for path in (tune, folder / "hour.flac")}
     with (
-        web_server(files) as web,
-        web_server({"door": b"--"}) as door,
+        web_server({"tune.wav": tune.read_bytes()}) as web,
+        web_server({"gate": b"--"}) as ffmpeg,
         storage.storage_server("songs") as bucket,
         storage.fault_proxy(bucket) as proxy,
     ):
         program = folder / "ffmpeg"
-        host, port = door.url.removeprefix("http://").split(":")
+        host, port = ffmpeg.url.removeprefix("http://").split(":")
         program.write_text(
             WRAPPER.format(host=host, port=port, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe())
         )
@@ -102,7 +101,7 @@ def around(tmp_path_factory):
             "STORAGE_EMULATOR_HOST": proxy.url,
             "IMAGEIO_FFMPEG_EXE": str(program),
         }
-        yield Surroundings(web, door, bucket, proxy, environment)
+        yield Surroundings(web, ffmpeg, bucket, proxy, environment)
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +134,6 @@ def neighbour(number):
         "duration": 3,
         **({"input_audio": "whole/tune.wav"} if number % 2 else {}),
     }
-
-
-def reads_input(server: CogClient) -> bool:
-    """Whether the worker has an input file open for reading."""
-    return any(
-        "/inputs/" in file.path and file.mode == "r" for file in server.worker().open_files()
-    )
 
 
 def key_found_in(server: CogClient) -> list[Path]:
@@ -232,11 +224,10 @@ DEADLY = ("SIGTERM", "kill -9")
 def held_at(stage, server, around, name, inputs):
     """A `Held` at `stage`; its gates open at the end."""
     gates = around.close()
-    for other in gates.keys() - {stage}:
-        gates[other].open()
+    for gate in {*gates.values()} - {gates.get(stage)}:
+        gate.open()
     reached = {
-        **{gate: gates[gate].arrived for gate in gates},
-        "reading": lambda: until(lambda: reads_input(server)),
+        **{name: gate.arrived for name, gate in gates.items()},
         "decoding": lambda: until(lambda: server.says(name, "decode: ")),
         "rendering": lambda: until(lambda: server.says(name, "diffusion band 1")),
     }

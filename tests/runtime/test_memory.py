@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from musicgen.decoder.engine import BATCHES, slot_columns
+from musicgen.decoder.slots import SLOTS_SHARE, slots_that_fit
 from musicgen.decoder.state import State
 from musicgen.errors import MusicGenError
-from musicgen.pipeline import SLOTS_SHARE, slots_that_fit
+from musicgen.pipeline import MusicGen
 from musicgen.runtime import memory
 
 CPU = torch.device("cpu")
@@ -34,28 +35,23 @@ def test_in_a_container_free_memory_is_the_rest_of_its_limit(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("fits", "slots"), [(0, 1), (0.5, 1), (1.5, 1), (3.1, 3), (1000, 32)])
-def test_there_are_as_many_slots_as_fit(models, monkeypatch, fits, slots):
+def test_slots_are_as_many_as_fit(models, fits, slots):
     lm, length, prefix = models["stereo-melody"].engine.lm, 1500, 700
     size = State.slot_bytes(lm, slot_columns(lm, length), prefix)
-    monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE)
-    assert slots_that_fit(lm, length, prefix) == slots
-    # The shared prefix takes half a slot.
-    monkeypatch.setattr(memory, "free_bytes", lambda _: (fits + 0.5) * size / SLOTS_SHARE)
-    assert slots_that_fit(lm, length, prefix, shared=True) == slots
+    assert slots_that_fit(lm, fits * size / SLOTS_SHARE, length, prefix) == slots
+    # What all share takes half a slot.
+    free = (fits + 0.5) * size / SLOTS_SHARE
+    assert slots_that_fit(lm, free, length, prefix, shared=True) == slots
     assert slots <= BATCHES[-1]
-    monkeypatch.setattr(memory, "free_bytes", lambda _: fits * size / SLOTS_SHARE + 10**9)
-    assert slots_that_fit(lm, length, prefix, reserved=10**9) == slots
 
 
-def test_the_operator_can_lower_the_number_of_slots(models, monkeypatch):
-    lm = models["text"].engine.lm
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 10**12)
+def test_the_operator_can_lower_the_number_of_slots(checkpoints, monkeypatch):
     monkeypatch.setenv("MUSICGEN_SLOTS", "5")
-    assert slots_that_fit(lm, 1500, 100) == 5
+    assert MusicGen.load(checkpoints["text"], "cpu").engine.slots == 5
     for wrong in ("0", "33", "-1", "many", "1.5"):
         monkeypatch.setenv("MUSICGEN_SLOTS", wrong)
         with pytest.raises(MusicGenError, match=f"MUSICGEN_SLOTS='{wrong}': .*from 1 to 32"):
-            slots_that_fit(lm, 1500, 100)
+            MusicGen.load(checkpoints["text"], "cpu")
 
 
 @pytest.mark.parametrize("kind", ["text", "stereo-melody"])

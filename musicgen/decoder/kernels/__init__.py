@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -195,10 +196,30 @@ def check(
     Raises ValueError for a shape that the kernels' tiles do not divide, and ArithmeticError if
     results differ by more than rounding to `dtype` explains.
     """
+    check_sample(ops, reference, device, dtype, rows)
+    ours, theirs = (trials(backend, device, dtype, shape, rows) for backend in (ops, reference))
+    for name, run in ours.items():
+        error, allowed = difference(run(), theirs[name](), dtype)
+        if not error <= allowed:
+            raise ArithmeticError(f"{name} is off by {error:.3g}")
+
+
+def difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The largest difference, and the largest that rounding to `dtype` explains."""
+    error = (found.float() - expected.float()).abs().max().item()
+    return error, 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item())
+
+
+def trials(
+    ops: Ops, device: torch.device, dtype: torch.dtype, shape: Shape, rows: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Calls of every operation but `sample`, always on the same random rows.
+
+    Raises ValueError for a shape that the kernels' tiles do not divide.
+    """
     dim, ffn_dim, head_dim = shape.dim, shape.ffn_dim, shape.head_dim
     if dim % 64 or ffn_dim % 64 or shape.outputs % 64 or head_dim & (head_dim - 1):
         raise ValueError(f"the kernels do not support {shape}")
-    _check_sample(ops, reference, device, dtype, rows)
     random = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -222,31 +243,34 @@ def check(
         alike = torch.arange(capacity, device=device) < shared[:, None]
         cache[order] = torch.where(alike[:, None, :, None], cache[-1], cache[order])
 
-    def run(ops: Ops) -> dict[str, Tensor]:
+    def qkv_trial() -> Tensor:
         k, v = keys.clone(), values.clone()
         q = ops.norm_qkv(x, norm, qkv, k, v, order, positions)
+        return torch.cat([part.flatten() for part in (q, k, v)])
+
+    def add_trial() -> Tensor:
         residual = x.clone()
-        added = ops.norm_linear(ops.linear_add(hidden, down, residual), norm, up)
-        return {
-            "norm_qkv": torch.cat([part.flatten() for part in (q, k, v)]),
-            "norm_linear": ops.norm_linear(x, norm, up),
-            "norm_linear with GELU": ops.norm_linear(x, norm, up, gelu=True),
-            "linear_add": residual,
-            "norm_linear after linear_add": added,
-            "attention": ops.attention(query, keys, values, order, positions + 1),
-            "attention with a shared prefix": ops.attention(
-                query, keys, values, order, positions + 1, shared
-            ),
-        }
+        # Its norm completes the residual.
+        ops.norm_linear(ops.linear_add(hidden, down, residual), norm, up)
+        return residual
 
-    results = run(ops)
-    for name, expected in run(reference).items():
-        error = (results[name].float() - expected.float()).abs().max().item()
-        if not error <= 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item()):
-            raise ArithmeticError(f"{name} is off by {error:.3g}")
+    lengths = positions + 1
+    return {
+        "norm_qkv": qkv_trial,
+        "norm_linear": lambda: ops.norm_linear(x, norm, up),
+        "norm_linear with GELU": lambda: ops.norm_linear(x, norm, up, gelu=True),
+        "linear_add": add_trial,
+        "norm_linear after linear_add": lambda: ops.norm_linear(
+            ops.linear_add(hidden, down, x.clone()), norm, up
+        ),
+        "attention": lambda: ops.attention(query, keys, values, order, lengths),
+        "attention with a shared prefix": lambda: ops.attention(
+            query, keys, values, order, lengths, shared
+        ),
+    }
 
 
-def _check_sample(
+def check_sample(
     ops: Ops, reference: Ops, device: torch.device, dtype: torch.dtype, rows: int
 ) -> None:
     random = torch.Generator(device).manual_seed(0)
