@@ -7,11 +7,11 @@ from cog import BasePredictor, Input, Path, Secret, concurrent
 from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
-from musicgen.runtime.timings import Timings
 from musicgen.serving import input_downloads
 from musicgen.serving.input_downloads import Limits
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
+from musicgen.serving.tracing import traced_timings
 from musicgen.serving.upload import Song, authorize, deliver, take_settings
 from musicgen.serving.workers import Workers
 
@@ -127,11 +127,12 @@ class Predictor(BasePredictor):
 
     def answer(self, request: Request, song: Optional[Song]) -> Dict[str, Any]:
         """Serve one request from start to end, in a worker thread."""
-        timings = Timings()
-        with self.result_files.folder() as folder:
+        with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
             [file] = write_clips(generation, folder, timings)
             properties = describe(generation)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
-            return {**deliver(file, song, properties), **properties}
+            # After the metrics: they describe generation, which is the same with and without a bucket.
+            with timings.stage("upload"):
+                return {**deliver(file, song, properties), **properties}

@@ -7,11 +7,11 @@ from cog import BasePredictor, Input, Path, concurrent
 from musicgen.output import write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
-from musicgen.runtime.timings import Timings
 from musicgen.serving import input_downloads
 from musicgen.serving.input_downloads import Limits
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
+from musicgen.serving.tracing import traced_timings
 from musicgen.serving.workers import Workers
 
 CLIPS = 4
@@ -115,10 +115,10 @@ class Predictor(BasePredictor):
 
     def answer(self, request: Request) -> List[Path]:
         """Serve one request from start to end, in a worker thread."""
-        timings = Timings()
-        with self.result_files.folder() as folder:
+        with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
             files = write_clips(generation, folder, timings)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
-            return [Path(file) for file in files]
+            # Cog uploads a file under its own name (--upload-url), so names must not repeat.
+            return [Path(file.rename(folder / f"{folder.name}-{file.name}")) for file in files]
