@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from musicgen.decoder import sampling
-from musicgen.decoder.kernels import attention, compiler, draw, fused, products
+from musicgen.decoder.kernels import attention, cache_folder, compiler, draw, fused, products
 from musicgen.decoder.sampling import ROWS_PER_CLIP, SamplingRows
 
 # A matrix [N, D], as the backend stores it: a tensor, or packed.
@@ -154,6 +154,7 @@ def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) ->
     if dtype == torch.float32 or os.environ.get("MUSICGEN_KERNELS") == "torch":
         return TORCH
     try:
+        cache_folder.ensure_usable()
         ops = triton_ops(torch.cuda.get_device_capability(device))
         check(ops, TORCH, device, dtype, shape, rows)
     except Exception as exc:  # a compiler or driver may raise any exception
