@@ -301,7 +301,7 @@ print(max(resource.getrusage(who).ru_maxrss // 1024 for who in
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_small_file_takes_little_memory(tmp_path, kind):
-    """Of the server and of the child that decodes."""
+    """Peak memory of the server and of the child process that decodes."""
     path = HOSTILE[kind](tmp_path)
     assert path.stat().st_size < 2**20
     megabytes = {}

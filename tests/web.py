@@ -13,7 +13,7 @@ from gate import Gate
 
 
 class Server(ThreadingHTTPServer):
-    """A server with its address. Handlers find it, and what a test stores in it, as `server`."""
+    """A server with its address. A handler has it as `self.server`, with all attributes set by tests."""
 
     url: str
 
@@ -39,7 +39,7 @@ def listening(
 @dataclass
 class Web:
     """A file server. At `url` it has /whole/NAME; /half/NAME, which ends too early; and /held/NAME,
-    whose second half waits at `gate`; meanwhile a byte a second is sent, or else Cog gives up.
+    whose second half waits at `gate`. Meanwhile a byte a second is sent, because Cog limits silence.
     """
 
     url: str = ""
