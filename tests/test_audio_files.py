@@ -260,7 +260,7 @@ print(max(resource.getrusage(who).ru_maxrss // 1024 for who in
 
 @pytest.mark.parametrize("kind", hostile.FILES)
 def test_a_small_file_takes_little_memory(tmp_path, kind):
-    """Of the server and of the child that decodes."""
+    """Peak memory of the server and of the child process that decodes."""
     path = hostile.FILES[kind](tmp_path)
     assert path.stat().st_size < 2**20
     megabytes = {}
