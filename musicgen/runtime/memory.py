@@ -3,12 +3,18 @@
 import ctypes
 from pathlib import Path
 
-import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits, which the machine's figures do not know
-# What allocators say; torch has no exception of its own on a CPU.
-EXHAUSTED = ("out of memory", "can't allocate memory", "cannot allocate memory")
+# Messages of allocators, in lower case. PyTorch has no exception class for the CPU; CUDA libraries
+# report failed allocations of their own, such as CUBLAS_STATUS_ALLOC_FAILED.
+EXHAUSTED = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+)
 
 _LIBC = ctypes.CDLL(None)
 
@@ -17,6 +23,8 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # a GPU does not need it
+
     available: int = psutil.virtual_memory().available
     try:
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import psutil
 import pytest
 import yaml
 from ray_cluster import started
+from web import listening
 
 from musicgen.checkpoints.folders import DEFAULT
 from musicgen.commands.server import ROOT
@@ -61,12 +62,8 @@ def webhook():
         def log_message(self, *_):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", posted
-        server.shutdown()
-        thread.join()
+    with listening(Handler) as server:
+        yield server.url, posted
 
 
 def audio(response):

@@ -3,14 +3,14 @@
 import asyncio
 import io
 import json
-import threading
 import warnings
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import pytest
 from starlette.requests import Request
+from web import listening
 
 with warnings.catch_warnings(action="ignore"):  # Ray emits some when it is imported
     from musicgen.cluster import gate as gates
@@ -38,12 +38,8 @@ def recorder():
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
-        server.shutdown()
-        thread.join()
+    with listening(Handler) as server:
+        yield server.url, seen
 
 
 class Gate(gates.Gate):

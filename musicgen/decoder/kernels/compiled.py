@@ -1,7 +1,7 @@
-"""The CPU's attention, compiled by numba: torch's forms read the cache at half of its speed.
+"""The attention of the CPU, compiled by numba: twice as fast as torch's.
 
 Every head of every row is one task, computed by one thread in one order: its result depends
-neither on the other rows nor on how many threads there are.
+neither on the other rows nor on the number of threads.
 """
 
 # Compiled by numba, from Python that has no types.
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Multiplications that are worth a thread: fewer are done before another one has woken up.
+# Multiplications per thread: fewer are done before another thread has woken up.
 WORTH_A_THREAD = 1_000_000
-# numba's pool is one for the process, and not all of its kinds may be entered twice at once.
+# numba has one pool per process, and some kinds of it must not be entered by two threads at once.
 _pool = threading.Lock()
 
 
@@ -31,9 +31,9 @@ def attention_numba(
     lengths: Tensor,
     shared: Tensor | None = None,
 ) -> Tensor:
-    """`attention.attention` that reads only what is filled; all in float32, on the CPU.
+    """`attention.attention` that reads filled positions only, in float32, on the CPU.
 
-    What is `shared` is read in each row: here it would be no faster in one place.
+    `shared` positions are read in each row: reading them in one place is not faster here.
     """
     _, heads, _, head_dim = keys.shape
     y = torch.empty(len(q), heads, head_dim)
@@ -54,7 +54,7 @@ def attention_numba(
 
 
 def attend(q, keys, values, rows, lengths, y):
-    """A softmax over the filled positions of each head, and the values weighted by it."""
+    """Write the values of each head, weighted by the softmax over its filled positions, to y."""
     heads, head_dim = q.shape[1:]
     for task in numba.prange(len(q) * heads):
         row, head = task // heads, task % heads
@@ -81,16 +81,16 @@ def attend(q, keys, values, rows, lengths, y):
 
 
 def compiled(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
-    """The function as machine code, from a file of an earlier start if there is one."""
-    # A sum may be taken in parts, side by side; NaN and infinity stay what they are.
+    """The function compiled by numba, loaded from numba's cache on later starts."""
+    # Sums may be reordered; NaN and infinity keep their meaning.
     options = {"parallel": parallel, "nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
     try:
         made: Callable[..., None] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to write to: compiled again at each start
+    except RuntimeError:  # no cache folder is writable: compile again at each start
         made = numba.njit(**options)(function)
     return made
 
 
-# Where one thread does all, there must be no pool: its idle threads would spin in the way of it.
+# With one thread there must be no pool: its idle threads would spin and slow that thread down.
 PARALLEL = torch.get_num_threads() > 1
 _attend = compiled(attend, PARALLEL)
