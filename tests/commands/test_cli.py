@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -224,6 +225,7 @@ def test_a_cog_folder_of_another_user_is_named_with_the_way_around():
         os.chmod(folder, 0o755)
         code = f"""
 import os
+import pty
 from pathlib import Path
 from musicgen.commands import server
 os.setuid(65534)
@@ -317,3 +319,14 @@ def test_every_command_of_the_readme_exists():
     text = (ROOT / "README.md").read_text()
     for name in set(re.findall(r"scripts/(\w+(?:/\w+)?)", text)):
         assert os.access(ROOT / "scripts" / name, os.X_OK), name
+
+
+def test_cogs_log_has_colours_on_a_terminal_only():
+    code = "from musicgen.commands import server; print(server.prepare('predict', '', 0)[1])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "'NO_COLOR': '1'" in done.stdout
+    inner, outer = pty.openpty()
+    with os.fdopen(inner), os.fdopen(outer) as terminal:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    assert "NO_COLOR" not in done.stdout
