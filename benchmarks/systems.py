@@ -45,7 +45,9 @@ class System:
 
 def ours(work: Work, state: State) -> System:
     """This engine, set up as the pipeline does."""
-    lm = LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
+    lm = LM.from_audiocraft(
+        work.config, state, device=work.device, dtype=work.half, threads=torch.get_num_threads()
+    )
     no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(
         lm,
@@ -68,9 +70,7 @@ def ours(work: Work, state: State) -> System:
         ]
         return engine.generate(clips, progress=lambda done, total: tick())
 
-    # Weights that fbgemm packed are float16.
-    weight = lm.heads.element_size() if isinstance(lm.heads, Tensor) else 2
-    return System(decode, Storage(weight, work.half.itemsize), engine.warm_up)
+    return System(decode, Storage(lm.heads.itemsize, work.half.itemsize), engine.warm_up)
 
 
 def audiocraft(work: Work, state: State) -> System:

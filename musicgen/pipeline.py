@@ -31,7 +31,7 @@ from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
 from musicgen.request import Request
-from musicgen.runtime import cancellation, memory
+from musicgen.runtime import cancellation, memory, processors
 from musicgen.runtime.device_lock import DeviceLock
 from musicgen.runtime.devices import compute_dtype, resolve_device
 from musicgen.runtime.timings import Timings
@@ -49,8 +49,6 @@ FAILED = (
     "Generation failed because of a server error, not because of your request. Try again; the "
     "server's log has the details."
 )
-# Up to this width most operations of a decode step end before a second thread has woken up.
-ONE_THREAD_DIM = 256
 PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
 
 logger = logging.getLogger(__name__)
@@ -88,7 +86,8 @@ class MusicGen:
             self.conditioner = Conditioner(checkpoint, device, self.device_lock.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        self.engine = self._build_engine(checkpoint.load_lm(device, compute_dtype(device)))
+        lm = checkpoint.load_lm(device, compute_dtype(device), processors.available())
+        self.engine = self._build_engine(lm)
         self.loop = Loop(self.engine)
         weakref.finalize(self, self.loop.close)
 
@@ -100,10 +99,7 @@ class MusicGen:
         or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. Raises
         WeightsError for a checkpoint that cannot be used.
         """
-        checkpoint = open_checkpoint(folders.resolve(weights))
-        if checkpoint.lm.dim <= ONE_THREAD_DIM:
-            torch.set_num_threads(1)
-        return cls(checkpoint, resolve_device(device))
+        return cls(open_checkpoint(folders.resolve(weights)), resolve_device(device))
 
     @cached_property
     def diffusion(self) -> Renderer:

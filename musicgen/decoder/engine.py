@@ -82,7 +82,7 @@ class Engine:
         self.shared_length = 0 if shared_prefix is None else len(shared_prefix)
         self.capture = lm.device.type == "cuda" if capture is None else capture
         self.eager = eager
-        self.ops = ops
+        self.ops = ops or (kernels.cpu_ops(lm.team) if lm.team else None)
         columns = slot_columns(lm, max_length)
         self.state = State.empty(lm, slots, columns, max_prefix, shared_prefix is not None)
         if shared_prefix is not None:
