@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import callers, machine, report
+from benchmarks import callers, machine, parity, report
 from benchmarks.gpu_plan import prediction
 from benchmarks.gpu_plan.cards import GPUS, this_cpu
 from benchmarks.gpu_plan.least import least_step
@@ -33,6 +33,9 @@ def main() -> None:
         return
     if options.plan:
         plan(options)
+        return
+    if options.parity:
+        parity.main(options.parity, options.seed)
         return
     if options.callers:
         callers.main(options.callers, options.weights, options.requests, options.seed)
@@ -60,7 +63,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--callers", type=int, nargs="+", help="of a real server, and nothing else")
     parser.add_argument("--weights", type=Path, help="with --callers: what it serves")
     parser.add_argument("--requests", type=int, default=32, help="with --callers")
-    parser.add_argument("--seed", type=int, default=0, help="with --callers: of the requests")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="with --callers or --parity: of the requests"
+    )
+    parser.add_argument(
+        "--parity", type=int, help="compare this many random generations with audiocraft, only"
+    )
     parser.add_argument(
         "--plan",
         nargs="+",

@@ -35,7 +35,7 @@ HALF_LOADS = not X86 or "f16c" in FEATURES
 _FLOAT, _HALF = ir.FloatType(), ir.HalfType()
 _INT8, _INT16, _INT32, _INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _VECTOR = ir.VectorType(_FLOAT, PANEL)
-ELEMENTS = {"float32": (_FLOAT, 4), "float16": (_HALF, 2), "int8": (_INT8, 1)}  # type, bytes
+ELEMENTS = {"float32": (_FLOAT, 4), "float16": (_HALF, 2)}  # type, bytes
 
 
 def _number(value: int):
@@ -71,8 +71,6 @@ def _load_weights(builder, kind, address):
     loaded = builder.load(builder.inttoptr(address, vector.as_pointer()), align=size)
     if kind == "float16":
         return builder.fpext(loaded, _VECTOR)
-    if kind == "int8":
-        return builder.sitofp(builder.sext(loaded, ir.VectorType(_INT32, PANEL)), _VECTOR)
     return loaded
 
 
@@ -200,8 +198,8 @@ def _pointer_to(element):
     return function
 
 
-float_pointer, int_pointer, half_pointer, byte_pointer = map(
-    _pointer_to, (types.float32, types.int64, types.uint16, types.int8)
+float_pointer, int_pointer, half_pointer = map(
+    _pointer_to, (types.float32, types.int64, types.uint16)
 )
 
 

@@ -18,9 +18,8 @@ from musicgen.decoder.kernels.team import Team
 class Packed:
     """A matrix [N, D] in panels [N / PANEL, D, PANEL], the last one filled up with zeros."""
 
-    panels: Tensor  # float16, float32 or int8
+    panels: Tensor  # float16 or float32
     width: int  # N
-    scales: Tensor | None = None  # [N] float32, of int8
 
     @property
     def itemsize(self) -> int:
@@ -34,8 +33,7 @@ class Packed:
 
     def dense(self) -> Tensor:
         """The matrix [N, D] in float32."""
-        matrix = self.panels.transpose(1, 2).reshape(-1, self.depth)[: self.width].float()
-        return matrix if self.scales is None else matrix * self.scales[:, None]
+        return self.panels.transpose(1, 2).reshape(-1, self.depth)[: self.width].float()
 
 
 def pack(matrix: Tensor, team: Team) -> Packed:

@@ -24,7 +24,6 @@ from musicgen.decoder.kernels.intrinsics import (
     PANEL,
     TILE_ROWS,
     add_atomic,
-    byte_pointer,
     float_of_bits,
     float_pointer,
     half_pointer,
@@ -40,10 +39,9 @@ class Kind(IntEnum):
     NORM = 0  # y [rows, width] = LayerNorm of x [rows, width], with scale a and shift b
     FLOAT32 = 1  # y [rows, width] = x [rows, depth] times the panels a of float32
     FLOAT16 = 2  # the same with panels of float16
-    INT8 = 3  # the same with panels of int8 and a scale per output, b
-    APPEND = 4  # write the keys and values of x [rows, 3 width] into the caches a and b
-    ATTEND = 5  # y [rows, width] = attention of the queries x over the caches a and b
-    PACK = 6  # y [width / PANEL, depth, PANEL] = x [width, depth], elements of `size` bytes
+    APPEND = 3  # write the keys and values of x [rows, 3 width] into the caches a and b
+    ATTEND = 4  # y [rows, width] = attention of the queries x over the caches a and b
+    PACK = 5  # y [width / PANEL, depth, PANEL] = x [width, depth], elements of `size` bytes
 
 
 class Then(IntEnum):
@@ -72,7 +70,7 @@ DEPTH_BLOCK = 256
 SPINS = 2000  # of a thread that waits, before it lets others use its processor
 
 ROOT_HALF = np.float32(math.sqrt(0.5))
-NORM, FLOAT32, FLOAT16, INT8, APPEND, ATTEND, PACK = map(int, Kind)
+NORM, FLOAT32, FLOAT16, APPEND, ATTEND, PACK = map(int, Kind)
 STORE, GELU, ADD = map(int, Then)
 _jit = numba.njit(nogil=True, error_model="numpy")
 # Sums may be reordered; NaN and infinity keep their meaning.
@@ -198,11 +196,6 @@ def _product(kind):
 def finish(op, first, sums):
     """Use sums [rows, PANEL], of the outputs from `first` on, as the operation says."""
     count = min(PANEL, op.width - first)
-    if op.kind == INT8:
-        scales = floats(op.b + 4 * first, count)
-        for row in range(op.rows):
-            for i in range(count):
-                sums[row * PANEL + i] *= scales[i]
     for row in range(op.rows):
         y = floats(op.y + 4 * (row * op.width + first), count)
         if op.then == STORE:
@@ -268,21 +261,27 @@ def attend(op, first, last, weights):
 
 
 def _pack(pointer, size):
+    """The compiled function that packs elements of this size."""
+    line = 64 // size  # elements of one line of a cache, which is read at once
+
     @_jit
     def pack(op, first, last):
+        depth = op.depth
         for panel in range(first, last):
             count = min(PANEL, op.width - panel * PANEL)
-            x = numba.carray(pointer(op.x + size * panel * PANEL * op.depth), (count * op.depth,))
-            y = numba.carray(pointer(op.y + size * panel * PANEL * op.depth), (PANEL * op.depth,))
-            for step in range(op.depth):
+            offset = size * panel * PANEL * depth
+            x = numba.carray(pointer(op.x + offset), (count * depth,))
+            y = numba.carray(pointer(op.y + offset), (PANEL * depth,))
+            for start in range(0, depth, line):
                 for i in range(count):
-                    y[step * PANEL + i] = x[i * op.depth + step]
+                    for step in range(start, min(start + line, depth)):
+                        y[step * PANEL + i] = x[i * depth + step]
 
     return pack
 
 
-pack4, pack2, pack1 = _pack(float_pointer, 4), _pack(half_pointer, 2), _pack(byte_pointer, 1)
-product_float32, product_float16, product_int8 = map(_product, ("float32", "float16", "int8"))
+pack4, pack2 = _pack(float_pointer, 4), _pack(half_pointer, 2)
+product_float32, product_float16 = map(_product, ("float32", "float16"))
 
 
 @_jit
@@ -298,14 +297,10 @@ def run_tasks(op, first, last, scratch):
         append(op, first, last)
     elif op.kind == FLOAT32:
         product_float32(op, first, last, scratch)
-    elif op.kind == INT8:
-        product_int8(op, first, last, scratch)
     elif op.size == 4:
         pack4(op, first, last)
-    elif op.size == 2:
-        pack2(op, first, last)
     else:
-        pack1(op, first, last)
+        pack2(op, first, last)
 
 
 @_jit

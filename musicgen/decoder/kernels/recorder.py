@@ -20,7 +20,7 @@ from musicgen.decoder.kernels.packed import Packed
 from musicgen.decoder.kernels.program import Kind, Operation, Then
 from musicgen.decoder.kernels.team import Team
 
-PRODUCTS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16, torch.int8: Kind.INT8}
+PRODUCTS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16}
 CHUNKS = 8  # pieces per thread into which an operation is cut, so that no thread waits long
 LARGEST_CHUNK = 8  # panels
 
@@ -119,7 +119,6 @@ class CpuOps:
             x=x,
             y=y,
             a=weight.panels,
-            b=0 if weight.scales is None else weight.scales,
             rows=rows,
             depth=weight.depth,
             width=weight.width,
