@@ -163,7 +163,7 @@ def test_the_webhook_gets_the_prediction(predict_server, tmp_path):
 
     with listening(Handler) as hook:
         code = snippet("python", "webhook").replace(SERVER, predict_server.url)
-        code = code.replace("https://example.com/finished", hook)
+        code = code.replace("https://example.com/finished", hook.url)
         (tmp_path / "client.py").write_text(code)
         name, status = run([sys.executable, "client.py"], tmp_path).split()
         assert arrived.wait(600)
