@@ -1,7 +1,7 @@
-"""A small hub on loopback: the parts of the hub's HTTP that its own client uses to download.
+"""A local imitation of the hub: the part of its HTTP API that the hub's client needs to download.
 
-Repositories are folders; large files go by sha256 and redirect to another path, small ones by
-git's hash, as on the real hub. `cuts` and `damaged` make trouble.
+Repositories are folders. As on the real hub, large files have a sha256 and redirect to another
+path, small ones have git's hash. `cuts` and `damaged` cause faults.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ class Hub:
 
     def __init__(self, repositories):
         self.repositories = repositories
-        self.cuts = {}  # file name -> after how many bytes the connection breaks, one per request
-        self.damaged = set()  # file names that arrive with a changed byte
-        self.requests = []  # (file name, first byte asked for)
+        self.cuts = {}  # file name -> bytes until the connection breaks, for each request
+        self.damaged = set()  # names of files that are sent with a changed byte
+        self.requests = []  # (file name, first byte of the requested range)
 
     def listing(self, name):
         folder, licence = self.repositories[name]
@@ -106,12 +106,12 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *_):
-        """Quiet."""
+        """Log nothing."""
 
 
 @contextmanager
 def running(repositories):
-    """The hub, while it serves; `hub.url` is its address."""
+    """Yields the hub while it serves at `hub.url`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.hub = Hub(repositories)
     server.url = server.hub.url = f"http://127.0.0.1:{server.server_port}"

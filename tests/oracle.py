@@ -1,4 +1,4 @@
-"""audiocraft's own MusicGen on a checkpoint folder of ours, as the reference."""
+"""audiocraft's MusicGen of a checkpoint folder: the reference for arithmetic."""
 
 import functools
 import warnings
@@ -10,12 +10,12 @@ from audiocraft.models.musicgen import MusicGen
 from audiocraft.modules.conditioners import T5Conditioner
 
 from musicgen.checkpoints.checkpoint import open_checkpoint
-from musicgen.checkpoints.demucs import open_demucs
+from musicgen.checkpoints.demucs_file import open_demucs
 from training import configs
 
 
 def load(folder):
-    """What `MusicGen.get_pretrained` does, with T5 and Demucs from the folder, not the network."""
+    """Load as `MusicGen.get_pretrained` does, with T5 and Demucs from the folder."""
     checkpoint = open_checkpoint(folder)
     with (
         warnings.catch_warnings(),
@@ -36,17 +36,20 @@ def load(folder):
     if "self_wav" in conditioners:
         conditioners["self_wav"].match_len_on_eval = True
         conditioners["self_wav"]._use_masking = False
-    return MusicGen("oracle", codec, lm)
+    # The constructor strides by 18 s, which it refuses for windows shorter than that.
+    reference = MusicGen("oracle", codec, lm, max_duration=30)
+    reference.max_duration = checkpoint.max_duration
+    return reference
 
 
-# audiocraft lets Demucs shift its input at random; ours never does.
+# In audiocraft, Demucs shifts its input at random; this project turns that off.
 unshifted = mock.patch(
     "demucs.apply.apply_model", functools.partial(demucs.apply.apply_model, shifts=0)
 )
 
 
 class _Local:
-    """A transformers class whose from_pretrained looks into a folder."""
+    """A transformers class whose from_pretrained reads from a folder."""
 
     def __init__(self, folder, name):
         self.folder, self.name = folder, name

@@ -1,7 +1,7 @@
-"""Small random checkpoints in the upstream format, so that everything runs without a download.
+"""Small random checkpoints in audiocraft's upstream format, so that tests need no download.
 
-They have real MusicGen's structure at a fraction of its size, are the same on every machine, and
-are untrained: what they generate is noise.
+They have the structure of a real MusicGen at a fraction of its size, and the same bytes on every
+machine. They are untrained: they generate noise.
 """
 
 import fractions
@@ -48,15 +48,19 @@ from training.configs import (
 SEED = 20230608
 
 
-def write_checkpoint(folder: Path, kind: str) -> None:
-    """Write a random checkpoint of `kind` into `folder`, about 11 MB, always the same bytes."""
+def write_checkpoint(folder: Path, kind: str, segment_duration: int = 30) -> None:
+    """Write a random checkpoint of `kind` into `folder`, about 11 MB, always the same bytes.
+
+    `segment_duration` is the length of the model's window in seconds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # From inside of audiocraft; nobody here can act on it.
+        # Raised inside audiocraft.
         warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated")
         torch.manual_seed(SEED)
         config = lm_config(kind)
+        config["dataset"]["segment_duration"] = segment_duration
         torch.save(
             {"xp.cfg": OmegaConf.to_yaml(OmegaConf.create(config)), "best_state": lm_state(config)},
             folder / LM_FILE,
@@ -70,7 +74,7 @@ def write_checkpoint(folder: Path, kind: str) -> None:
 
 
 def write_diffusion(folder: Path) -> None:
-    """Add random Multi-Band Diffusion to a checkpoint of any kind: 1.6 MB, always the same."""
+    """Add random Multi-Band Diffusion to a checkpoint: 1.6 MB, always the same bytes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         package: dict[Any, Any] = {"sample_rate": SAMPLE_RATE, "n_bands": len(DIFFUSION_BANDS)}
@@ -87,7 +91,7 @@ def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     fuse = ("sum", "prepend", "cross", "input_interpolate")
     fuser = ConditionFuser({method: config["fuser"][method] for method in fuse})
     arguments["cross_attention"] = bool(config["fuser"]["cross"])
-    # The same parameters without xformers, which the configuration asks for.
+    # The configuration asks for xformers; without it, the parameters are the same.
     arguments |= {"custom": True, "memory_efficient": False}
     model = LMModel(pattern, ConditioningProvider({}), fuser, **arguments)
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -100,7 +104,7 @@ def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
             state[f"{PROVIDER_PREFIX}{name}.output_proj.{key}"] = value * 4
     state = {name: value.half() for name, value in state.items()}
     if "self_wav" in config["conditioners"]:
-        # A buffer of audiocraft's spectrogram that is saved along.
+        # A buffer of audiocraft's spectrogram, part of a real state.
         window = torch.hann_window(
             2 ** config["conditioners"]["self_wav"]["chroma_stem"]["radix2_exp"]
         )
@@ -109,12 +113,12 @@ def lm_state(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def diffusion_band(index: int) -> dict[str, Any]:
-    """One band's configuration, model and processor in the form that upstream releases."""
+    """One band's configuration, model and processor, as in upstream's file."""
     config = OmegaConf.create(diffusion_config(index))
-    # Upstream's are composed by hydra, which leaves the date of its folder in this cache.
+    # Upstream's are composed by hydra, which leaves a date in this cache.
     config._metadata.resolver_cache["now"]["%Y-%m-%d"] = "2023-06-08"
     processor = get_processor(config.processor, SAMPLE_RATE)
-    # What a processor learns from its first clips: here, of noise whose treble is weak.
+    # A processor learns statistics from its first clips; here, from noise with weak treble.
     processor.project_sample(torch.randn(8, 1, SAMPLE_RATE // 10).cumsum(-1) / 100)
     return {
         "cfg": config,
@@ -124,7 +128,7 @@ def diffusion_band(index: int) -> dict[str, Any]:
 
 
 def write_t5(folder: Path) -> None:
-    """A random T5 encoder, and a tokenizer that knows single characters of ASCII."""
+    """A random T5 encoder, and a tokenizer whose pieces are the single characters of ASCII."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(chr(code), -3.0) for code in range(33, 127)]
     T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
@@ -135,7 +139,7 @@ def write_t5(folder: Path) -> None:
 
 
 def demucs_package() -> dict[str, Any]:
-    """A narrow HTDemucs in the form that its authors' `serialize_model` writes."""
+    """A narrow HTDemucs in the format of its authors' `serialize_model`."""
     kwargs = {
         "sources": ["drums", "bass", "other", "vocals"],
         "channels": 4,

@@ -1,4 +1,4 @@
-"""Small random MusicGen repositories in transformers' own format, as the oracle of converting."""
+"""Small random MusicGen models in transformers' format: the reference for converting."""
 
 from types import SimpleNamespace
 
@@ -33,7 +33,7 @@ CLASSES = {
 
 
 def write_transformers(folder, kind, bias=False):
-    """Write a repository of `kind` (one of tiny's); the model that is in it."""
+    """Write a model of `kind` (a key of configs.KINDS) to `folder`, and return it."""
     stereo, melody = configs.KINDS[kind]
     model_class, config_class, decoder_class = CLASSES[melody]
     decoder = decoder_class(
@@ -51,7 +51,7 @@ def write_transformers(folder, kind, bias=False):
     model = model_class(
         config_class(**{name: part.to_dict() for name, part in parts.items()})
     ).eval()
-    with torch.no_grad():  # float16 numbers, and logits with a clear order
+    with torch.no_grad():  # numbers that float16 can hold, and logits with a clear maximum
         for name, weight in model.named_parameters():
             scale = 10 if name.startswith("decoder") and weight.dim() == 2 else 1
             weight.copy_((weight * scale).half().float())
@@ -85,11 +85,11 @@ def encodec_config():
 
 
 def greedy_codes(model, folder, length):
-    """The model's own greedy codes [K, length] for PROMPT with guidance: what its codec hears."""
-    heard = []
+    """The model's greedy codes [K, length] for PROMPT with guidance, as passed to its codec."""
+    decoded = []
 
     def decode(codes, **_):
-        heard.append(codes.reshape(-1, codes.shape[-1]))
+        decoded.append(codes.reshape(-1, codes.shape[-1]))
         return SimpleNamespace(audio_values=torch.zeros(1, 1, 1))
 
     model.audio_encoder.decode = decode
@@ -97,4 +97,4 @@ def greedy_codes(model, folder, length):
     delay = model.config.decoder.num_codebooks // model.config.decoder.audio_channels - 1
     steps = length + delay
     model.generate(**inputs, do_sample=False, guidance_scale=3.0, max_new_tokens=steps)
-    return torch.stack(heard, dim=1).flatten(0, 1)  # left and right interleaved
+    return torch.stack(decoded, dim=1).flatten(0, 1)  # left and right interleaved

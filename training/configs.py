@@ -1,7 +1,4 @@
-"""Configurations of the small random checkpoints: upstream's own, at a fraction of the size.
-
-Data alone, so that a command can name the kinds without importing what makes them.
-"""
+"""Configurations of small models: upstream's training configurations at a fraction of the size."""
 
 from typing import Any
 
@@ -12,7 +9,7 @@ KINDS = {
     "stereo": (True, False),
     "stereo-melody": (True, True),
 }
-#   band -> (rescale to noise's spectrum, power of that), as upstream's grid has it
+#   band -> (use the processor, its power_std), as in upstream's grid
 DIFFUSION_BANDS = [(False, 0.4), (False, 0.4), (True, 0.4), (True, 0.75)]
 SAMPLE_RATE = 32000
 CARD = 2048
@@ -23,7 +20,7 @@ N_CHROMA = 12
 
 
 def lm_config(kind: str) -> dict[str, Any]:
-    """A MusicGen training configuration, as far as inference reads it."""
+    """The settings of a MusicGen training configuration that inference reads, and some others."""
     stereo, melody = KINDS[kind]
     conditioners: dict[str, Any] = {
         "args": {"merge_text_conditions_p": 0.25, "drop_desc_p": 0.5},
@@ -114,7 +111,7 @@ def lm_config(kind: str) -> dict[str, Any]:
 
 
 def codec_config() -> dict[str, Any]:
-    """EnCodec at 32 kHz and 50 frames/s with 4 codebooks, as MusicGen's, but 16 times narrower."""
+    """MusicGen's EnCodec (32 kHz, 50 frames/s, 4 codebooks), 16 times narrower."""
     return {
         "device": "cpu",
         "compression_model": "encodec",

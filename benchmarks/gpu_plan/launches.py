@@ -1,4 +1,4 @@
-"""The launches of one decode step of a published decoder, without a GPU or room for its weights."""
+"""Records the launches of one decode step of a published decoder, without a GPU or its weights."""
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,12 +11,12 @@ from musicgen.decoder.lm import LM
 from musicgen.decoder.state import State, decode_step
 from musicgen.decoder.weights import LMConfig, decoder_shapes
 
-PREFIX = 256  # positions of conditions that a server makes room for
+PREFIX = 256  # positions of conditions in each slot
 CUDA = torch.device("cuda", 0)
 
 
 def step_launches(config: LMConfig, clips: int, capability: int) -> list[Launch]:
-    """What the engine would launch for a step of so many clips on such a GPU (90: Hopper)."""
+    """Returns the launches of a decode step with `clips` clips on a GPU (90: Hopper)."""
     lm = _decoder(config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         lm = lm.to_empty(device=CUDA)
@@ -31,7 +31,7 @@ def step_launches(config: LMConfig, clips: int, capability: int) -> list[Launch]
 
 
 def _decoder(config: LMConfig) -> LM:
-    """A decoder in float16 that takes no memory."""
+    """Returns a float16 decoder on the meta device, which takes no memory."""
     shapes = decoder_shapes(config)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     return LM.from_audiocraft(config, state, device="meta", dtype=torch.float16)

@@ -1,1 +1,4 @@
-"""Weights on the disk: found, checked, read, fetched, converted. Knows not what they compute."""
+"""Checkpoints on disk: choose the folder, check and read its files, fetch and convert models.
+
+Independent of what the models compute.
+"""

@@ -1,6 +1,6 @@
-"""What every supported MusicGen has in common: anything else is refused by the name of its setting.
+"""Checks that a configuration is that of a MusicGen this server can decode.
 
-A setting that is accepted but not followed would change the music without a word.
+Every setting that would change the music is followed or refused by its name, never ignored.
 """
 
 from pathlib import Path
@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from musicgen.errors import WeightsError
 
-# Setting of upstream's training configuration -> what it must be, where it is there at all.
-GRANTED: dict[str, object] = {
+# Setting of upstream's training configuration -> the only supported value. It may be absent.
+REQUIRED: dict[str, object] = {
     "lm_model": "transformer_lm",
     "transformer_lm.activation": "gelu",
     "transformer_lm.bias_attn": False,
@@ -35,8 +35,8 @@ GRANTED: dict[str, object] = {
     "fuser.input_interpolate": [],
     "conditioners.description.t5.normalize_text": False,
 }
-# What is counted, and the most of it that a MusicGen could have: more would fill the memory before
-# anything notices that the weights are not there.
+# Number -> the largest accepted value, far above any MusicGen's. A larger one could fill the memory
+# before the missing weights are noticed.
 LIMITS: dict[str, int] = {
     "transformer_lm.dim": 2**15,
     "transformer_lm.num_heads": 2**10,
@@ -46,48 +46,82 @@ LIMITS: dict[str, int] = {
     "transformer_lm.card": 2**20,
     "dataset.segment_duration": 2**10,
 }
-MELODY_LIMITS: dict[str, int] = {"sample_rate": 2**20, "n_chroma": 2**10, "radix2_exp": 20}
+CHROMA = "conditioners.self_wav.chroma_stem"
+MELODY_LIMITS: dict[str, int] = {
+    f"{CHROMA}.sample_rate": 2**20,
+    f"{CHROMA}.n_chroma": 2**10,
+    f"{CHROMA}.radix2_exp": 20,
+}
 CROSS, PREPEND = "fuser.cross", "fuser.prepend"
+USED_CODEBOOKS = "compression_model_n_q"
+CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}  # name -> kind
+# Every setting that is read of a training configuration.
+LM_SETTINGS = (
+    "lm_model",
+    "transformer_lm",
+    "codebooks_pattern",
+    "conditioners",
+    "fuser",
+    "interleave_stereo_codebooks",
+    USED_CODEBOOKS,
+    "dataset.segment_duration",
+)
 
 
 def check_architecture(path: Path, config: DictConfig) -> None:
-    """Raise WeightsError, naming file and setting, for what this decoder does not compute."""
-    for key, expected in GRANTED.items():
+    """Raise WeightsError, naming file and setting, for a model that this decoder cannot run."""
+    _check_conditioners(path, config)
+    _check_required(path, config)
+    _check_limits(path, config)
+    _check_combinations(path, config)
+
+
+def _check_conditioners(path: Path, config: DictConfig) -> None:
+    specs = {str(key): spec for key, spec in config.conditioners.items() if key != "args"}
+    for name, spec in specs.items():
+        if CONDITIONERS.get(name) != spec.model:
+            raise WeightsError(
+                f"{path}: conditioner {name} ({spec.model}) is not supported (it is that of "
+                "musicgen-style); weights/README.md lists the supported models."
+            )
+
+
+def _check_required(path: Path, config: DictConfig) -> None:
+    for key, expected in REQUIRED.items():
         found = _value(config, key, expected)
         if found != expected:
             raise WeightsError(
-                f"{path}: {key}={found!r} is not MusicGen's ({expected!r}); this server cannot "
-                "decode it."
+                f"{path}: {key}={found!r} is not supported; the value of a MusicGen is "
+                f"{expected!r}."
             )
-    melody = {
-        f"conditioners.self_wav.chroma_stem.{name}": limit for name, limit in MELODY_LIMITS.items()
-    }
+
+
+def _check_limits(path: Path, config: DictConfig) -> None:
     has_melody = _value(config, "conditioners.self_wav", None) is not None
-    for key, limit in (LIMITS | (melody if has_melody else {})).items():
+    for key, limit in (LIMITS | (MELODY_LIMITS if has_melody else {})).items():
         found = _value(config, key, None)
         if not isinstance(found, int | float) or not 0 < found <= limit:
             raise WeightsError(f"{path}: {key}={found!r} is not a number up to {limit}.")
+
+
+def _check_combinations(path: Path, config: DictConfig) -> None:
     cross, prepend = _value(config, CROSS, []), _value(config, PREPEND, [])
-    codebooks, delays = _value(config, "transformer_lm.n_q", 0), _delays(config)
-    used = _value(config, "compression_model_n_q", None)
-    halves = 2 if _value(config, "interleave_stereo_codebooks.use", False) else 1
+    n_q, used = _value(config, "transformer_lm.n_q", 0), _value(config, USED_CODEBOOKS, None)
+    delays = _value(config, "codebooks_pattern.delay.delays", None) or []
+    channels = 2 if _value(config, "interleave_stereo_codebooks.use", False) else 1
     problems = {
         f"{CROSS}={cross} and {PREPEND}={prepend} are both in use": cross and prepend,
         f"{CROSS}={cross} has more than the description": cross not in ([], ["description"]),
         f"codebooks_pattern.delay.delays={delays} do not begin at 0": min(delays, default=0) != 0,
-        f"compression_model_n_q={used} is not transformer_lm.n_q={codebooks}": used is not None
-        and used * halves != codebooks,
+        f"{USED_CODEBOOKS}={used} is not transformer_lm.n_q={n_q}": used is not None
+        and used * channels != n_q,
     }
     for problem, found in problems.items():
         if found:
             raise WeightsError(f"{path}: {problem}; this server cannot decode it.")
 
 
-def _delays(config: DictConfig) -> list[int]:
-    return _value(config, "codebooks_pattern.delay.delays", None) or []
-
-
 def _value(config: DictConfig, key: str, default: Any) -> Any:
-    """A setting as plain data, the default where it is not there."""
+    """A setting as plain data, or `default` if it is absent."""
     found = OmegaConf.select(config, key, default=default)
-    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found

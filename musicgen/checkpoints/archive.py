@@ -1,4 +1,4 @@
-"""Fetches a checkpoint that is a tar on the web, which is how Replicate hands weights over."""
+"""Fetches a checkpoint that is a tar at an https address, as Replicate provides weights."""
 
 import errno
 import hashlib
@@ -7,43 +7,51 @@ import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPMessage
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 from urllib.parse import urlsplit
 
 from musicgen.errors import WeightsError
 
 TIMEOUT = 60  # seconds without a byte
+HTTPS_ONLY = "weights are fetched over https only"
 
 
 def fetch(url: str, root: Path, landmarks: Sequence[str]) -> Path:
-    """The checkpoint folder in the tar at `url`: the one that holds one of `landmarks`.
+    """The checkpoint folder of the tar at `url`: the folder that contains one of `landmarks`.
 
-    It is unpacked as it arrives, below `root`, under a name made of the address: a second call
-    finds it there. Raises WeightsError if it cannot be fetched or unpacked, or holds no
-    checkpoint or several. Nothing in it can be written outside of its folder.
+    The tar is unpacked while it is downloaded, to a folder below `root` whose name is derived from
+    the address; a second call uses that folder. Raises WeightsError if the tar cannot be fetched or
+    unpacked, or does not contain exactly one checkpoint. No member can be written outside of the
+    folder.
     """
     place = urlsplit(url)
     shown = f"{place.scheme}://{place.hostname}{place.path}"  # the query may hold a signature
     if place.scheme != "https":
-        raise WeightsError(f"{shown}: weights are fetched over https only.")
+        raise WeightsError(f"{shown}: {HTTPS_ONLY}.")
     target = root / f"fetched-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     if not target.exists():
         try:
             root.mkdir(parents=True, exist_ok=True)
             _unpack(url, target)
-        except Exception as exc:  # a damaged header makes tarfile and its unpackers raise anything
+        except Exception as exc:  # tarfile and the decompressors may raise any exception
             raise WeightsError(f"{shown} could not be fetched and unpacked: {exc}") from exc
     folders = {path.parent for name in landmarks for path in target.rglob(name)}
     if len(folders) != 1:
         shutil.rmtree(target)
         found = "no checkpoint" if not folders else f"{len(folders)} checkpoints"
-        raise WeightsError(f"{shown} holds {found}; one folder with {' or '.join(landmarks)}.")
+        raise WeightsError(
+            f"{shown} holds {found}. It must hold one folder with {' or '.join(landmarks)}."
+        )
     return folders.pop()
 
 
 class _Member(tarfile.TarInfo):
-    """A damaged header is an error: tarfile takes it for the archive's end, and drops the rest."""
+    """A member of which a damaged header is an error.
+
+    tarfile itself takes a damaged header for the end of the archive and drops the rest.
+    """
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -56,30 +64,49 @@ class _Member(tarfile.TarInfo):
 
 
 def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Files and folders inside of `folder`, as many as the disk has room for.
+    """Accept `member` if it is a file or a folder inside of `folder` that fits on the disk.
 
-    A checkpoint needs no links, and what they can do depends on the version of Python.
+    Links are refused: a checkpoint needs none, and how safe they are depends on Python's version.
     """
     if not (member.isfile() or member.isdir()):
         raise tarfile.FilterError(f"{member.name!r} is neither a file nor a folder")
     if member.size > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, f"{member.name!r} has {member.size} bytes, more than are free")
-    # "data" refuses absolute paths and paths to the outside.
+    # data_filter refuses absolute paths and paths outside of `folder`.
     return tarfile.data_filter(member, folder)
 
 
+class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https only: anyone on the network path can change what http returns."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme != "https":
+            fp.close()
+            raise WeightsError(f"it redirects to {urlsplit(newurl).scheme}, and {HTTPS_ONLY}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _unpack(url: str, target: Path) -> None:
-    """Into a folder that gets its name only when all of it is there."""
+    """Download and unpack to `target`, which appears only when it is complete."""
+    opener = urllib.request.build_opener(_HttpsRedirects)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as partial:
         inner = Path(partial) / "tar"
         inner.mkdir()
         with (
-            urllib.request.urlopen(url, timeout=TIMEOUT) as response,
+            opener.open(url, timeout=TIMEOUT) as response,
             tarfile.open(fileobj=response, mode="r|*", tarinfo=_Member) as tar,
         ):
             tar.extractall(inner, filter=_plain)
             while response.read(2**20):
-                pass  # what may follow the archive's end
-            if response.length:  # cut between two files, which looks like the archive's end
+                pass  # data after the archive's end
+            if response.length:  # a download cut between two files looks like a complete archive
                 raise tarfile.ReadError(f"{response.length} bytes have not arrived")
         inner.rename(target)

@@ -1,10 +1,10 @@
-"""A checkpoint in upstream's format -> safetensors and a manifest, which load as fast as the disk.
+"""Converts a checkpoint in an upstream format to safetensors and a manifest, which load fast.
 
-The language model's matrices become fp16 where every number of theirs is one, as upstream ships
-them; others stay as they are, and are rounded on a GPU only, as in audiocraft. What every backend
-computes in fp32 (EnCodec, embeddings and norms) keeps the precision that upstream ships.
-Demucs, the text encoder and the projections of text and melody become fp32, as audiocraft runs
-them: exact, wherever upstream ships fp16. Multi-Band Diffusion is copied as it is.
+The language model's matrices become fp16 where that loses nothing, as in upstream's files. Other
+matrices keep their precision, and only a GPU rounds them, as in audiocraft. EnCodec, embeddings and
+norms, which every backend computes in fp32, keep the precision of upstream's file. Demucs, the text
+encoder and the projections of text and melody become fp32, in which audiocraft runs them.
+Multi-Band Diffusion is copied unchanged.
 """
 
 import json
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from musicgen.checkpoints.checkpoint import (
@@ -27,26 +26,24 @@ from musicgen.checkpoints.checkpoint import (
     LM_TENSORS,
     OPENERS,
     PROVIDER_PREFIX,
+    Checkpoint,
+    open_checkpoint,
 )
-from musicgen.checkpoints.demucs import open_demucs
-from musicgen.checkpoints.encodec import TRANSFORMERS, EncodecFiles
-from musicgen.checkpoints.files import damage_reported, local_name
+from musicgen.checkpoints.demucs_file import open_demucs
+from musicgen.checkpoints.encodec_files import TRANSFORMERS, EncodecFiles
+from musicgen.checkpoints.folders import LM_FILE
 from musicgen.checkpoints.manifest import FORMAT, FileFacts, Manifest, Source, describe_file
-from musicgen.checkpoints.saved import CONFIG_FILE, Saved
+from musicgen.checkpoints.reading import damage_reported, local_name
 from musicgen.checkpoints.tensors import write_tensors
-from musicgen.checkpoints.upstream import open_upstream
+from musicgen.checkpoints.transformers_model import (
+    CONFIG_FILE,
+    TransformersModel,
+    read_transformers_model,
+)
+from musicgen.checkpoints.transformers_musicgen import open_musicgen
 from musicgen.decoder.weights import is_float16
 from musicgen.errors import WeightsError
 
-# What inference reads of the training configurations.
-LM_SECTIONS = (
-    "transformer_lm",
-    "codebooks_pattern",
-    "conditioners",
-    "fuser",
-    "interleave_stereo_codebooks",
-)
-CODEC_SECTIONS = ("compression_model", "encodec", "seanet")
 TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
@@ -54,7 +51,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-SOURCES_FILE = "sources.json"  # what `pull` says about the files that it fetched
+SOURCES_FILE = "sources.json"  # written by `pull`: where the files came from
 UNKNOWN_LICENCE = "unknown; Meta's MusicGen weights are CC-BY-NC-4.0 (no commercial use)"
 
 DtypeRule = Callable[[str, Tensor], torch.dtype]  # (name, tensor) -> dtype on the disk
@@ -62,30 +59,29 @@ DtypeRule = Callable[[str, Tensor], torch.dtype]  # (name, tensor) -> dtype on t
 
 @dataclass
 class Target:
-    """A folder that is being filled, and what its manifest will say of the files."""
+    """Writes the files of a converted checkpoint, and records them for its manifest."""
 
     folder: Path
     files: dict[str, FileFacts] = field(default_factory=dict)
 
-    def tensors(
+    def write_tensors(
         self,
         name: str,
         state: Mapping[str, Tensor],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a safetensors file in the precision that `dtype_rule` gives it."""
+        """Write a safetensors file in the precision of `dtype_rule`."""
         path = self._path(name)
         digest = write_tensors(path, state, dtype_rule(name), metadata)
         self.files[name] = FileFacts(path.stat().st_size, digest)
 
-    def text(self, name: str, text: str) -> None:
-        """Write a text file."""
+    def write_text(self, name: str, text: str) -> None:
         path = self._path(name)
         path.write_text(text)
         self.files[name] = describe_file(path)
 
     def copy(self, name: str, source: Path) -> None:
-        """Copy a file; one that is not there is left out."""
+        """Copy a file, if it exists."""
         if source.exists():
             path = self._path(name)
             shutil.copyfile(source, path)
@@ -98,23 +94,22 @@ class Target:
 
 
 def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
-    """Write the checkpoint in `source` to `folder`, which may not hold one yet.
+    """Write the checkpoint in `source` to `folder`, which must not hold one yet.
 
-    The manifest comes last, so an interrupted conversion never looks like a checkpoint. Raises
+    The manifest is written last, so an interrupted conversion never looks like a checkpoint. Raises
     WeightsError for a source that is damaged, incomplete or not a MusicGen model.
     """
-    upstream = open_upstream(source)
-    checkpoint = upstream.checkpoint
+    checkpoint, text_encoder = open_source(source)
     if any((folder / name).exists() for name in OPENERS) or folder.resolve() == source.resolve():
         raise WeightsError(f"{folder} holds a checkpoint already; name another folder.")
-    checkpoint.load_lm(torch.device("meta"), torch.float16)  # are its shapes right?
+    checkpoint.load_lm(torch.device("meta"), torch.float16)  # checks the shapes
     target = Target(folder)
     if checkpoint.separates:
         write_demucs(checkpoint.demucs_file, target)
-    write_text_encoder(upstream.text, checkpoint.text_name, target)
-    codec = write_codec(upstream.codec, target)
+    write_text_encoder(text_encoder, checkpoint.text_name, target)
+    codec = write_codec(checkpoint.codec(), target)
     target.copy(DIFFUSION_FILE, source / DIFFUSION_FILE)
-    target.tensors(LM_TENSORS, checkpoint.state)
+    target.write_tensors(LM_TENSORS, checkpoint.state)
     sources = read_sources(source)
     manifest = Manifest(
         format=FORMAT,
@@ -122,7 +117,7 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
         licence=sources[0].licence,
         sources=sources,
         files=target.files,
-        lm=lm_facts(checkpoint.config),
+        lm=plain(checkpoint.config),
         codec=codec,
         codec_folder=None if codec else ENCODEC_FOLDER,
     )
@@ -130,29 +125,38 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
     return manifest
 
 
+def open_source(folder: Path) -> tuple[Checkpoint, TransformersModel]:
+    """The checkpoint in `folder`, in either upstream format, and its text encoder."""
+    if not (folder / LM_FILE).exists() and (folder / CONFIG_FILE).exists():
+        return open_musicgen(folder)
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.manifest is not None:
+        raise WeightsError(f"{folder} is converted already.")
+    return checkpoint, read_transformers_model(checkpoint.text_folder)
+
+
 def lm_dtype(name: str, tensor: Tensor) -> torch.dtype:
-    """fp16 for what is multiplied if it loses nothing, fp32 for projections; the rest as it is."""
+    """fp16 for a matrix if that loses nothing, fp32 for projections; others keep their dtype."""
     if name.startswith(PROVIDER_PREFIX):
         return torch.float32
     if tensor.dim() != 2 or name.startswith("emb."):
         return tensor.dtype
-    # What no GPU could hold as fp16 becomes it, too: writing it is then refused by name.
-    return (
-        torch.float16 if is_float16(tensor) or not tensor.half().isfinite().all() else tensor.dtype
-    )
+    # Values too large for fp16 select it as well: writing them is then refused by name.
+    narrow = is_float16(tensor) or not tensor.half().isfinite().all()
+    return torch.float16 if narrow else tensor.dtype
 
 
 def as_shipped(name: str, tensor: Tensor) -> torch.dtype:
-    """The precision that it has; whatever computes in fp32 widens it when loading."""
+    """The precision of upstream's file; it is widened when loaded."""
     return tensor.dtype
 
 
 def as_float32(name: str, tensor: Tensor) -> torch.dtype:
-    """fp32 for every number; flags and counters stay what they are."""
+    """fp32 for floating point; flags and counters keep their dtype."""
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
-# file -> the dtype of each of its tensors; a file that is not named here is fp32
+# file -> the dtype of each of its tensors; other files are fp32
 DTYPES: dict[str, DtypeRule] = {LM_TENSORS: lm_dtype, CODEC_TENSORS: as_shipped}
 
 
@@ -162,60 +166,43 @@ def dtype_rule(file: str) -> DtypeRule:
 
 
 def write_demucs(path: Path, target: Target) -> None:
-    """Demucs in the form of its authors' hub repository."""
+    """Write Demucs in the format of its authors' hub repository."""
     demucs = open_demucs(path)
-    target.tensors(DEMUCS_TENSORS, demucs.state, demucs.metadata)
+    target.write_tensors(DEMUCS_TENSORS, demucs.state, demucs.metadata)
 
 
-def write_text_encoder(saved: Saved, name: str, target: Target) -> None:
-    """T5's encoder, without the decoder that upstream ships too, and its tokenizer."""
-    tied = "encoder.embed_tokens.weight" if "shared.weight" in saved.state else None
+def write_text_encoder(model: TransformersModel, name: str, target: Target) -> None:
+    """Write T5's encoder and tokenizer, without the decoder that upstream's files contain."""
+    tied = "encoder.embed_tokens.weight" if "shared.weight" in model.state else None
     state = {
         key: value
-        for key, value in saved.state.items()
+        for key, value in model.state.items()
         if key != tied and key.startswith(("shared.", "encoder."))
     }
     if not state:
-        raise WeightsError(f"{saved.folder} holds no text encoder.")
-    _write_saved(saved.config, state, local_name(name), target)
+        raise WeightsError(f"{model.weights_file} does not hold a text encoder.")
+    _write_model(model.config, state, local_name(name), target)
     for file in TOKENIZER_FILES:
-        target.copy(f"{local_name(name)}/{file}", saved.folder / file)
+        target.copy(f"{local_name(name)}/{file}", model.folder / file)
 
 
 def write_codec(codec: EncodecFiles, target: Target) -> dict[str, Any] | None:
-    """EnCodec; returns the facts of audiocraft's, None for a folder of transformers'."""
+    """Write EnCodec; returns the settings of audiocraft's, None for a folder of its own."""
     if codec.library == TRANSFORMERS:
-        _write_saved(codec.config, codec.state, ENCODEC_FOLDER, target)
+        _write_model(codec.config, codec.state, ENCODEC_FOLDER, target)
         return None
-    target.tensors(CODEC_TENSORS, codec.state)
-    quantizer = str(codec.config["encodec"]["quantizer"])
-    return sections(codec.config, (*CODEC_SECTIONS, quantizer))
+    target.write_tensors(CODEC_TENSORS, codec.state)
+    return plain(codec.config)
 
 
-def lm_facts(config: DictConfig) -> dict[str, Any]:
-    """What inference reads of the language model's configuration."""
-    facts = sections(config, LM_SECTIONS)
-    facts["dataset"] = {"segment_duration": config.dataset.segment_duration}
-    return facts
-
-
-def sections(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Sections of a configuration, those that there are, with references resolved."""
-    try:
-        # A section of its own would not find what it refers to elsewhere.
-        found = {name: config[name] for name in names if name in config}
-        return {
-            name: OmegaConf.to_container(value, resolve=True)
-            if OmegaConf.is_config(value)
-            else value
-            for name, value in found.items()
-        }
-    except OmegaConfBaseException as exc:
-        raise WeightsError(f"The configuration cannot be read: {exc}") from exc
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as a dictionary for the manifest."""
+    found: dict[str, Any] = OmegaConf.to_container(config)
+    return found
 
 
 def read_sources(folder: Path) -> list[Source]:
-    """Where the files came from: what `pull` wrote, or just the folder."""
+    """Where the files came from, as written by `pull`; otherwise just the folder's name."""
     path = folder / SOURCES_FILE
     if not path.exists():
         return [Source(folder.resolve().name, UNKNOWN_LICENCE)]
@@ -223,10 +210,10 @@ def read_sources(folder: Path) -> list[Source]:
         return [Source(**source) for source in json.loads(path.read_text())]
 
 
-def _write_saved(
+def _write_model(
     config: Mapping[str, Any], state: Mapping[str, Tensor], name: str, target: Target
 ) -> None:
-    # transformers would load in the dtype that the configuration names, whatever the file's.
+    # transformers loads in the dtype of the configuration, whatever the dtype of the file.
     config = {key: value for key, value in config.items() if key != "torch_dtype"}
-    target.text(f"{name}/{CONFIG_FILE}", json.dumps({**config, "dtype": "float32"}, indent=2))
-    target.tensors(f"{name}/model.safetensors", state)
+    target.write_text(f"{name}/{CONFIG_FILE}", json.dumps({**config, "dtype": "float32"}, indent=2))
+    target.write_tensors(f"{name}/model.safetensors", state)

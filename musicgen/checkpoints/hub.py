@@ -1,7 +1,9 @@
-"""Fetches a model, and all that it needs, from the hub; each file is checked against its hash.
+"""Fetches a model and the models it depends on from the hub, and checks every file's hash.
 
-huggingface_hub itself compares sizes only, and throws a broken-off download away with the process
-that began it. Here every file is hashed, and what was fetched of a file is kept and continued.
+Two things are not left to huggingface_hub 2.4.0. It discards a partial download when its process
+ends (https://github.com/huggingface/huggingface_hub/issues/4196); here it is kept and continued.
+Its downloader compares sizes only, and its `verify_repo_checksums` needs a folder with the layout
+of one repository; here files of several repositories are hashed, each before it gets its name.
 """
 
 import errno
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import yaml
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
@@ -25,7 +28,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from musicgen.checkpoints.checkpoint import (
@@ -35,21 +37,22 @@ from musicgen.checkpoints.checkpoint import (
     open_checkpoint,
 )
 from musicgen.checkpoints.convert import SOURCES_FILE, TOKENIZER_FILES, convert
-from musicgen.checkpoints.files import local_name, read_package
 from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
 from musicgen.checkpoints.manifest import Manifest, Source
-from musicgen.checkpoints.saved import CONFIG_FILE
-from musicgen.checkpoints.upstream import MELODY_SETTINGS, follows_melodies
+from musicgen.checkpoints.pickles import read_package
+from musicgen.checkpoints.reading import local_name
+from musicgen.checkpoints.transformers_model import CONFIG_FILE
+from musicgen.checkpoints.transformers_musicgen import MELODY_SETTINGS, follows_melodies
 from musicgen.errors import WeightsError
 
-DOWNLOADS = ".download"  # inside of the checkpoint's folder, until it is converted
+DOWNLOADS = ".download"  # subfolder for the files until they are converted
 DEMUCS = ("adefossez/HTDemucs", "htdemucs.yaml")
 DIFFUSION = "facebook/multiband-diffusion"
-TEXT_OWNER = "google-t5"  # of the text encoders that a configuration names without one
+TEXT_OWNER = "google-t5"  # owner of a text encoder that a configuration names without one
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 NON_COMMERCIAL = "CC-BY-NC-4.0"
-# What is known of the licences, whatever a repository's card says or leaves out.
+# Known licences. They take precedence over a repository's card, which may not state one.
 LICENCES = {
     r"facebook/(musicgen|encodec|multiband).*": NON_COMMERCIAL,
     r"nateraw/musicgen-songstarter.*": NON_COMMERCIAL,
@@ -62,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository at a revision; the hub knows large ones by sha256, others by git."""
+    """A file of a repository at a revision. The hub lists its sha256 if it is large, else git's."""
 
     repo: str
     revision: str
@@ -80,7 +83,7 @@ class RemoteFile:
         return self.sha256 or self.git_sha1 or ""
 
     def matches(self, path: Path) -> bool:
-        """Whether the file at `path` is this one."""
+        """Whether the file at `path` has this size and hash."""
         if path.stat().st_size != self.size:
             return False
         digest = hashlib.sha256()
@@ -94,7 +97,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """What the hub says of a repository."""
+    """The files of a repository on the hub, and its revision and licence."""
 
     source: Source
     files: Mapping[str, RemoteFile]
@@ -105,27 +108,29 @@ class Repository:
         return self.files[name]
 
     def weights(self) -> list[str]:
-        """The files of a transformers model's weights, safetensors if there are any."""
+        """The weight files of a transformers model, safetensors if there are any."""
         for suffix, stem in (("safetensors", "model"), ("bin", "pytorch_model")):
             pattern = re.compile(rf"{stem}(-\d+-of-\d+)?\.{suffix}(\.index\.json)?")
             if names := [name for name in self.files if pattern.fullmatch(name)]:
                 return names
-        raise WeightsError(f"{self.source.name} on the hub has no model.safetensors.")
+        raise WeightsError(
+            f"{self.source.name} on the hub has neither model.safetensors nor pytorch_model.bin."
+        )
 
 
 @dataclass
 class Download:
-    """Files gathered in a folder, and where they came from."""
+    """Fetches files into a folder and records their sources."""
 
     folder: Path
     sources: list[Source] = field(default_factory=list)
     bytes: int = 0
 
     def fetch(self, repo: Repository, names: Mapping[str, str]) -> None:
-        """Fetch `names`, local path -> name in `repo`, unless they are here already.
+        """Fetch files of `repo`, `names`: local path -> name, except those that are complete.
 
-        Raises WeightsError before the first byte if the disk cannot hold them beside what they
-        become when converted.
+        Raises WeightsError before the first byte if the disk is too small for the files and their
+        converted copies together.
         """
         files = {self.folder / local: repo.find(name) for local, name in names.items()}
         missing = {path: file for path, file in files.items() if not _is_here(path, file)}
@@ -137,7 +142,7 @@ class Download:
         if needed > free:
             raise WeightsError(
                 f"{self.folder.parent} needs {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB "
-                "free. Make room, or name another folder."
+                "free. Free some space, or name another folder."
             )
         for path, file in missing.items():
             _fetch(file, path)
@@ -145,10 +150,10 @@ class Download:
 
 
 def pull(model: str, folder: Path, *, diffusion: bool = False) -> Manifest:
-    """Fetch `model` and what it needs into `folder`, converted. Run again, it continues.
+    """Fetch `model` and the models it depends on, and convert them to `folder`.
 
-    Raises WeightsError for a repository or file that is not there, a hash that does not match,
-    a full disk, or no network.
+    A second call continues an interrupted one. Raises WeightsError for a missing repository or
+    file, a hash that does not match, a full disk, or no network.
     """
     if (folder / MANIFEST_FILE).exists():
         raise WeightsError(f"{folder} holds a converted checkpoint already; remove it first.")
@@ -165,7 +170,7 @@ def pull(model: str, folder: Path, *, diffusion: bool = False) -> Manifest:
 
 
 def fetch_model(download: Download, model: str) -> None:
-    """The language model, EnCodec, the text encoder, and Demucs for models that follow melodies."""
+    """Fetch the language model, EnCodec, the text encoder and, for a melody model, Demucs."""
     repo = repository(model)
     say_licence(repo.source)
     if LM_FILE not in repo.files and CONFIG_FILE in repo.files:
@@ -188,25 +193,25 @@ def fetch_model(download: Download, model: str) -> None:
 
 
 def fetch_saved(download: Download, repo: Repository, folder: str) -> None:
-    """A model that transformers saved, with its tokenizer if it has one, into a sub-folder."""
+    """Fetch a model in transformers' format, and its tokenizer if it has one, to `folder`."""
     names = [CONFIG_FILE, *repo.weights(), *(n for n in TOKENIZER_FILES if n in repo.files)]
     download.fetch(repo, {f"{folder}/{name}".lstrip("/"): name for name in names})
 
 
 def fetch_demucs(download: Download) -> None:
-    """Demucs as its authors lay it out: a YAML file names the one that holds the model."""
+    """Fetch Demucs. A YAML file in its repository names the file with the model."""
     name, bag = DEMUCS
     repo = repository(name)
     download.fetch(repo, {bag: bag})
-    models = OmegaConf.load(download.folder / bag).get("models")
+    models = yaml.safe_load((download.folder / bag).read_text()).get("models")
     if not models or len(models) != 1 or not re.fullmatch(r"\w+", str(models[0])):
         raise WeightsError(f"{name}: {bag} names {models}, not one model.")
     download.fetch(repo, {DEMUCS_TENSORS: f"{models[0]}.safetensors"})
-    download.sources.pop()  # the repository is listed already
+    download.sources.pop()  # both files are of one repository
 
 
 def repository(name: str) -> Repository:
-    """Ask the hub for a repository's files and licence, at its newest revision."""
+    """The files and the licence of a repository at its newest revision, as the hub lists them."""
     with explained(None, name):
         info = HfApi().model_info(name, files_metadata=True)
     files = {
@@ -227,20 +232,20 @@ def repository(name: str) -> Repository:
 
 
 def say_licence(source: Source) -> None:
-    """Tell the user before the download begins what they may do with the weights."""
+    """Print the licence before the download starts."""
     print(f"{source.name} at {source.revision}: licence {source.licence}")
     if "nc" in source.licence.lower().split("-"):
-        print("These weights, and what you make with them, are not for commercial use.")
+        print("These weights and their output are not for commercial use.")
 
 
 @contextmanager
 def explained(folder: Path | None, repo: str = "") -> Iterator[None]:
-    """The hub's and the disk's errors as WeightsError, with what to do."""
+    """Raise errors of the hub and the disk as WeightsError, with a remedy."""
     try:
         yield
     except GatedRepoError as exc:
         raise WeightsError(
-            f"{repo} asks for its terms to be accepted: do so on the hub, then `hf auth login`."
+            f"{repo} requires that you accept its terms: do so on the hub, then `hf auth login`."
         ) from exc
     except (RepositoryNotFoundError, HFValidationError) as exc:
         raise WeightsError(
@@ -251,20 +256,20 @@ def explained(folder: Path | None, repo: str = "") -> Iterator[None]:
         raise WeightsError("HF_HUB_OFFLINE is set; unset it to fetch weights.") from exc
     except HTTPError as exc:
         raise WeightsError(
-            f"The hub did not answer as it should ({exc}). What was fetched is kept: run the "
-            "command again to continue."
+            f"The hub could not be reached, or reported an error ({exc}). Partial downloads are "
+            "kept: run the command again to continue."
         ) from exc
     except OSError as exc:
         if exc.errno not in FULL_DISK:
             raise
         raise WeightsError(
-            f"No room left for {folder} ({exc.strerror}). What was fetched is kept: make room and "
-            "run the command again to continue."
+            f"The disk of {folder} is full ({exc.strerror}). Partial downloads are kept: free some "
+            "space and run the command again to continue."
         ) from exc
 
 
 def _partial(path: Path, file: RemoteFile) -> Path:
-    """Where a file grows. Its hash is in the name: another revision's is never continued."""
+    """Path of a partial download. The hash in the name keeps different revisions apart."""
     return path.with_name(f"{path.name}.{file.digest[:16]}.part")
 
 
@@ -277,7 +282,7 @@ def _is_here(path: Path, file: RemoteFile) -> bool:
 
 
 def _fetch(file: RemoteFile, path: Path) -> None:
-    """Download to `path`, continuing what is there of it; raises WeightsError if it differs."""
+    """Download to `path`, continuing a partial one; raises WeightsError if the hash differs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path, file)
     _continued(lambda: _append(file, partial), partial)
@@ -285,7 +290,7 @@ def _fetch(file: RemoteFile, path: Path) -> None:
         partial.unlink()
         raise WeightsError(
             f"{file.repo}/{file.name} arrived damaged: its hash is not the hub's. Run the command "
-            "again; if it happens again, something between here and the hub changes files."
+            "again; if it happens again, a proxy may be changing the files."
         )
     partial.replace(path)
 
@@ -299,12 +304,12 @@ def _append(file: RemoteFile, partial: Path) -> None:
             headers=build_hf_headers(),
             expected_size=file.size,
             displayed_filename=f"{file.repo}/{file.name}",
-            tqdm_class=tqdm,  # the hub's own hides where transformers' bars are turned off
+            tqdm_class=tqdm,  # the hub's own bar is hidden if transformers' bars are disabled
         )
 
 
 def _continued(download: Callable[[], None], partial: Path) -> None:
-    """Call `download` again for as long as each call brings the file further."""
+    """Call `download` again after a broken connection, as long as the file keeps growing."""
     while True:
         before = partial.stat().st_size if partial.exists() else 0
         try:

@@ -1,4 +1,4 @@
-"""manifest.json of a converted checkpoint: what the model is, its files, where they came from."""
+"""manifest.json of a converted checkpoint: facts of the model, of its files, and their sources."""
 
 import hashlib
 import json
@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from musicgen.checkpoints.files import damage_reported, read_json
 from musicgen.checkpoints.folders import MANIFEST_FILE
+from musicgen.checkpoints.reading import damage_reported, read_json
 from musicgen.errors import WeightsError
 
 FORMAT = 1
@@ -16,7 +16,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Source:
-    """Where some files came from: a repository of the hub at a revision, or a local folder."""
+    """Origin of some files: a repository of the hub at a revision, or a local folder."""
 
     name: str
     licence: str
@@ -25,7 +25,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file must be."""
+    """The size and hash that a file must have."""
 
     bytes: int
     sha256: str
@@ -33,9 +33,10 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`lm` and `codec` are what inference reads of the two training configurations.
+    """Contents of manifest.json.
 
-    `codec` is None where EnCodec is a folder of transformers', `codec_folder`.
+    `lm` and `codec` are the sections of the training configurations that inference reads. `codec`
+    is None if EnCodec is in a folder as transformers saves it; `codec_folder` is its name.
     """
 
     format: int
@@ -48,16 +49,16 @@ class Manifest:
     codec_folder: str | None
 
     def write(self, folder: Path) -> None:
-        """Write it last of all files: a folder without it is not a converted checkpoint."""
+        """Write the manifest. Call it last: a folder without one is not a converted checkpoint."""
         text = json.dumps(asdict(self), indent=2) + "\n"
         partial = folder / f"{MANIFEST_FILE}.part"
         partial.write_text(text)
         partial.replace(folder / MANIFEST_FILE)
 
     def check_sizes(self, folder: Path) -> None:
-        """Raises WeightsError naming a file that is missing, renamed, truncated or too long.
+        """Raise WeightsError, naming the file, if one is missing or has another size.
 
-        Costs one look at each file's entry. A file changed in place is `check_hashes`' to find.
+        Fast, as no file is read. `check_hashes` finds a file that was changed in place.
         """
         for name, facts in self.files.items():
             path = folder / name
@@ -74,7 +75,7 @@ class Manifest:
                 )
 
     def check_hashes(self, folder: Path) -> None:
-        """Read every file whole; raises WeightsError naming one that was changed."""
+        """Read every file; raises WeightsError naming one that was changed."""
         self.check_sizes(folder)
         for name, facts in self.files.items():
             if sha256(folder / name) != facts.sha256:
@@ -85,7 +86,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """A folder's manifest. Raises WeightsError if it is damaged or of another format."""
+    """The manifest of `folder`. Raises WeightsError if it is damaged or has another format."""
     path = folder / MANIFEST_FILE
     document = read_json(path)
     with damage_reported(path):
@@ -98,12 +99,12 @@ def read_manifest(folder: Path) -> Manifest:
         document["files"] = _files(document["files"])
         manifest = Manifest(**document)
     if not (isinstance(manifest.name, str) and isinstance(manifest.licence, str)):
-        raise WeightsError(f"{path} has a name or a licence that is no text.")
+        raise WeightsError(f"{path}: name or licence is not a string.")
     return manifest
 
 
 def _files(entries: Mapping[str, Any]) -> dict[str, FileFacts]:
-    """Names are paths inside the folder, so that a manifest cannot point outside of it."""
+    """Facts of each file; raises ValueError for a path that points outside of the folder."""
     for name in entries:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{name!r} is outside of the folder")
@@ -117,5 +118,5 @@ def sha256(path: Path) -> str:
 
 
 def describe_file(path: Path) -> FileFacts:
-    """What the manifest says of a file that is there."""
+    """The size and hash of an existing file."""
     return FileFacts(path.stat().st_size, sha256(path))

@@ -29,51 +29,53 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ALIGNMENT = 64  # bytes; where the first tensor begins
+ALIGNMENT = 64  # bytes; the first tensor begins at a multiple
 READ_SIZE = 8 * 2**20  # bytes
-RELEASE = 64 * 2**20  # bytes of tensors handed out, after which their pages are let go
+RELEASE = 64 * 2**20  # bytes of tensors returned, after which their pages are unmapped
 
 
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each a view of the mapped file: nothing is copied.
 
-    What is read through a view stays in the page cache, but leaves this process's memory once
-    RELEASE bytes have been handed out since: whoever copies tensors one after the other, to a GPU
-    or into another form, never holds the file twice. A view remains valid; it is then read again.
+    After every RELEASE bytes of returned tensors, all pages are unmapped from this process; they
+    stay in the page cache. So a loop that copies tensors to a GPU or to another file never holds
+    the whole file in memory. A view stays valid: the next access maps its pages again.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises WeightsError for a file that is truncated or no safetensors file."""
+        """Raises WeightsError for a file that is truncated or not a safetensors file."""
         try:
-            if not path.is_file():  # to open a pipe would be to wait for ever
-                raise ValueError("no file")
+            if not path.is_file():  # opening a pipe would block for ever
+                raise ValueError("not a regular file")
             with safe_open(path, framework="pt"):
-                pass  # it checks that the header is sound and that it describes the whole file
+                pass  # checks that the header is valid and describes the whole file
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (SafetensorError, OSError, ValueError, RecursionError) as exc:
             raise WeightsError(
-                f"{path} is not a whole safetensors file ({exc}); fetch or convert it again."
+                f"{path} is not a complete safetensors file ({exc}); fetch or convert it again."
             ) from exc
         self.path = path
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         self._header: dict[str, dict[str, Any]] = header
         self._start = 8 + size
-        self._handed = 0
+        self._returned = 0
 
     def __getitem__(self, key: str) -> Tensor:
         entry = self._header[key]
         dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise WeightsError(f"{self.path}: {key} is {entry['dtype']}, which is not supported.")
+            raise WeightsError(
+                f"{self.path}: {key} has dtype {entry['dtype']}, which is not supported."
+            )
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
         if begin == end:
             return torch.empty(shape, dtype=dtype)
         self._release(end - begin)
         offset, count = self._start + begin, prod(shape)
-        if offset % dtype.itemsize:  # a foreign writer may not align; torch must
+        if offset % dtype.itemsize:  # other writers may not align tensors; torch requires it
             return torch.frombuffer(
                 bytearray(self._map[offset : self._start + end]), dtype=dtype
             ).view(shape)
@@ -89,20 +91,20 @@ class TensorFile(Mapping[str, Tensor]):
         return key in self._header
 
     def _release(self, size: int) -> None:
-        """Unmap what was read so far, once in RELEASE bytes; it comes back when touched.
+        """Count `size` returned bytes; unmap all pages once in RELEASE bytes.
 
-        All of it, because a tensor may be read long after it was handed out.
+        All pages, because a tensor may be read long after it was returned.
         """
-        self._handed += size
-        if self._handed > RELEASE:
-            self._handed = 0
+        self._returned += size
+        if self._returned > RELEASE:
+            self._returned = 0
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def read_ahead(path: Path) -> None:
-    """Bring a file into the page cache in the background, at the speed of the disk.
+    """Read a file into the page cache in the background, at the speed of the disk.
 
-    Page faults alone fetch a mapped file at half of it, and not before somebody asks.
+    Page faults of a mapped file reach half of that speed, and start at the first access.
     """
 
     def read() -> None:
@@ -120,10 +122,10 @@ def write_tensors(
     dtype: Callable[[str, Tensor], torch.dtype],
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Write `tensors` in their order, each converted to `dtype(name, tensor)`; the file's sha256.
+    """Write `tensors` in order, each converted to `dtype(name, tensor)`; returns the file's sha256.
 
-    One tensor at a time is in memory and the hash is made on the way, which is why this is not
-    the library's `save_file`. Raises WeightsError naming a tensor whose values do not fit.
+    Unlike the library's `save_file`, it holds one tensor at a time in memory and computes the hash
+    while writing. Raises WeightsError naming a tensor whose values do not fit its dtype.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     targets, offset = {}, 0
@@ -154,5 +156,5 @@ def _bytes(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Any:
     converted = tensor.to(dtype).contiguous()
     narrower = dtype.itemsize < tensor.dtype.itemsize
     if narrower and not converted.isfinite().all():
-        raise WeightsError(f"{path.name}: {name} holds values that are not finite as {dtype}.")
+        raise WeightsError(f"{path.name}: {name} has values that are not finite as {dtype}.")
     return converted.reshape(-1).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Starts Ray, or joins it, and serves until a signal comes."""
+"""Starts Ray or connects to it, and serves until a signal."""
 
 import os
 import signal
@@ -13,13 +13,15 @@ from musicgen.cluster.options import Options
 from musicgen.errors import MusicGenError
 
 NAME = "musicgen"
-STORE = 200_000_000  # bytes of Ray's shared memory: little more than addresses goes through it
+NOT_YET = "does not serve musicgen yet: start it without --update"
+ALREADY = "serves musicgen already: replace that with --update"
+STORE = 200_000_000  # bytes of Ray's shared memory, which holds little more than addresses
 
 
 def run(options: Options, address: str | None, update: bool, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; an update of what is served already returns when it is done.
+    """Serve until SIGINT or SIGTERM. With `update`, replace the running application and return.
 
-    Raises MusicGenError if the port is taken, ConnectionError if no cluster is at `address`.
+    Raises MusicGenError if the port is in use, ConnectionError if no cluster is at `address`.
     """
     if not update:
         check_free(host, port)
@@ -29,30 +31,30 @@ def run(options: Options, address: str | None, update: bool, host: str, port: in
         else:
             start(options)
         if update != (NAME in serve.status().applications):
-            raise MusicGenError(f"This cluster serves {'nothing yet' if update else 'already'}.")
+            raise MusicGenError(f"This cluster {NOT_YET if update else ALREADY}.")
         if not update:
             where = "EveryNode" if address else "HeadOnly"
             serve.start(where, http_options={"host": host, "port": port})
         try:
             serve.run(application(options), name=NAME)
             if update:
-                print("Replaced what the cluster serves.")
+                print("The cluster serves the new options.")
                 return
-            print(f"Serving on http://{host}:{port}, ctrl-C ends it.", flush=True)
+            print(f"Serving on http://{host}:{port} (ctrl-C stops it)", flush=True)
             wait_for_signal()
         finally:
-            if address and not update:  # a cluster of our own ends as a whole
+            if address and not update:  # ray.shutdown ends a cluster that this process started
                 serve.shutdown()
     finally:
         ray.shutdown()
 
 
 def start(options: Options) -> None:
-    """Start a cluster of this machine alone."""
+    """Start a Ray cluster on this machine."""
     ray.init(
         "local",
         namespace=NAME,
-        # For Ray's sums alone: replicas may have more threads together than there are cores.
+        # Only for Ray's accounting: all replicas together may have more threads than cores.
         num_cpus=max(os.cpu_count() or 1, options.maximum * options.cpus),
         object_store_memory=STORE,
         include_dashboard=False,
@@ -71,7 +73,7 @@ def check_free(host: str, port: int) -> None:
 
 
 def wait_for_signal() -> None:
-    """Return at ctrl-C or SIGTERM."""
+    """Return at SIGINT or SIGTERM."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

@@ -1,32 +1,29 @@
 """Starts the real Cog server without Docker, for the commands and the tests.
 
-Cog's image prepares what is prepared here: the schema file, a `python` on PATH (the server spawns
-its worker by that name), and the environment that names the predictor and says how many predictions
-it takes at once, which Cog's server, unlike its build, does not read from the source. It reads no
-cog.yaml either.
+Cog's image contains what this module prepares: the schema file; a `python` on PATH, since the
+server starts its worker by that name; and environment variables for the predictor and its maximum
+concurrency. Cog's server reads neither cog.yaml nor, unlike `cog build`, the predictor's source.
 """
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from musicgen.commands import schema
+from musicgen.commands.client import PREFIXES, Client, ServerError, UnreachableError
 from musicgen.errors import MusicGenError
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, or /src in Cog's image
 PREDICTORS = ("predict", "songstarter")
 SETUP_TIMEOUT = 1800  # seconds; a large checkpoint on a slow disk takes minutes
-# Of Cog's HTTP server. Where two look for a free slot at the same moment, one gives up and answers
-# 409, though most slots are free.
+# Threads of Cog's HTTP server. When two threads look for a free slot at the same moment, one of
+# them answers 409 although most slots are free.
 THREADS = 1
 
 
@@ -53,7 +50,7 @@ def prepare(predictor: str, host: str, port: int) -> tuple[list[str], dict[str, 
 
 
 def serve(predictor: str, host: str, port: int) -> None:
-    """Become the server. Does not return."""
+    """Replace this process by the server."""
     command, environment, folder = prepare(predictor, host, port)
     os.chdir(folder)
     os.execve(command[0], command, {"LOG_FORMAT": "console", **environment})
@@ -63,9 +60,10 @@ def serve(predictor: str, host: str, port: int) -> None:
 def running(
     predictor: str, log: IO[str] | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Start a server for `predictor` on a free port, yield its URL once ready, stop it at the end.
+    """Start a server for `predictor` on a free port, yield its URL when it is ready, then stop it.
 
-    Its log goes to `log`, or to this process's stderr. Raises MusicGenError if setup fails.
+    The server writes its log to `log`, or to this process's stderr. Raises MusicGenError if its
+    setup fails.
     """
     port = free_port()
     command, defaults, folder = prepare(predictor, "127.0.0.1", port)
@@ -81,23 +79,29 @@ def running(
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Return when the server's setup() is done; raise MusicGenError, with its log, if it failed."""
+    """Return when the server's setup() has finished. Raises MusicGenError, with the reason, if it
+    failed."""
+    client = Client(url)
     while process.poll() is None:
-        with suppress(urllib.error.URLError, ConnectionError):
-            health = call(f"{url}/health-check")
+        with suppress(UnreachableError):
+            health = client.health()
             if health["status"] == "READY":
                 return
             if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
-                logs = health.get("setup", {}).get("logs", "")
-                raise MusicGenError(f"The server could not start.\n{logs}")
+                raise MusicGenError(f"The server could not start: {setup_error(health)}")
         time.sleep(0.1)
     raise MusicGenError(f"The server stopped with exit code {process.returncode}.")
 
 
+def setup_error(health: Mapping[str, Any]) -> str:
+    """The reason in the health of a server whose setup() failed."""
+    return PREFIXES.sub("", health.get("setup", {}).get("logs", "").strip())
+
+
 def stop(process: subprocess.Popen[bytes], url: str) -> None:
-    """End the server and the worker it spawned."""
-    with suppress(OSError, ValueError):
-        call(f"{url}/shutdown", {})
+    """End the server and the worker process that it started."""
+    with suppress(ServerError):
+        Client(url).shutdown()
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
@@ -105,28 +109,13 @@ def stop(process: subprocess.Popen[bytes], url: str) -> None:
         process.wait()
 
 
-def call(
-    url: str,
-    body: Mapping[str, Any] | None = None,
-    method: str | None = None,
-    timeout: float | None = None,
-) -> dict[str, Any]:
-    """GET `url`, or POST `body` (or another `method`) to it as JSON; the JSON that comes back."""
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-        answer: dict[str, Any] = json.load(response)
-        return answer
-
-
 def _before(folder: Path, variable: str) -> str:
-    """The search path in an environment variable, with `folder` in front."""
+    """The search path in an environment variable, with `folder` before its other folders."""
     return os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,1 +1,1 @@
-"""Text and melody -> what the decoder is conditioned on. Knows nothing of codes or requests."""
+"""Text and melody -> conditions of the decoder. Independent of codes and requests."""

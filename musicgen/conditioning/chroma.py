@@ -1,8 +1,8 @@
 """Pitch classes over time: the melody that a MusicGen melody model follows.
 
-The arithmetic of audiocraft's ChromaExtractor (modules/chroma.py) and of the filter bank that it
-takes from librosa (filters.chroma, after Ellis 2007). Computed here because librosa's compiles
-functions for seconds when a process first asks for it.
+The arithmetic is that of audiocraft's ChromaExtractor (modules/chroma.py) and of librosa's filter
+bank (filters.chroma, after Ellis 2007), which audiocraft uses. librosa itself is not used because
+its first call in a process compiles functions for seconds.
 """
 
 import torch
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 A0 = 27.5  # Hz
-CENTRE_OCTAVE, OCTAVE_WIDTH = 5.0, 2.0  # the bank's Gaussian weight over octaves above A0
+CENTRE_OCTAVE, OCTAVE_WIDTH = 5.0, 2.0  # Gaussian weight over octaves, counted from A0
 
 
 def filter_bank(sample_rate: int, n_fft: int, n_chroma: int) -> Tensor:
     """Weight of every spectrum bin in every pitch class, C first: [n_chroma, n_fft // 2 + 1]."""
     hertz = torch.arange(1, n_fft, dtype=torch.float64) * sample_rate / n_fft
     octaves = torch.log2(hertz / A0)
-    # Bin 0 has no pitch; it is placed one and a half octaves below bin 1.
+    # Bin 0 has no pitch; librosa places it one and a half octaves below bin 1.
     octaves = torch.cat([octaves[:1] - 1.5, octaves])
     pitches = octaves * n_chroma
     widths = torch.cat([pitches.diff().clamp(min=1.0), pitches.new_ones(1)])

@@ -1,7 +1,8 @@
-"""Text and melody -> what the decoder is conditioned on, and its null for guidance.
+"""Text and melody -> conditions of the decoder, and the unconditional ones for guidance.
 
-The arithmetic is audiocraft's T5Conditioner and ChromaStemConditioner as MusicGen.get_pretrained
-configures them, for one request at a time: nothing is padded, so nothing depends on a neighbour.
+The arithmetic is that of audiocraft's T5Conditioner and ChromaStemConditioner as configured by
+MusicGen.get_pretrained. It runs for one request at a time: without padding, no result depends on
+another request.
 """
 
 import logging
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
-from musicgen.checkpoints.demucs import open_demucs
-from musicgen.checkpoints.files import damage_reported
-from musicgen.checkpoints.saved import read_saved
+from musicgen.checkpoints.demucs_file import open_demucs
+from musicgen.checkpoints.reading import damage_reported
+from musicgen.checkpoints.transformers_model import read_transformers_model
 from musicgen.conditioning.chroma import Chroma
 from musicgen.conditioning.t5 import T5Encoder
 from musicgen.conditioning.tokens import open_tokenizer
@@ -25,8 +26,9 @@ from musicgen.errors import WeightsError
 if TYPE_CHECKING:
     from musicgen.conditioning.separation import Separator
 
-MAX_TOKENS = 512  # T5's training length
-RESAMPLING_SECONDS = 0.1  # more than a resampling filter sees
+# Tokens of a text prompt that are used. T5 was trained on 512; most prompts have fewer than 128.
+MAX_TOKENS = (512, 256, 128)
+RESAMPLING_SECONDS = 0.1  # longer than half a resampling filter
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
 
 Register = Callable[[nn.Module], object]
@@ -35,30 +37,32 @@ logger = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """A prompt -> [L, dim]; frozen T5, then the checkpoint's projection. Runs in fp32."""
+    """Text prompt -> [L, dim] by T5 and the checkpoint's projection, in fp32."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         folder = checkpoint.text_folder
         self.tokenize = open_tokenizer(folder)
         with damage_reported(folder):
-            self.encoder = T5Encoder(read_saved(folder), device)
+            self.encoder = T5Encoder(read_transformers_model(folder), device)
         self.projection = _projection(checkpoint, "description", device)
         self.device = device
+        self.max_tokens = MAX_TOKENS[0]
 
     def __call__(self, prompt: str | None) -> Tensor:
-        """Embeddings [L, dim] of `prompt`; without one zeros, as many as "" has tokens."""
+        """Embeddings [L, dim] of `prompt`. None gives zeros, one for each token of ""."""
         tokens = self.tokenize(prompt or "")
         if prompt is None:
             return torch.zeros(len(tokens), self.projection.out_features, device=self.device)
-        if len(tokens) > MAX_TOKENS:
-            logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), MAX_TOKENS)
-            tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]
+        limit = self.max_tokens
+        if len(tokens) > limit:
+            logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), limit)
+            tokens = [*tokens[: limit - 1], tokens[-1]]
         embeddings: Tensor = self.projection(self.encoder(torch.tensor(tokens, device=self.device)))
         return embeddings
 
 
 class MelodyEncoder:
-    """A melody -> chroma [T, dim]: without drums and bass, one pitch class per frame."""
+    """Melody -> embeddings [T, dim] of its chroma, computed without drums and bass."""
 
     def __init__(
         self,
@@ -74,12 +78,13 @@ class MelodyEncoder:
         self.checkpoint = checkpoint
         self.device = device
         self.register = register
+        # Truncated as in audiocraft: the number of frames that the model was trained with.
         self.samples = int(checkpoint.max_duration * self.sample_rate)
         self.frames: int = self.extractor(torch.zeros(1, self.samples, device=device)).shape[1]
 
     @cached_property
     def separator(self) -> "Separator":
-        """Loaded when the first melody comes, its library too: most requests have none."""
+        """Demucs. It and its library are loaded with the first melody: most requests have none."""
         from musicgen.conditioning.separation import Separator
 
         separator = Separator(self.checkpoint.demucs_file, self.device)
@@ -90,8 +95,8 @@ class MelodyEncoder:
     def context(self) -> float:
         """Seconds of melody after the end of a window that still affect the window's chroma.
 
-        Half a spectrum's window; and Demucs works in segments, of which the last one that reaches
-        into the window must be whole. Read from Demucs' file, without loading the model.
+        They are half an STFT window, and a segment of Demucs, which needs whole segments. The
+        length of a segment is read from Demucs' file, without loading the model.
         """
         half: float = self.extractor.n_fft / 2 / self.sample_rate
         separates = self.checkpoint.separates
@@ -99,7 +104,7 @@ class MelodyEncoder:
         return half + segment + RESAMPLING_SECONDS
 
     def separate(self, wav: Tensor) -> Tensor:
-        """The melody's stems of wav [1, N], mixed: [1, N']; wav itself without Demucs."""
+        """The sum of the melody's stems of wav [1, N]: [1, N']. Without Demucs, wav itself."""
         if not self.checkpoint.separates:
             return wav.to(self.device)
         return self.separator(wav, self.sample_rate)
@@ -107,11 +112,11 @@ class MelodyEncoder:
     def window(self, stem: Tensor, start: float | None) -> Tensor:
         """Chroma embeddings [frames, dim] of one window of the melody `stem` [1, N].
 
-        Without `start` the chroma itself repeats until it fills the window (one window); with it
-        the stem is tiled and read from `start` seconds on (windows beyond the model's length).
+        With `start` None (the only window), the chroma is repeated to fill the window. Otherwise
+        (several windows) the stem is repeated and read from `start` seconds on.
         """
         if start is not None:
-            first = int(start * self.sample_rate)
+            first = round(start * self.sample_rate)
             positions = torch.arange(first, first + self.samples, device=stem.device)
             stem = stem[:, positions % stem.shape[-1]]
         chroma = self.extractor(stem)[0]
@@ -120,29 +125,30 @@ class MelodyEncoder:
         return embeddings
 
     def check_rate(self, sample_rate: int) -> None:
-        """Raise unless melodies have the codec's rate, as audiocraft takes for granted.
+        """Raise WeightsError unless the melody encoder and the codec have the same sample rate.
 
-        It resamples to that rate before it does to Demucs'; so must we, for the same codes.
+        audiocraft resamples a melody to the codec's rate first and then to Demucs'. Equal codes
+        need the same order.
         """
         if sample_rate != self.sample_rate:
             raise WeightsError(
-                f"{self.checkpoint.lm_file}: its melodies have {self.sample_rate} Hz, its codec "
-                f"{sample_rate}; the two files do not belong together."
+                f"{self.checkpoint.config_file}: melodies have {self.sample_rate} Hz, the codec "
+                f"has {sample_rate} Hz; the two files do not belong together."
             )
 
     @cached_property
     def null(self) -> Tensor:
-        """Chroma embeddings [frames, dim] of no melody: audiocraft's single zero sample."""
+        """Chroma embeddings [frames, dim] without a melody: audiocraft takes one zero sample."""
         return self.window(torch.zeros(1, 1, device=self.device), None)
 
 
 class Conditioner:
-    """Both encoders behind one call."""
+    """Computes the conditions of a request from its text prompt and melody."""
 
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, register: Register = lambda module: None
     ) -> None:
-        """`register` is called with each module that long work calls many times."""
+        """`register` is called with each module that is called many times for a long melody."""
         chroma = checkpoint.chroma
         self.text = TextEncoder(checkpoint, device)
         self.melody = MelodyEncoder(checkpoint, chroma, device, register) if chroma else None
@@ -150,13 +156,13 @@ class Conditioner:
 
     @property
     def shared(self) -> Tensor | None:
-        """Embeddings [T, dim] that all conditions without a melody begin with."""
+        """Embeddings [T, dim] that every condition without a melody begins with."""
         return self.melody.null if self.melody else None
 
     @property
     def longest(self) -> int:
-        """Positions of the longest condition that a request can have."""
-        return MAX_TOKENS + (self.melody.frames if self.melody else 0)
+        """Length of the longest condition that a request can have."""
+        return self.text.max_tokens + (self.melody.frames if self.melody else 0)
 
     @torch.inference_mode()
     def __call__(
@@ -164,7 +170,7 @@ class Conditioner:
     ) -> list[Conditions]:
         """Conditions of each window that begins at one of `starts` (seconds).
 
-        `melody_wav` [1, N] is at the melody encoder's sample rate; it is separated once.
+        `melody_wav` [1, N] has the melody encoder's sample rate; it is separated once.
         """
         text = self.text(prompt)
         text_pair = torch.stack([text, torch.zeros_like(text)])

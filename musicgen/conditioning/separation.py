@@ -1,5 +1,7 @@
-"""Takes drums and bass out of a melody, by Demucs (Rouard et al. 2023, "Hybrid Transformers for
-Music Source Separation")."""
+"""Removes drums and bass from a melody with Demucs.
+
+Rouard et al. 2023, "Hybrid Transformers for Music Source Separation".
+"""
 
 from pathlib import Path
 
@@ -8,13 +10,13 @@ from demucs.apply import apply_model
 from torch import Tensor
 
 from musicgen.audio import convert_channels, resample
-from musicgen.checkpoints.demucs import open_demucs
+from musicgen.checkpoints.demucs_file import open_demucs
 
-MELODY_STEMS = ("vocals", "other")  # drums and bass would drown the melody
+MELODY_STEMS = ("vocals", "other")  # without "drums" and "bass", as in audiocraft
 
 
 class Separator:
-    """Demucs of a file, on `device`, in fp32 as audiocraft runs it."""
+    """The Demucs model of a file, on `device`, in fp32 as audiocraft runs it."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.model = open_demucs(path).load().to(device)
@@ -22,9 +24,9 @@ class Separator:
         self.sample_rate: int = self.model.samplerate
 
     def __call__(self, wav: Tensor, sample_rate: int) -> Tensor:
-        """The melody's stems of wav [1, N] at `sample_rate`, mixed, at that rate: [1, N'].
+        """The sum of the melody's stems of wav [1, N], at the same `sample_rate`: [1, N'].
 
-        Demucs runs without its random shift, which would draw from Python's global generator.
+        Demucs' random shift is off: it would draw from Python's global generator.
         """
         mix = convert_channels(
             resample(wav, sample_rate, self.sample_rate), self.model.audio_channels

@@ -1,8 +1,8 @@
-"""T5's encoder: tokens -> what they mean in their sentence. Nothing else of T5 is needed here.
+"""T5's encoder: tokens -> embeddings.
 
 Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
-Transformer". Written out because transformers, whose numbers it gives, takes longer to import than
-all else that a server needs to start.
+Transformer". The arithmetic is transformers'. transformers itself is not used because importing it
+takes longer than everything else that starts a server.
 """
 
 import math
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from musicgen.checkpoints.saved import Saved
+from musicgen.checkpoints.transformers_model import TransformersModel
 from musicgen.errors import WeightsError
 
-# transformers' configuration -> what it means if it says nothing.
+# Setting of transformers' configuration -> its default.
 DEFAULTS: dict[str, Any] = {
     "feed_forward_proj": "relu",
     "layer_norm_epsilon": 1e-6,
@@ -26,20 +26,20 @@ DEFAULTS: dict[str, Any] = {
 
 
 class T5Encoder:
-    """The encoder that transformers saved, in fp32 on `device`."""
+    """The encoder of a T5 in transformers' format, in fp32 on `device`."""
 
-    def __init__(self, saved: Saved, device: torch.device) -> None:
-        config = DEFAULTS | saved.config
+    def __init__(self, model: TransformersModel, device: torch.device) -> None:
+        config = DEFAULTS | model.config
         if config["feed_forward_proj"] != "relu":
             raise WeightsError(
-                f"{saved.folder}: T5 with feed_forward_proj={config['feed_forward_proj']!r} is not "
-                "the text encoder of a MusicGen."
+                f"{model.folder}: T5 with feed_forward_proj={config['feed_forward_proj']!r} is not "
+                "supported; the text encoder of a MusicGen has 'relu'."
             )
         self.heads: int = config["num_heads"]
         self.epsilon: float = config["layer_norm_epsilon"]
         self.buckets: int = config["relative_attention_num_buckets"]
         self.distance: int = config["relative_attention_max_distance"]
-        self.state = _encoder_state(saved, config["num_layers"], self.buckets, self.heads, device)
+        self.state = _encoder_state(model, config["num_layers"], self.buckets, self.heads, device)
         self.layers = [
             {key: self.state[name] for key, name in _layer_names(i).items()}
             for i in range(config["num_layers"])
@@ -67,10 +67,10 @@ class T5Encoder:
         return F.linear((weights @ v).transpose(0, 1).flatten(1), layer["out"])
 
     def _position_bias(self, length: int) -> Tensor:
-        """What the distance of two tokens adds to their score: [heads, L, L].
+        """The term of each attention score that depends on the tokens' distance: [heads, L, L].
 
-        Half of the buckets are for tokens before, half for those after; half of either for a
-        distance of its own each, the rest for logarithmic ranges up to `distance`.
+        Half of the buckets are for earlier tokens, half for later ones. In each half, half of the
+        buckets stand for one distance each, the others for logarithmic ranges up to `distance`.
         """
         table = self.state["bias"]
         position = torch.arange(length, device=table.device)
@@ -85,7 +85,7 @@ class T5Encoder:
 
 
 def _layer_names(index: int) -> dict[str, str]:
-    """Our name of a layer's weight -> transformers'."""
+    """The name of a layer's weight here -> its name in transformers."""
     attention, feed_forward = (f"encoder.block.{index}.layer.{part}." for part in (0, 1))
     return {
         **{key: f"{attention}SelfAttention.{key}.weight" for key in "qkv"},
@@ -98,21 +98,21 @@ def _layer_names(index: int) -> dict[str, str]:
 
 
 def _encoder_state(
-    saved: Saved, layers: int, buckets: int, heads: int, device: torch.device
+    model: TransformersModel, layers: int, buckets: int, heads: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """The encoder's weights in fp32; its embedding, shared with the decoder, has two names."""
-    embedding = "shared.weight" if "shared.weight" in saved.state else "encoder.embed_tokens.weight"
+    """The encoder's weights in fp32. The embedding, shared with the decoder, may have two names."""
+    embedding = "shared.weight" if "shared.weight" in model.state else "encoder.embed_tokens.weight"
     names = {
         "embedding": embedding,
         "bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
         "norm": "encoder.final_layer_norm.weight",
         **{name: name for i in range(layers) for name in _layer_names(i).values()},
     }
-    missing = [name for name in names.values() if name not in saved.state]
+    missing = [name for name in names.values() if name not in model.state]
     if missing:
-        raise WeightsError(f"{saved.folder}: the text encoder has no {missing[0]}; fetch it again.")
-    if saved.state[names["bias"]].shape != (buckets, heads):
+        raise WeightsError(f"{model.folder}: the text encoder has no {missing[0]}; fetch it again.")
+    if model.state[names["bias"]].shape != (buckets, heads):
         raise WeightsError(
-            f"{saved.folder}: the text encoder's weights are not those of its configuration."
+            f"{model.folder}: the text encoder's weights are not those of its configuration."
         )
-    return {key: saved.state[name].to(device, torch.float32) for key, name in names.items()}
+    return {key: model.state[name].to(device, torch.float32) for key, name in names.items()}

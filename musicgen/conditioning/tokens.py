@@ -1,9 +1,9 @@
-"""A prompt -> T5's tokens, with the file of the text encoder that says how."""
+"""Text prompt -> T5's tokens, by the tokenizer in the text encoder's folder."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from musicgen.checkpoints.files import damage_reported, find
+from musicgen.checkpoints.reading import damage_reported, find
 from musicgen.errors import WeightsError
 
 SENTENCEPIECE_FILE = "spiece.model"
@@ -13,12 +13,12 @@ Tokenize = Callable[[str], list[int]]
 
 
 def open_tokenizer(folder: Path) -> Tokenize:
-    """The tokenizer of a T5 in `folder`: a prompt -> its tokens, the end of sentence last.
+    """The tokenizer of the T5 in `folder`: a text prompt -> its tokens, end of sentence last.
 
-    `spiece.model` comes first: MusicGen was trained on what sentencepiece reads. The hub's
-    `tokenizer.json` normalizes by grapheme, not by character, so that it splits some syllables of
-    Hangul, drops some combining marks and takes a few control characters for spaces. The tests
-    compare the two alphabet by alphabet. A `</s>` that somebody types is text to sentencepiece.
+    `spiece.model` is preferred: MusicGen was trained on sentencepiece's tokens. The hub's
+    `tokenizer.json` normalizes by grapheme, not by character. It splits some syllables of Hangul,
+    drops some combining marks and reads a few control characters as spaces. The tests compare both
+    by alphabet. sentencepiece reads a typed `</s>` as text.
     """
     sentencepiece = folder / SENTENCEPIECE_FILE
     if sentencepiece.is_file():
@@ -34,7 +34,7 @@ def _open_sentencepiece(path: Path) -> Tokenize:
     try:
         processor = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as exc:
-        raise WeightsError(f"{path} is no sentencepiece model ({exc}); fetch it again.") from exc
+        raise WeightsError(f"{path} is not a sentencepiece model ({exc}); fetch it again.") from exc
     end = processor.eos_id()
     return lambda prompt: [*processor.encode(prompt), end]
 
@@ -44,6 +44,6 @@ def _open_tokenizers(path: Path) -> Tokenize:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as exc:  # the library raises nothing more exact
-        raise WeightsError(f"{path} is no tokenizer ({exc}); fetch it again.") from exc
+    except Exception as exc:  # the library raises no more specific type
+        raise WeightsError(f"{path} is not a tokenizer ({exc}); fetch it again.") from exc
     return lambda prompt: list(tokenizer.encode(prompt).ids)

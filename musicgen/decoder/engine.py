@@ -19,6 +19,7 @@ and decodes one column of all others ("Orca", Yu et al. 2022). All lengths are k
 the engine never waits for a code. Independent of text, audio and requests.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -26,7 +27,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from musicgen.decoder import kernels, pattern
+from musicgen.decoder import cuda, kernels, pattern
 from musicgen.decoder.clip import Clip, Conditions, Window, windows
 from musicgen.decoder.graph import WARM_UPS, Graphed
 from musicgen.decoder.job import Job, Slot
@@ -81,8 +82,12 @@ class Engine:
         self.max_prefix = max_prefix
         self.shared_length = 0 if shared_prefix is None else len(shared_prefix)
         self.capture = lm.device.type == "cuda" if capture is None else capture
-        self.eager = eager
+        # MUSICGEN_GRAPHS=0 is the operator's way out if captured steps fail on a GPU.
+        self.eager = eager or os.environ.get("MUSICGEN_GRAPHS") == "0"
         self.ops = ops or (kernels.cpu_ops(lm.team) if lm.team else None)
+        self.failed = False  # whether a step had an error; the owner of the engine resets it
+        if lm.device.type == "cuda":
+            cuda.configure_backends()
         columns = slot_columns(lm, max_length)
         self.state = State.empty(lm, slots, columns, max_prefix, shared_prefix is not None)
         if shared_prefix is not None:
@@ -91,6 +96,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._slots: list[Slot | None] = [None] * slots
         self._captured: dict[int, tuple[Tensor, Graphed]] = {}  # by the number of clips
+        self.chosen: dict[int, Ops] = {}  # by the number of clips
         self._next_prefill = 0  # index of the slot whose prefill is considered first
         self._steps = 0  # decode steps so far
         self._marks: deque[torch.cuda.Event] = deque()
@@ -104,6 +110,11 @@ class Engine:
     def windows(self, prompt_length: int, length: int) -> list[Window]:
         """The windows in which a clip of `length` frames is decoded after its audio prompt."""
         return windows(prompt_length, length, self.max_length, self.stride)
+
+    @property
+    def slots(self) -> int:
+        """How many clips can be decoded at once."""
+        return len(self._slots)
 
     @property
     def busy(self) -> bool:
@@ -163,11 +174,12 @@ class Engine:
 
     def _choose_ops(self, clips: int) -> Ops:
         """The operations for a step of this many clips."""
-        if self.ops:
-            return self.ops
         config = self.lm.config
         shape = kernels.Shape(config.dim, config.ffn_dim, config.head_dim, config.n_q * config.card)
-        return kernels.choose(self.lm.device, self.lm.dtype, shape, ROWS_PER_CLIP * clips)
+        self.chosen[clips] = self.ops or kernels.choose(
+            self.lm.device, self.lm.dtype, shape, ROWS_PER_CLIP * clips
+        )
+        return self.chosen[clips]
 
     def _check(self, clip: Clip) -> list[Window]:
         """The clip's windows. Raises ValueError if it cannot be decoded in them."""
@@ -312,7 +324,7 @@ class Engine:
             return
         if len(self._marks) == BLOCKS_AHEAD:
             self._marks.popleft().synchronize()
-        self._marks.append(torch.cuda.Event())
+        self._marks.append(cuda.event())
         self._marks[-1].record()
 
     def _close_window(self, slot: Slot) -> None:
@@ -329,12 +341,30 @@ class Engine:
         slot.job.mark()
         slot.job.finish(slot.codes)
 
-    def abort(self, exc: Exception) -> None:
-        """Make `exc` the result of all running clips."""
+    def abort(self, exc: BaseException) -> None:
+        """Make `exc` the result of all running and waiting clips."""
         for slot in filter(None, self._slots):
             self._fail(slot.index, slot.job, exc)
+        while self._waiting:
+            self._waiting.popleft().finish(exc)
 
-    def _fail(self, index: int, job: Job, exc: Exception) -> None:
+    @property
+    def description(self) -> str:
+        """The operations of captured steps by number of clips, and whether graphs are used."""
+        found: dict[str, list[int]] = {}
+        for clips, ops in sorted(self.chosen.items()):
+            found.setdefault(kernels.describe(ops), []).append(clips)
+        texts = [
+            name if len(found) == 1 else f"{name} ({', '.join(map(str, clips))} clips)"
+            for name, clips in found.items()
+        ]
+        graphs = [not step.eager for _, step in self._captured.values()]
+        if graphs:
+            texts.append("CUDA graphs" if all(graphs) else "no CUDA graphs")
+        return ", ".join(texts)
+
+    def _fail(self, index: int, job: Job, exc: BaseException) -> None:
+        self.failed = True
         self._slots[index] = None
         job.finish(exc)
 

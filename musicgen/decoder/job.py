@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip, Window
 from musicgen.decoder.lm import LM
 from musicgen.decoder.state import UNKNOWN
@@ -32,7 +33,7 @@ class Job(Future[Tensor]):
         self.done_steps = 0
         self.submitted = perf_counter()
         self.admitted: float | None = None  # when it got a slot
-        self.event = torch.cuda.Event() if lm.device.type == "cuda" else None
+        self.event = cuda.event() if lm.device.type == "cuda" else None
         self.mark()
 
     def acknowledge(self) -> bool:
@@ -42,11 +43,11 @@ class Job(Future[Tensor]):
                 self.set_running_or_notify_cancel()
         return not self.cancelled()
 
-    def finish(self, result: Tensor | Exception) -> None:
+    def finish(self, result: Tensor | BaseException) -> None:
         """Set the codes or the error, unless the job is done or cancelled."""
         if self.done() or not self.set_running_or_notify_cancel():
             return
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             self.set_exception(result)
         else:
             self.set_result(result)
@@ -66,6 +67,8 @@ class Job(Future[Tensor]):
         codes = super().result(timeout)
         if self.event:
             self.event.synchronize()
+            # Without this, their memory could be reused while this thread's stream reads it.
+            codes.record_stream(torch.cuda.current_stream(codes.device))
         return codes
 
 

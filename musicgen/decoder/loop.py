@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import Engine
 from musicgen.decoder.job import Job
@@ -28,8 +29,10 @@ class Loop:
 
     def submit(self, clip: Clip) -> Job:
         """Queue a clip. Raises ValueError for a clip that the engine cannot decode."""
-        job = self.engine.submit(clip)
         with self._changed:
+            if self._failure:
+                raise RuntimeError("the decode thread has ended") from self._failure
+            job = self.engine.submit(clip)
             self._changed.notify()
         return job
 
@@ -40,19 +43,28 @@ class Loop:
             self._changed.notify()
 
     def _run(self, warm: threading.Event) -> None:
-        with self._stream():
-            try:
+        try:
+            with self._stream():
                 self.engine.warm_up()
-            except BaseException as exc:
-                self._failure = exc
-                return
-            finally:
                 warm.set()
-            while self._wait():
-                try:
-                    self.engine.step()
-                except Exception as exc:  # an error of the loop itself must not end the thread
-                    self.engine.abort(exc)
+                while self._wait():
+                    self._step()
+        except BaseException as exc:
+            with self._changed:  # no clip is submitted after this
+                self._failure = exc
+                self.engine.abort(exc)
+        finally:
+            warm.set()
+
+    def _step(self) -> None:
+        """One engine step. After an error, ends the process if the device cannot be used."""
+        try:
+            self.engine.step()
+        except Exception as exc:  # an error of the engine itself must not end the thread
+            self.engine.abort(exc)
+        if self.engine.failed:
+            self.engine.failed = False
+            cuda.exit_if_context_is_lost(self.engine.lm.device)
 
     def _stream(self) -> AbstractContextManager[object]:
         """A CUDA stream for this thread, so that decode steps do not queue behind other work.
@@ -62,9 +74,7 @@ class Loop:
         device = self.engine.lm.device
         if device.type != "cuda":
             return nullcontext()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.default_stream(device))
-        return torch.cuda.stream(stream)
+        return torch.cuda.stream(cuda.decode_stream(device))
 
     def _wait(self) -> bool:
         """Wait for work; False once the loop is closed."""

@@ -1,4 +1,4 @@
-"""The inputs that a server's OpenAPI document describes: each as a component, all as a request."""
+"""The inputs in a server's OpenAPI document -> components of the form -> inputs of a request."""
 
 import math
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from musicgen.page import client
+from musicgen.commands.client import data_uri
 
 NUMBERS = ("integer", "number")
 AREAS = {"prompt": 3}  # lines
@@ -29,12 +29,12 @@ class Field:
 
     @property
     def info(self) -> str:
-        """The description, and what values it takes."""
+        """The description and the range of values."""
         return " ".join(filter(None, [self.description, self.bounds]))
 
     @property
     def bounds(self) -> str:
-        """The range in words, where there is one."""
+        """The range in words, or "" if there is none."""
         low, high = self.minimum, self.maximum
         if low is None or self.kind not in NUMBERS:
             return ""
@@ -42,7 +42,7 @@ class Field:
 
 
 def read(document: dict[str, Any]) -> list[Field]:
-    """The inputs of an OpenAPI document of Cog's, in its order."""
+    """The inputs in a Cog server's OpenAPI document, in its order."""
     schemas = document["components"]["schemas"]
     properties = schemas["Input"]["properties"]
     ordered = sorted(properties.items(), key=lambda item: item[1].get("x-order", 0))
@@ -68,7 +68,7 @@ def _field(name: str, described: dict[str, Any], schemas: dict[str, Any]) -> Fie
 
 
 def component(field: Field) -> gr.components.Component:
-    """What a person sets it with. The server alone judges values, so no bound is checked here."""
+    """The component that edits a field. It checks no bounds: the server does."""
     common: dict[str, Any] = {"label": field.title, "elem_id": f"field-{field.name}"}
     if field.kind == "audio":
         common |= {"sources": ["upload", "microphone"], "buttons": ["download"]}
@@ -80,7 +80,7 @@ def component(field: Field) -> gr.components.Component:
         return gr.Radio(list(field.choices), **common)
     if field.kind in NUMBERS and field.default is not None:
         return gr.Number(step=1 if field.kind == "integer" else 0.05, **common)
-    if field.kind in NUMBERS:  # a Number that is empty would show, and send, 0
+    if field.kind in NUMBERS:  # an empty gr.Number would show and send 0
         return gr.Textbox(**common)
     if field.kind == "secret":
         return gr.Textbox(type="password", **common)
@@ -88,7 +88,7 @@ def component(field: Field) -> gr.components.Component:
 
 
 def settings(listed: list[Field], values: Iterable[Any]) -> dict[str, Any]:
-    """The form's values by their names, numbers as such. None is what was left empty."""
+    """The form's values by name, with numbers parsed. An empty field is None."""
     return {field.name: _value(field, v) for field, v in zip(listed, values, strict=True)}
 
 
@@ -99,23 +99,23 @@ def _value(field: Field, value: Any) -> Any:
         try:
             number = float(value)
         except ValueError:
-            return value  # the server says what it expects
+            return value  # the server names the type that it expects
         if math.isfinite(number):
             return int(number) if number.is_integer() else number
     return value
 
 
-def sent(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as inputs of the API: what is None is left out, files are data URIs."""
+def api_inputs(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as inputs of the API, without those that are None. Files become data URIs."""
     kinds = {field.name: field.kind for field in listed}
     return {
-        name: client.data_uri(Path(value)) if kinds[name] == "audio" else value
+        name: data_uri(Path(value)) if kinds[name] == "audio" else value
         for name, value in settings.items()
         if value is not None
     }
 
 
-def kept(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a take remembers them: all but secrets."""
+def without_secrets(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a take stores: all but secrets."""
     secrets = {field.name for field in listed if field.kind == "secret"}
     return {name: value for name, value in settings.items() if name not in secrets}

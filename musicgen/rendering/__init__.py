@@ -1,1 +1,1 @@
-"""Codes <-> sound: EnCodec, Multi-Band Diffusion. Knows nothing of what codes were made from."""
+"""Codes <-> sound: EnCodec and Multi-Band Diffusion. Independent of prompts and requests."""

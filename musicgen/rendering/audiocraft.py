@@ -1,8 +1,8 @@
-"""audiocraft's parts that are used here. Whoever needs audiocraft imports it from this module.
+"""The classes and functions of audiocraft that are used; all other modules import them from here.
 
-audiocraft imports xformers for attention kernels that are never called here. Its wheels exist for
-one platform and tie the version of torch, so where it is not installed, as in the image, a stand-in
-has the names that audiocraft looks for.
+audiocraft imports xformers for attention kernels, which are never called here. xformers has wheels
+for one platform only and pins torch. Where it is not installed, as in the image, a stand-in module
+defines the names that audiocraft imports.
 """
 
 import importlib.util
@@ -25,12 +25,12 @@ def _stand_in() -> dict[str, ModuleType]:
     return {"xformers": package, "xformers.ops": ops}
 
 
-# That its compiled parts do not fit this torch is no news to anyone here.
+# xformers warns that its compiled extensions do not match this torch; they are not used.
 logging.getLogger("xformers").setLevel(logging.ERROR)
 if importlib.util.find_spec("xformers") is None:
     sys.modules.update(_stand_in())
 
-from audiocraft.models.builders import (  # noqa: E402  # after the stand-in
+from audiocraft.models.builders import (  # noqa: E402  # imported after the stand-in is in place
     get_compression_model,
     get_diffusion_model,
     get_processor,

@@ -1,4 +1,4 @@
-"""wav <-> codes by a checkpoint's EnCodec, a clip at a time: none depends on its neighbours."""
+"""wav <-> codes by a checkpoint's EnCodec, one clip at a time, so that clips are independent."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
-from musicgen.checkpoints.encodec import AUDIOCRAFT, TRANSFORMERS
+from musicgen.checkpoints.encodec_files import AUDIOCRAFT, TRANSFORMERS
 from musicgen.errors import WeightsError
 from musicgen.rendering.encodec import Encodec, EncodecConfig, load_encodec
 
-# What the network takes for granted of audiocraft's configuration, and of transformers'.
-GRANTED_AUDIOCRAFT = {
+# Setting -> the only value that the network supports, in audiocraft's and transformers' names.
+REQUIRED_AUDIOCRAFT = {
     "activation": "ELU",
     "channels": 1,
     "disable_norm_outer_blocks": 0,
     "norm": "weight_norm",
 }
-GRANTED_TRANSFORMERS = {"audio_channels": 1, "norm_type": "weight_norm", "normalize": False}
-# Our name -> transformers' name and what its configuration means if it says nothing.
-USUAL_TRANSFORMERS = {
+REQUIRED_TRANSFORMERS = {"audio_channels": 1, "norm_type": "weight_norm", "normalize": False}
+# EncodecConfig's name -> transformers' name, transformers' default.
+TRANSFORMERS_NAMES = {
     "sample_rate": ("sampling_rate", 24000),
     "dimension": ("hidden_size", 128),
     "n_filters": ("num_filters", 32),
@@ -37,7 +37,8 @@ USUAL_TRANSFORMERS = {
     "trim_right_ratio": ("trim_right_ratio", 1.0),
     "bins": ("codebook_size", 1024),
 }
-SEANET = (
+# Settings of audiocraft's section `seanet` with the same name in EncodecConfig.
+SEANET_NAMES = (
     "dimension",
     "n_filters",
     "n_residual_layers",
@@ -54,10 +55,10 @@ SEANET = (
 
 
 class Codec:
-    """EnCodec of a checkpoint: K codebooks, card entries each, 50 frames/s at 32 kHz.
+    """The EnCodec of a checkpoint: K codebooks of `card` entries, 50 frames/s at 32 kHz.
 
-    A stereo model has one mono EnCodec for both channels and interleaves their codes, left first:
-    K doubles. Both channels always run as one batch.
+    A stereo model has one mono EnCodec for both channels. It interleaves their codes, left first,
+    which doubles K. Both channels always run as one batch.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -76,11 +77,11 @@ class Codec:
 
     @property
     def pieces(self) -> list[nn.Module]:
-        """What runs once for each chunk of a long clip."""
+        """The modules that are called once for each chunk of a long clip."""
         return [self.model.encoder[0], self.model.decoder[-1]]
 
     def frames(self, samples: int) -> int:
-        """How many frames `encode` makes of so many samples."""
+        """The number of frames that `encode` returns for so many samples."""
         return -(-samples // self.model.config.hop)
 
     @torch.inference_mode()
@@ -90,11 +91,11 @@ class Codec:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
-        """codes [B, K, T] -> wav [B, C, N] float32 on the CPU. `seeds` are for other decoders."""
+        """codes [B, K, T] -> wav [B, C, N] float32 on the CPU. `seeds` are not used."""
         return torch.stack([self.render(self.embed(clip))[:, 0].cpu() for clip in codes])
 
     def embed(self, codes: Tensor) -> Tensor:
-        """codes [K, T] -> what they stand for in each channel: [C, D, T]."""
+        """codes [K, T] -> embeddings of each channel [C, D, T]."""
         by_channel = codes.to(self.device).unflatten(0, (-1, self.channels)).transpose(0, 1)
         return self.model.embed(by_channel)
 
@@ -104,7 +105,7 @@ class Codec:
 
 
 def open_encodec(checkpoint: Checkpoint) -> Encodec:
-    """EnCodec from the checkpoint's files, whichever library saved them."""
+    """The EnCodec of a checkpoint, in audiocraft's or transformers' format."""
     files = checkpoint.codec()
     config = CONFIGURATIONS[files.library](checkpoint, files.config)
     try:
@@ -117,7 +118,7 @@ def open_encodec(checkpoint: Checkpoint) -> Encodec:
 
 def from_audiocraft(checkpoint: Checkpoint, config: Any) -> EncodecConfig:
     """The shape that audiocraft's configuration describes."""
-    _check(checkpoint, "seanet", config.seanet, GRANTED_AUDIOCRAFT)
+    _check(checkpoint, "seanet", config.seanet, REQUIRED_AUDIOCRAFT)
     _check(checkpoint, "encodec", config.encodec, {"renormalize": False})
     return EncodecConfig(
         sample_rate=config.encodec.sample_rate,
@@ -125,17 +126,17 @@ def from_audiocraft(checkpoint: Checkpoint, config: Any) -> EncodecConfig:
         trim_right_ratio=config.seanet.decoder.trim_right_ratio,
         n_q=config.rvq.n_q,
         bins=config.rvq.bins,
-        **{name: config.seanet[name] for name in SEANET},
+        **{name: config.seanet[name] for name in SEANET_NAMES},
     )
 
 
 def from_transformers(checkpoint: Checkpoint, config: Mapping[str, Any]) -> EncodecConfig:
     """The shape that transformers' configuration describes."""
-    _check(checkpoint, "encodec", config, GRANTED_TRANSFORMERS)
-    found = {name: config.get(key, usual) for name, (key, usual) in USUAL_TRANSFORMERS.items()}
+    _check(checkpoint, "encodec", config, REQUIRED_TRANSFORMERS)
+    found = {name: config.get(key, default) for name, (key, default) in TRANSFORMERS_NAMES.items()}
     ratios = tuple(config.get("upsampling_ratios", (8, 5, 4, 2)))
-    # transformers counts codebooks by their bits per second.
-    bits = math.ceil(found["sample_rate"] / math.prod(ratios)) * math.log2(found["bins"])
+    # transformers states the number of codebooks as a bandwidth in kbit/s.
+    bits = math.ceil(found["sample_rate"] / math.prod(ratios)) * math.ceil(math.log2(found["bins"]))
     return EncodecConfig(
         ratios=ratios,
         true_skip=not config.get("use_conv_shortcut", True),
@@ -148,9 +149,9 @@ CONFIGURATIONS = {AUDIOCRAFT: from_audiocraft, TRANSFORMERS: from_transformers}
 
 
 def _check(
-    checkpoint: Checkpoint, section: str, config: Mapping[str, Any], granted: Mapping[str, object]
+    checkpoint: Checkpoint, section: str, config: Mapping[str, Any], required: Mapping[str, object]
 ) -> None:
-    for key, expected in granted.items():
+    for key, expected in required.items():
         if config.get(key, expected) != expected:
             raise WeightsError(
                 f"{checkpoint.folder}: EnCodec with {section}.{key}={config[key]!r} is not "

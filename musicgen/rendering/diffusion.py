@@ -1,9 +1,9 @@
-"""Codes -> wav by Multi-Band Diffusion: one diffusion model per frequency band, their sounds added.
+"""Codes -> wav by Multi-Band Diffusion: the sum of one diffusion model's output per frequency band.
 
 San Roman et al. 2023, "From Discrete Tokens to High-Fidelity Audio Using Multi-Band Diffusion".
-The networks, schedules and processors are audiocraft's; the sampling loop is its
-`NoiseSchedule.generate_subsampled` and the equalizer its `MultiBandDiffusion.re_eq`, for one clip
-at a time and with a generator of the clip's own.
+The networks, schedules and processors are audiocraft's. The sampling loop is that of its
+`NoiseSchedule.generate_subsampled`, the equalizer that of `MultiBandDiffusion.re_eq`, for one clip
+at a time and with a random generator for each clip.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from julius.bands import SplitBands
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from musicgen.checkpoints.checkpoint import Checkpoint
-from musicgen.checkpoints.files import damage_reported, read_package
+from musicgen.checkpoints.configuration import select_sections
+from musicgen.checkpoints.pickles import read_package
+from musicgen.checkpoints.reading import damage_reported
 from musicgen.errors import WeightsError
 from musicgen.rendering.audiocraft import (
     DiffusionUnet,
@@ -34,14 +36,14 @@ from musicgen.rendering.audiocraft import (
 from musicgen.rendering.codec import Codec
 from musicgen.rendering.windows import crossfaded, padded
 
-# Of the 1000 steps that the models were trained on, those that are visited: 999, 949, ... 49, 0.
+# The steps that are visited of the 1000 that the models were trained on: 999, 949, ... 49, 0.
 STEPS = [*range(1000)[::-50], 0]
 EQUALIZER_BANDS = 32
-PIECE = 2**20  # samples that are split into bands at a time: 33 s
-# Frames that a network sees at once: 30 s. Longer clips are denoised in windows that overlap by 2 s
-# and are put together at every step ("MultiDiffusion", Bar-Tal et al. 2023), as the network's
-# activations take 60 MB a second of stereo. Its sight is short; only the statistics of its
-# normalization reach over all that it is given.
+PIECE = 2**20  # samples that are split into bands at a time: 33 s at 32 kHz
+# Frames: 30 s and 2 s. Longer clips are denoised in overlapping windows, crossfaded at every step
+# ("MultiDiffusion", Bar-Tal et al. 2023), because a network's activations take 60 MB per second of
+# stereo. Its receptive field is short; only the statistics of its normalization depend on the
+# whole window.
 WINDOW, OVERLAP = 1500, 100
 
 
@@ -49,9 +51,9 @@ def _plain_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
-# Upstream's file holds one OmegaConf configuration per band. These are all the names that its
-# pickle mentions: containers, their leaves, and the types that their metadata records. The cache
-# of resolved values, in which hydra leaves the date, is a defaultdict, which torch would not fill.
+# Upstream's file holds one OmegaConf configuration per band. These are all classes and types that
+# its pickle refers to. OmegaConf's cache of resolved values, in which hydra stores a date, is a
+# defaultdict. torch cannot restore one, so a plain dictionary takes its place.
 CONFIGURATION = (
     DictConfig,
     ListConfig,
@@ -64,6 +66,8 @@ CONFIGURATION = (
     list,
     int,
 )
+# Settings that are read of a band's configuration.
+SETTINGS = ("channels", "diffusion_unet", "processor", "schedule")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Band:
-    """The model of one frequency band and what its sampling needs."""
+    """The model of one frequency band, and the constants of its sampling loop."""
 
     model: DiffusionUnet
     processor: SampleProcessor
@@ -95,10 +99,10 @@ class Band:
     ) -> Tensor:
         """condition [C, D, T] -> the band's wav [C, 1, length]; `progress` is called at each step.
 
-        All channels share their noise. What is equal left and right then stays equal, in the
-        middle and whole when summed to mono; noises of their own would put different detail and
-        phase on the two sides of every centred voice and kick. Where the codes differ, so does
-        the sound. And each channel is what a mono model makes of its codes with the same seed.
+        All channels share their noise, so equal codes left and right give equal sound: a centred
+        voice stays centred, and a sum to mono cancels nothing. Independent noise would give each
+        side its own detail and phase. Each channel equals the output of a mono model for the
+        channel's codes and the same seed.
         """
         shape = (1, 1, length)
         channels, device = condition.shape[0], condition.device
@@ -110,7 +114,7 @@ class Band:
         current = noise().expand(channels, -1, -1)
         for step in self.steps:
             estimate = self.estimate(current, step.number, condition)
-            # The chain itself stays in fp32: its last steps are far smaller than fp16 resolves.
+            # `current` stays in fp32: the last steps are smaller than the resolution of fp16.
             current = (current - step.shrink * self.noise_scale * estimate) / step.scale
             if step.sigma > 0:
                 current = current + step.sigma * noise()
@@ -120,7 +124,7 @@ class Band:
         return self.restore(current)
 
     def restore(self, current: Tensor) -> Tensor:
-        """The band's wav [C, 1, N] of what its model made, whose spectrum is more like noise's."""
+        """The band's wav [C, 1, N]: undoes the processor's flattening of the spectrum."""
         if not isinstance(self.processor, MultiBandProcessor):
             return current
         margin = self.processor.split_bands.lowpass.half_size
@@ -147,7 +151,7 @@ class Band:
 
 @dataclass
 class _Decoding:
-    """One clip under way: condition [C, D, T], EnCodec's wav and the bands' sum, both [C, 1, N]."""
+    """A clip in progress: condition [C, D, T], EnCodec's wav and the bands' sum, both [C, 1, N]."""
 
     condition: Tensor
     reference: Tensor
@@ -156,10 +160,11 @@ class _Decoding:
 
 
 class MultiBandDiffusion:
-    """Renders the codes of `codec`, which gives the condition and the spectrum to match.
+    """Renders the codes of `codec`, whose embeddings are the condition and whose wav is the
+    reference of the equalizer.
 
-    Upstream takes EnCodec from facebook/musicgen-small for this. Every MusicGen checkpoint holds
-    that same mono EnCodec, the stereo ones once for both channels, so the checkpoint's own serves.
+    Upstream uses the EnCodec of facebook/musicgen-small. Every MusicGen checkpoint contains that
+    mono EnCodec, the stereo ones once for both channels, so the checkpoint's own is used.
     """
 
     def __init__(self, checkpoint: Checkpoint, codec: Codec, device: torch.device) -> None:
@@ -172,8 +177,8 @@ class MultiBandDiffusion:
     def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
         """codes [B, K, T] -> wav [B, C, N] float32 on the CPU; clip i depends on seeds[i] alone.
 
-        A stereo clip's left and right are a batch of two; clips follow one another, because a
-        convolution's sums may depend on the batch's size.
+        The channels of a stereo clip are a batch of two. Clips run one after the other, because
+        the sums of a convolution may depend on the batch size.
         """
         clips = [self._begin(*pair) for pair in zip(codes, seeds, strict=True)]
         for number, band in enumerate(self.bands, 1):
@@ -189,7 +194,7 @@ class MultiBandDiffusion:
         return torch.stack([self._equalize(clip.wav, clip.reference)[:, 0].cpu() for clip in clips])
 
     def _begin(self, codes: Tensor, seed: int) -> _Decoding:
-        """Codes [K, T], interleaved if stereo -> a clip without any band yet."""
+        """A clip with codes [K, T] (interleaved if stereo), before its first band."""
         condition = self.codec.embed(codes)
         reference = self.codec.render(condition)
         return _Decoding(
@@ -205,7 +210,7 @@ class MultiBandDiffusion:
 
     def _match(self, wav: Tensor, reference: Tensor) -> Tensor:
         """The same for one channel, [1, N]."""
-        # A band without sound stays without; audiocraft would divide by its zero.
+        # A silent band stays silent; audiocraft would divide by zero.
         gains = self._levels(reference) / self._levels(wav).clamp_min(1e-12)
         parts = [torch.tensordot(gains, bands, dims=1) for bands in self._split(wav)]
         return torch.cat(parts, dim=-1)
@@ -222,24 +227,33 @@ class MultiBandDiffusion:
         return levels
 
     def _split(self, wav: Tensor) -> Iterator[Tensor]:
-        """Bands [32, 1, n] of wav [1, N], piece by piece: all of them would be 32 copies."""
+        """Bands [32, 1, n] of wav [1, N], in pieces: all at once would take 32 times its memory."""
         margin = self.split.lowpass.half_size
         for read, keep in padded(wav.shape[-1], PIECE, margin):
             yield self.split(wav[:, read])[..., keep]
 
 
 def load_bands(path: Path, codec: Codec, device: torch.device) -> list[Band]:
-    """The bands of upstream's file `path`; raises WeightsError if they are not for `codec`."""
+    """The bands in upstream's file `path`; raises WeightsError if they do not fit `codec`."""
     package = read_package(path, CONFIGURATION)
     with damage_reported(path):
         bands = [package[i] for i in range(package["n_bands"])]
-        for band in bands:
-            check_fit(path, package["sample_rate"], band["cfg"].diffusion_unet.codec_dim, codec)
-        return [load_band(band, package["sample_rate"], device) for band in bands]
+        configs = [read_config(path, band["cfg"]) for band in bands]
+        for config in configs:
+            check_fit(path, package["sample_rate"], config.diffusion_unet.codec_dim, codec)
+        return [
+            load_band(config, band, package["sample_rate"], device)
+            for config, band in zip(configs, bands, strict=True)
+        ]
+
+
+def read_config(path: Path, config: DictConfig) -> DictConfig:
+    """The settings of a band that its model, processor and schedule are built from."""
+    return select_sections(path, OmegaConf.to_container(config), SETTINGS)
 
 
 def check_fit(path: Path, sample_rate: int, width: int, codec: Codec) -> None:
-    """Raise unless the diffusion is for the codec's sample rate and latent width."""
+    """Raise WeightsError unless the diffusion fits the codec's sample rate and latent width."""
     expected = (codec.sample_rate, codec.model.config.dimension)
     if (sample_rate, width) != expected:
         raise WeightsError(
@@ -248,9 +262,10 @@ def check_fit(path: Path, sample_rate: int, width: int, codec: Codec) -> None:
         )
 
 
-def load_band(package: dict[str, Any], sample_rate: int, device: torch.device) -> Band:
-    """One band from its `cfg`, `model_state` and `processor_state`."""
-    config = package["cfg"]
+def load_band(
+    config: DictConfig, package: dict[str, Any], sample_rate: int, device: torch.device
+) -> Band:
+    """One band from its configuration and its `model_state` and `processor_state`."""
     with torch.device("meta"):
         model = get_diffusion_model(config)
     model.load_state_dict(package["model_state"], assign=True)
@@ -266,23 +281,23 @@ def load_band(package: dict[str, Any], sample_rate: int, device: torch.device) -
 
 def plan(schedule: NoiseSchedule) -> list[Step]:
     """The steps from each of `STEPS` to the next, with upstream's "beta tilde" variance."""
-    alpha_bars = schedule.get_alpha_bar()[STEPS]  # what is left of the signal: 0.03 ... 1
+    alpha_bars = schedule.get_alpha_bar()[STEPS]  # remaining fraction of the signal: 0.03 ... 1
     now, then = alpha_bars[:-1], alpha_bars[1:]
     betas = betas_from_alpha_bar(alpha_bars.flip(0)).flip(0)[:-1]
     variances = (1 - then) / (1 - now) * betas
-    variances[-1] = 0  # nothing would remove the noise of the last step
+    variances[-1] = 0  # no later step would remove noise that is added here
     columns = (betas / (1 - now).sqrt(), (1 - betas).sqrt(), variances.sqrt())
     rows = zip(STEPS[:-1], *(column.tolist() for column in columns), strict=True)
     return [Step(*row) for row in rows]
 
 
 def half_precision(device: torch.device) -> torch.autocast:
-    """fp16 convolutions on a GPU; norms and sums stay in fp32. Nothing on a CPU."""
+    """Autocast to fp16 convolutions on a GPU; norms and sums stay in fp32. Disabled on a CPU."""
     return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
 
 
 def halve_convolutions(model: nn.Module) -> None:
-    """Keep the convolutions' weights in fp16: autocast would make the same ones at every step."""
+    """Convert the convolutions' weights to fp16 once; autocast would do so at every step."""
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             module.half()

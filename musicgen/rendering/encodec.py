@@ -1,9 +1,9 @@
-"""EnCodec's network: SEANet, mostly an LSTM in the middle, and a residual vector quantizer.
+"""EnCodec's network: SEANet with an optional LSTM, and a residual vector quantizer.
 
 Defossez et al. 2022, "High Fidelity Neural Audio Compression". The arithmetic is audiocraft's
-(modules/seanet.py, conv.py, quantization/core_vq.py) for mono and without training; weight norm is
-multiplied out when loading. Written out because either library that has it takes longer to import
-than all else that a server needs to start.
+(modules/seanet.py, conv.py, quantization/core_vq.py), for mono and inference only. Weight norm is
+multiplied out when loading. Neither library with an EnCodec is used, because importing one takes
+longer than everything else that starts a server.
 """
 
 import math
@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_FRAMES = 500  # 10 s
-SEEN_FRAMES = 4  # more than the convolutions on either side of the LSTM reach
+CHUNK_FRAMES = 500  # 10 s at 50 frames/s
 
 
 @dataclass(frozen=True)
 class EncodecConfig:
-    """The shape of an EnCodec, under audiocraft's names."""
+    """The shape of an EnCodec, in audiocraft's names."""
 
     sample_rate: int
     dimension: int
@@ -43,12 +42,12 @@ class EncodecConfig:
 
     @property
     def hop(self) -> int:
-        """Samples of a frame."""
+        """Samples per frame."""
         return math.prod(self.ratios)
 
 
 class Conv(nn.Conv1d):
-    """A convolution that keeps the length, or divides it by its stride, rounded up."""
+    """A convolution that divides the length by its stride, rounded up."""
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class Conv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, width, N] -> [B, out, ceil(N / stride)]."""
         padding, length = self.span - self.stride[0], x.shape[-1]
-        # The last window is made full.
+        # Zeros or reflection complete the last window.
         extra = -(-length // self.stride[0]) * self.stride[0] - length
         right = 0 if self.causal else padding // 2
         return super().forward(_pad(x, padding - right, right + extra, self.pad_mode))
@@ -77,7 +76,7 @@ class Upsample(nn.ConvTranspose1d):
 
     def __init__(self, config: EncodecConfig, width: int, out: int, stride: int) -> None:
         super().__init__(width, out, 2 * stride, stride)
-        cut = stride  # kernel size less stride
+        cut = stride  # kernel size minus stride
         self.right = math.ceil(cut * config.trim_right_ratio) if config.causal else cut // 2
         self.left = cut - self.right
 
@@ -106,7 +105,7 @@ class Residual(nn.Module):
         return skipped
 
 
-class Memory(nn.Module):
+class SkipLSTM(nn.Module):
     """An LSTM over time with a skip connection."""
 
     def __init__(self, width: int, layers: int) -> None:
@@ -116,19 +115,19 @@ class Memory(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, width, T] -> the same shape."""
         sequence = x.permute(2, 0, 1)
-        remembered: Tensor = self.lstm(sequence)[0]
-        return (remembered + sequence).permute(1, 2, 0)
+        output: Tensor = self.lstm(sequence)[0]
+        return (output + sequence).permute(1, 2, 0)
 
 
 class Encodec(nn.Module):
-    """Mono EnCodec; see `EncodecConfig` for its shape. Layers have audiocraft's numbers."""
+    """Mono EnCodec. Its layers are numbered as audiocraft's."""
 
     codebooks: Tensor  # [n_q, bins, dimension]
 
     def __init__(self, config: EncodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.memories = min(config.lstm, 1)  # what is not computed in chunks, as it recurs
+        self.lstms = min(config.lstm, 1)  # modules that cannot run in chunks
         self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
         width = config.n_filters
         self.encoder.append(Conv(config, 1, width, config.kernel_size))
@@ -137,10 +136,10 @@ class Encodec(nn.Module):
             self.encoder.extend([nn.ELU(), Conv(config, width, 2 * width, 2 * ratio, ratio)])
             width *= 2
         last = config.last_kernel_size
-        self.encoder.extend([*_memory(config, width), nn.ELU()])
+        self.encoder.extend([*_lstm(config, width), nn.ELU()])
         self.encoder.append(Conv(config, width, config.dimension, last))
         self.decoder.append(Conv(config, config.dimension, width, config.kernel_size))
-        self.decoder.extend(_memory(config, width))
+        self.decoder.extend(_lstm(config, width))
         for ratio in config.ratios:
             self.decoder.extend([nn.ELU(), Upsample(config, width, width // 2, ratio)])
             width //= 2
@@ -148,11 +147,16 @@ class Encodec(nn.Module):
         self.decoder.extend([nn.ELU(), Conv(config, width, 1, last)])
         shape = (config.n_q, config.bins, config.dimension)
         self.register_buffer("codebooks", torch.empty(shape))
+        # Frames around a chunk that its convolutions read: 4 for MusicGen's EnCodec.
+        self.margin = 1 + max(
+            _reach_in_frames(self.encoder[: -2 - self.lstms], config.hop, 1),
+            _reach_in_frames(self.decoder[1 + self.lstms :], config.hop, config.hop),
+        )
 
     def encode(self, wav: Tensor) -> Tensor:
         """wav [B, 1, N] -> codes [B, n_q, ceil(N / hop)]."""
-        before, after = self.encoder[: -2 - self.memories], self.encoder[-2 - self.memories :]
-        residual = after(_in_chunks(before, wav, self.config.hop, 1)).mT
+        before, after = self.encoder[: -2 - self.lstms], self.encoder[-2 - self.lstms :]
+        residual = after(_in_chunks(before, wav, self.config.hop, 1, self.margin)).mT
         codes = []
         for book in self.codebooks:
             scores = 2 * residual @ book.T - book.square().sum(1)
@@ -161,20 +165,20 @@ class Encodec(nn.Module):
         return torch.stack(codes, dim=1)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """codes [B, n_q, T] -> the sum of what they stand for [B, dimension, T]."""
+        """codes [B, n_q, T] -> the sum of their codebook vectors [B, dimension, T]."""
         books = zip(codes.unbind(1), self.codebooks, strict=True)
         return torch.stack([F.embedding(code, book) for code, book in books]).sum(0).mT
 
     def render(self, embeddings: Tensor) -> Tensor:
         """embeddings [B, dimension, T] -> wav [B, 1, hop * T]."""
-        before, after = self.decoder[: 1 + self.memories], self.decoder[1 + self.memories :]
-        return _in_chunks(after, before(embeddings), 1, self.config.hop)
+        before, after = self.decoder[: 1 + self.lstms], self.decoder[1 + self.lstms :]
+        return _in_chunks(after, before(embeddings), 1, self.config.hop, self.margin)
 
 
 def load_encodec(config: EncodecConfig, state: Mapping[str, Tensor]) -> Encodec:
-    """The network with its weights, under audiocraft's or transformers' names.
+    """The network with the weights of `state`, in audiocraft's or transformers' names.
 
-    Raises RuntimeError, naming them, for weights that are missing or of another shape.
+    Raises RuntimeError naming weights that are missing or have another shape.
     """
     with torch.device("meta"):
         model = Encodec(config)
@@ -182,7 +186,7 @@ def load_encodec(config: EncodecConfig, state: Mapping[str, Tensor]) -> Encodec:
     return model.eval().requires_grad_(False)
 
 
-# Names of audiocraft and of transformers -> ours, in this order.
+# Part of a name in audiocraft or transformers -> in `Encodec`. Replaced in this order.
 RENAMED = (
     (".parametrizations.weight.original0", ".weight_g"),
     (".parametrizations.weight.original1", ".weight_v"),
@@ -194,7 +198,7 @@ RENAMED = (
 )
 
 
-# A codebook's number; where a state is spread over files, they come in any order.
+# Name of a codebook with its number. The codebooks of a state may be in any order.
 BOOK = re.compile(r"quantizer\..*\b(\d+)\._?codebook\.embed")
 
 
@@ -220,13 +224,13 @@ def _residuals(config: EncodecConfig, width: int) -> list[nn.Module]:
     return [Residual(config, width, dilation) for dilation in dilations]
 
 
-def _memory(config: EncodecConfig, width: int) -> list[nn.Module]:
-    """The LSTM; a codec may be made without."""
-    return [Memory(width, config.lstm)] if config.lstm else []
+def _lstm(config: EncodecConfig, width: int) -> list[nn.Module]:
+    """The LSTM, if the codec has one."""
+    return [SkipLSTM(width, config.lstm)] if config.lstm else []
 
 
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
-    """F.pad; reflection of what is shorter than the padding goes on into zeros, as audiocraft's."""
+    """F.pad. As in audiocraft, a signal too short to be reflected is extended by zeros first."""
     short = max(left, right) - x.shape[-1] + 1 if mode == "reflect" else 0
     if short <= 0:
         return F.pad(x, (left, right), mode)
@@ -234,17 +238,36 @@ def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     return padded[..., : padded.shape[-1] - short]
 
 
-def _in_chunks(layers: Callable[[Tensor], Tensor], x: Tensor, taken: int, given: int) -> Tensor:
-    """Convolutions on x [B, D, N], `taken` samples a frame -> [B, D', N'], `given` a frame.
+def _reach_in_frames(layers: nn.Module, hop: int, samples: int) -> int:
+    """Frames on either side of a frame that can affect its output.
 
-    The same result as at once but for rounding, in bounded memory: five minutes of stereo would
-    take 5 GB a layer. Each chunk is read with the frames around it that its convolutions see.
+    `samples` is the length of one position of the layers' input, in samples of the wav. Each
+    convolution is counted with its whole span on one side, as if it were causal.
+    """
+    reach = 0
+    for module in layers.modules():
+        if isinstance(module, Conv):
+            reach += (module.span - 1) * samples
+            samples *= module.stride[0]
+        elif isinstance(module, Upsample):
+            reach += samples
+            samples //= module.stride[0]
+    return -(-reach // hop)
+
+
+def _in_chunks(
+    layers: Callable[[Tensor], Tensor], x: Tensor, taken: int, given: int, margin: int
+) -> Tensor:
+    """Convolutions on x [B, D, N], `taken` samples per frame -> [B, D', N'], `given` per frame.
+
+    Equal to one call up to rounding, but in bounded memory: five minutes of stereo would take 5 GB
+    a layer. Each chunk is read with `margin` frames on both sides.
     """
     frames = -(-x.shape[-1] // taken)
     parts = []
     for start in range(0, frames, CHUNK_FRAMES):
         stop = min(start + CHUNK_FRAMES, frames)
-        first, last = max(0, start - SEEN_FRAMES), min(stop + SEEN_FRAMES, frames)
+        first, last = max(0, start - margin), min(stop + margin, frames)
         part = layers(x[..., first * taken : last * taken])
         parts.append(part[..., (start - first) * given : (stop - first) * given])
     return torch.cat(parts, dim=-1)

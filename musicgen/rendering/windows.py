@@ -1,4 +1,4 @@
-"""Long signals in overlapping windows, so that memory does not grow with their length."""
+"""Processes long signals in overlapping windows, so that memory does not grow with the length."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def spans(total: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Windows [start, stop) that cover `total`: as few as can be of at most `size`, all as long.
+    """The fewest windows [start, stop) of equal length, at most `size`, that cover `total`.
 
-    Neighbours share `overlap`, give or take what rounding moves.
+    Neighbours overlap by `overlap`, up to rounding.
     """
     if total <= size:
         return [(0, total)]
@@ -22,9 +22,10 @@ def spans(total: int, size: int, overlap: int) -> list[tuple[int, int]]:
 def crossfaded(
     function: Callable[[int, int], Tensor], like: Tensor, hop: int, size: int, overlap: int
 ) -> Tensor:
-    """What `function(start, stop)` makes of frames, as one signal [..., N] of the shape of `like`.
+    """One signal [..., N] of the shape of `like`, crossfaded from `function(start, stop)`.
 
-    A frame is `hop` samples. Where two windows overlap, one fades out while the other fades in.
+    `function` returns the samples of frames [start, stop), `hop` samples each. Where two windows
+    overlap, one fades out while the other fades in.
     """
     windows = spans(like.shape[-1] // hop, size, overlap)
     if len(windows) == 1:
@@ -39,9 +40,9 @@ def crossfaded(
 
 
 def padded(total: int, size: int, margin: int) -> Iterator[tuple[slice, slice]]:
-    """Pieces of `total` samples, each with what stands within `margin` on either side of it.
+    """Pieces of `size` out of `total` samples, each read with a `margin` on both sides.
 
-    Yields where to read [start - margin, stop + margin), and where the piece stands in that.
+    Yields the slice to read, [start - margin, stop + margin), and the slice of it to keep.
     """
     for start in range(0, total, size):
         stop = min(start + size, total)
@@ -50,7 +51,7 @@ def padded(total: int, size: int, margin: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _fades(windows: list[tuple[int, int]], hop: int) -> Iterator[Tensor]:
-    """Weight of every sample of each window: rising and falling where a neighbour overlaps."""
+    """The weight of every sample of each window; it ramps where a neighbour overlaps."""
     for index, (start, stop) in enumerate(windows):
         fade = torch.ones((stop - start) * hop)
         if index > 0:

@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Iterator
 
-import psutil
 import torch
 
 from musicgen.runtime import cgroups
@@ -13,8 +12,15 @@ CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),  # version 2
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
 )
-# What allocators say; torch has no exception of its own on a CPU.
-EXHAUSTED = ("out of memory", "can't allocate memory", "cannot allocate memory")
+# Messages of allocators, in lower case. PyTorch has no exception class for the CPU; CUDA libraries
+# report failed allocations of their own, such as CUBLAS_STATUS_ALLOC_FAILED.
+EXHAUSTED = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+)
 
 _LIBC = ctypes.CDLL(None)
 
@@ -23,6 +29,8 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # a GPU does not need it
+
     return min([int(psutil.virtual_memory().available), *_left_by_limits()])
 
 

@@ -1,4 +1,4 @@
-"""Weights as the https address of a tar, which Replicate passes to setup()."""
+"""Weights given as the https address of a tar, as Replicate passes it to setup()."""
 
 import io
 import ipaddress
@@ -22,7 +22,7 @@ from musicgen.pipeline import MusicGen
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A file with a key and a certificate for loopback."""
+    """A file with a key and a certificate for the loopback address."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
     now = datetime.now(UTC)
@@ -47,24 +47,31 @@ def certificate(tmp_path_factory):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests += 1
-        body = self.server.files.get(self.path.partition("?")[0])
+        path = self.path.partition("?")[0]
+        if location := self.server.redirects.get(path):
+            self.send_response(302)
+            self.send_header("Location", location)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        body = self.server.files.get(path)
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
         self.wfile.write((body or b"")[: self.server.cut])
 
     def log_message(self, *_):
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def web(certificate, tmp_path, monkeypatch):
-    """An https server on loopback, whose certificate this process trusts; `web.files` are its."""
+    """An https server on loopback that this process trusts. It serves `web.files` and
+    `web.redirects`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.files, server.requests, server.cut = {}, 0, None
+    server.files, server.redirects, server.requests, server.cut = {}, {}, 0, None
     server.url = f"https://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -85,7 +92,7 @@ def tar_of(folder, name=".", mode="w"):
 
 
 def tar_with(*members):
-    """A tar of (name, type, link target) entries with nothing in them."""
+    """A tar of empty entries (name, type, link target)."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         for name, kind, target in members:
@@ -96,14 +103,14 @@ def tar_with(*members):
 
 
 @pytest.mark.parametrize("name", [".", "model", "a/b/model"])
-def test_setup_takes_the_address_of_a_tar(web, checkpoints, name):
+def test_weights_can_be_the_address_of_a_tar(web, checkpoints, name):
     web.files["/weights.tar"] = tar_of(checkpoints["text"], name)
     assert MusicGen.load(f"{web.url}/weights.tar?signature=x", "cpu").has_melody is False
     folders.resolve(f"{web.url}/weights.tar?signature=x")
-    assert web.requests == 1  # what was fetched once is kept
+    assert web.requests == 1  # the second call uses the unpacked folder
 
 
-def test_compressed_tars_will_do(web, checkpoints):
+def test_a_tar_may_be_compressed(web, checkpoints):
     web.files["/weights.tgz"] = tar_of(checkpoints["text"], mode="w:gz")
     assert weights.open_checkpoint(folders.resolve(f"{web.url}/weights.tgz")).chroma is None
 
@@ -123,16 +130,16 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize("way", OUTSIDE)
-def test_nothing_is_written_outside(web, tmp_path, way):
-    web.files["/evil.tar"] = tar_with(*OUTSIDE[way])
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_no_file_is_written_outside_of_the_folder(web, tmp_path, case):
+    web.files["/evil.tar"] = tar_with(*OUTSIDE[case])
     with pytest.raises(WeightsError, match=r"evil\.tar could not be fetched and unpacked"):
         folders.resolve(f"{web.url}/evil.tar")
     assert not list(tmp_path.rglob("*evil*"))
     assert list((tmp_path / "weights").iterdir()) == []
 
 
-def test_failures_are_told_without_the_signature_and_leave_nothing(web, checkpoints, tmp_path):
+def test_an_error_hides_the_signature_and_no_file_is_left(web, checkpoints, tmp_path):
     web.files["/text.tar"] = tar_of(checkpoints["text"])
     web.files["/none.tar"] = tar_with(("README", tarfile.REGTYPE, ""))
     web.files["/two.tar"] = tar_with(
@@ -163,6 +170,36 @@ def test_other_schemes_are_refused():
             folders.resolve(url)
 
 
+@pytest.mark.parametrize("scheme", ["http", "ftp", "file"])
+def test_a_redirect_to_another_scheme_is_refused(web, checkpoints, tmp_path, scheme):
+    """The target would send the same tar, over a connection that anyone on the path can change."""
+    plain = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    plain.files, plain.redirects, plain.requests, plain.cut = {}, {}, 0, None
+    plain.files["/text.tar"] = tar_of(checkpoints["text"])
+    thread = threading.Thread(target=plain.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        web.redirects["/a.tar"] = f"{web.url}/b.tar"
+        web.redirects["/b.tar"] = f"{scheme}://127.0.0.1:{plain.server_port}/text.tar"
+        with pytest.raises(
+            WeightsError, match=r"a\.tar could not .*(https only|not allowed)"
+        ) as caught:
+            folders.resolve(f"{web.url}/a.tar?signature=secret")
+    finally:
+        plain.shutdown()
+        plain.server_close()
+        thread.join()
+    assert "secret" not in str(caught.value)
+    assert plain.requests == 0
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_a_redirect_to_https_is_followed(web, checkpoints):
+    web.files["/text.tar"] = tar_of(checkpoints["text"])
+    web.redirects["/a.tar"] = f"{web.url}/text.tar"
+    assert weights.open_checkpoint(folders.resolve(f"{web.url}/a.tar"))
+
+
 def test_an_untrusted_certificate_is_refused(web, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(WeightsError, match="certificate verify failed"):
@@ -170,8 +207,8 @@ def test_an_untrusted_certificate_is_refused(web, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-def test_a_tar_of_more_than_the_disk_holds_is_refused_before_it_is_written(web, tmp_path, mode):
-    """Its header says so; what follows is a fraction of that."""
+def test_a_member_larger_than_the_free_disk_is_refused_by_its_header(web, tmp_path, mode):
+    """The data after the header is much shorter."""
     member = tarfile.TarInfo("state_dict.bin")
     member.size = 2**60
     data = io.BytesIO()
@@ -185,8 +222,8 @@ def test_a_tar_of_more_than_the_disk_holds_is_refused_before_it_is_written(web, 
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_a_damaged_tar_is_named_and_leaves_nothing(web, tmp_path, mode):
-    """Any byte of it changed: all of it or an error, never a part."""
+def test_a_damaged_tar_is_refused_whole(web, tmp_path, mode):
+    """With any bit flipped, the result is all files or an error, never some of the files."""
     folder = tmp_path / "made"
     (folder / "t5-base").mkdir(parents=True)
     contents = {name: Random(name).randbytes(700) for name in ("state_dict.bin", "t5-base/x")}

@@ -1,4 +1,4 @@
-"""Opening checkpoint folders: damage is found and named, memory is not wasted."""
+"""Opening a checkpoint folder finds and names damage, and does not hold files in memory."""
 
 import json
 import os
@@ -70,12 +70,12 @@ def test_truncated_and_renamed_files_are_named_at_load(converted, name, damage):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_byte_is_found_by_verify(converted, name):
+def test_verify_finds_a_changed_byte(converted, name):
     path = converted / name
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
-    open_checkpoint(converted)  # of the right size: loading does not read it twice to find out
+    open_checkpoint(converted)  # the size is right, and loading does not compute hashes
     with pytest.raises(WeightsError, match=f"{path} was changed"):
         list(verify(converted))
 
@@ -130,14 +130,14 @@ def test_truncated_upstream_files_are_named(upstream, tmp_path, name, size):
         MusicGen.load(folder, "cpu")
 
 
-def test_what_is_no_checkpoint_says_so(tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"neither manifest\.json nor state_dict\.bin"):
         open_checkpoint(tmp_path)
     with pytest.raises(WeightsError, match="does not exist"):
         open_checkpoint(tmp_path / "nowhere")
 
 
-def test_verify_tells_what_it_checked(converted, upstream):
+def test_verify_reports_each_check(converted, upstream):
     lines = "\n".join(verify(converted))
     assert "8 files are as they were written" in lines
     assert "2 layers x 64, 4 codebooks" in lines
@@ -145,7 +145,7 @@ def test_verify_tells_what_it_checked(converted, upstream):
     assert "hashes: none" in next(verify(upstream))
 
 
-def test_the_commands_say_what_they_did(upstream, tmp_path, capsys):
+def test_the_commands_print_their_result(upstream, tmp_path, capsys):
     folder = tmp_path / "out"
     commands.main(["convert", str(upstream), str(folder)])
     assert f"Wrote melody to {folder}" in (said := capsys.readouterr().out)
@@ -164,7 +164,7 @@ def test_verify_finds_a_wrong_dtype(converted):
         list(verify(converted))
 
 
-def test_tensor_files_are_read_as_the_library_wrote_them(tmp_path):
+def test_tensors_written_by_the_library_are_read(tmp_path):
     path = tmp_path / "a.safetensors"
     state = {
         "half": torch.randn(3, 5).half(),
@@ -179,7 +179,7 @@ def test_tensor_files_are_read_as_the_library_wrote_them(tmp_path):
     assert all(torch.equal(file[name], value) for name, value in state.items())
 
 
-def test_the_library_reads_tensor_files_as_written(tmp_path):
+def test_the_library_reads_written_tensors(tmp_path):
     path = tmp_path / "a.safetensors"
     state = {"b": torch.randn(3, 3), "a": torch.randn(5).half()}
     write_tensors(path, state, lambda name, tensor: tensor.dtype, {"klass": "x"})
@@ -190,8 +190,8 @@ def test_the_library_reads_tensor_files_as_written(tmp_path):
     assert TensorFile(path).metadata == {"format": "pt", "klass": "x"}
 
 
-def test_a_mapped_file_does_not_pile_up_in_memory(tmp_path):
-    """1 GB read tensor by tensor: the process grows by far less."""
+def test_reading_a_mapped_file_takes_little_memory(tmp_path):
+    """After 1 GB was read tensor by tensor, the process has grown by less than 200 MB."""
     path = tmp_path / "large.safetensors"
     size = 64 * 2**20
     header = {
@@ -200,7 +200,7 @@ def test_a_mapped_file_does_not_pile_up_in_memory(tmp_path):
     }
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
-    os.truncate(path, 8 + len(text) + 16 * size)  # zeros that take no room
+    os.truncate(path, 8 + len(text) + 16 * size)  # zeros that take no disk space
     code = """
 import sys
 from pathlib import Path

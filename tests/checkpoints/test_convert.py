@@ -1,4 +1,4 @@
-"""Converting: the same music from either format, and nothing but data is ever read."""
+"""Converting keeps the music of either format, and never executes code of a file."""
 
 import json
 import os
@@ -10,13 +10,14 @@ import pytest
 import soundfile
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers_musicgen import PROMPT, greedy_codes, write_transformers
 
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, open_checkpoint
 from musicgen.checkpoints.convert import convert
-from musicgen.checkpoints.demucs import open_demucs
+from musicgen.checkpoints.demucs_file import open_demucs
 from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
+from musicgen.checkpoints.transformers_musicgen import _hidden_scale
 from musicgen.commands.verify import verify
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.sampling import Sampling
@@ -28,7 +29,7 @@ from training import configs
 
 @pytest.fixture
 def source(checkpoints, tmp_path):
-    """A copy of one, to be damaged."""
+    """A copy of a checkpoint, to be changed."""
     return shutil.copytree(checkpoints["stereo-melody"], tmp_path / "source")
 
 
@@ -77,7 +78,7 @@ def test_every_file_is_in_the_precision_that_it_runs_in(checkpoints, tmp_path):
     assert all(tensor.dtype == torch.float16 for name, tensor in lm.items() if name not in wide)
 
 
-def test_a_codec_keeps_the_precision_that_it_has(source, tmp_path):
+def test_a_codec_keeps_its_precision(source, tmp_path):
     def narrow(package):
         state = package["best_state"]
         package["best_state"] = {
@@ -97,7 +98,7 @@ def test_a_codec_keeps_the_precision_that_it_has(source, tmp_path):
     assert torch.equal(*wavs)
 
 
-def test_a_model_that_separates_nothing_needs_no_demucs(source, tmp_path):
+def test_a_model_without_separation_needs_no_demucs(source, tmp_path):
     change_config(source / LM_FILE, "conditioners.self_wav.chroma_stem.separator", "none")
     (source / DEMUCS_FILE).unlink()
     manifest = convert(source, tmp_path / "out")
@@ -137,10 +138,10 @@ def test_weights_too_large_for_float16_are_refused_by_name(source, tmp_path):
     with pytest.raises(WeightsError, match=rf"{name}.*not finite as torch\.float16"):
         convert(source, tmp_path / "out")
     with pytest.raises(WeightsError, match="not a MusicGen checkpoint"):
-        open_checkpoint(tmp_path / "out")  # no manifest: what is there is not mistaken for one
+        open_checkpoint(tmp_path / "out")  # without a manifest, it is not a checkpoint
 
 
-def test_the_manifest_says_what_the_model_is(checkpoints, tmp_path):
+def test_the_manifest_states_the_facts_of_the_model(checkpoints, tmp_path):
     convert(checkpoints["stereo-melody"], tmp_path / "out")
     document = json.loads((tmp_path / "out" / MANIFEST_FILE).read_text())
     assert document["name"] == "stereo-melody"
@@ -168,7 +169,7 @@ def test_converting_twice_or_over_a_checkpoint_is_refused(checkpoints, tmp_path)
     convert(checkpoints["text"], tmp_path / "out")
     with pytest.raises(WeightsError, match="already; name another folder"):
         convert(checkpoints["stereo"], tmp_path / "out")
-    # It is mapped while it is read: writing over it would pull the ground away.
+    # The source is memory-mapped: writing to it would change the tensors that are read.
     with pytest.raises(WeightsError, match="already; name another folder"):
         convert(checkpoints["stereo"], checkpoints["stereo"])
     with pytest.raises(WeightsError, match="is converted already"):
@@ -210,11 +211,11 @@ def test_pickled_code_is_never_executed(source, tmp_path, name):
 
 
 def write_bin(folder):
-    """T5's weights as the pickle that older repositories have."""
+    """T5's weights as a pickle, as in older repositories."""
     torch.save({"shared.weight": torch.zeros(98, 32)}, folder / "pytorch_model.bin")
 
 
-def test_text_encoders_lose_their_decoder(source, tmp_path):
+def test_the_decoder_of_a_text_encoder_is_left_out(source, tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config.from_pretrained(source / "t5-base")
@@ -248,13 +249,13 @@ WRONG = {
     "words": ("conditioners.description.t5.normalize_text", True, "normalize_text=True"),
     "magnet": ("lm_model", "transformer_lm_magnet", "lm_model='transformer_lm_magnet'"),
     "codebooks": ("compression_model_n_q", 2, "compression_model_n_q=2"),
-    "kind": ("conditioners", None, "cannot be read .*not what it should be"),
+    "kind": ("conditioners", None, "cannot be read .*another format"),
     "no shape": ("transformer_lm", {}, r"transformer_lm\.dim=None is not a number"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_another_architecture_is_refused_by_what_differs(source, tmp_path, wrong):
+def test_another_architecture_is_refused_by_the_name_of_its_setting(source, tmp_path, wrong):
     key, value, message = WRONG[wrong]
     change_config(source / LM_FILE, key, value)
     with pytest.raises(WeightsError, match=rf"{LM_FILE}.*{message}"):
@@ -272,7 +273,7 @@ def test_demucs_is_only_ever_an_htdemucs(source, tmp_path):
         open_demucs(path)
 
 
-def test_demucs_loads_in_its_authors_own_loader(source, tmp_path):
+def test_demucs_loads_with_its_authors_loader(source, tmp_path):
     from demucs.hf import load_safetensors_model
 
     convert(source, tmp_path / "out")
@@ -291,10 +292,60 @@ def test_transformers_repositories_give_the_same_codes(tmp_path, kind):
     assert torch.equal(codes, greedy_codes(theirs, tmp_path / "hf", codes.shape[-1]))
 
 
-def test_transformers_weights_that_do_not_map_are_named(tmp_path):
+def test_a_transformers_weight_without_a_counterpart_is_named(tmp_path):
     write_transformers(tmp_path / "hf", "text", bias=True)
     with pytest.raises(WeightsError, match=r"self_attn\.k_proj\.bias has no place"):
         convert(tmp_path / "hf", tmp_path / "out")
+
+
+def change_json(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_missing_transformers_weight_blames_the_file_of_weights(tmp_path, sharded):
+    """Not config.json, which is whole."""
+    model = write_transformers(tmp_path / "hf", "text")
+    name = "model.safetensors"
+    if sharded:
+        (tmp_path / "hf" / name).unlink()
+        model.save_pretrained(tmp_path / "hf", max_shard_size="3MB")
+        name = "model.safetensors.index.json"
+    for path in (tmp_path / "hf").glob("*.safetensors"):
+        state = load_file(path)
+        save_file({k: v for k, v in state.items() if "enc_to_dec_proj" not in k}, path)
+    with pytest.raises(
+        WeightsError, match=rf"hf/{name}: it does not have the weights .*description"
+    ):
+        convert(tmp_path / "hf", tmp_path / "out")
+
+
+def test_an_unsupported_transformers_setting_blames_the_configuration(tmp_path):
+    write_transformers(tmp_path / "hf", "text")
+    change_json(
+        tmp_path / "hf" / "config.json",
+        lambda config: config["decoder"].update(activation_function="relu"),
+    )
+    with pytest.raises(WeightsError, match=r"hf/config\.json: transformer_lm\.activation='relu'"):
+        convert(tmp_path / "hf", tmp_path / "out")
+
+
+def test_an_unsupported_setting_of_a_converted_model_blames_the_manifest(source, tmp_path):
+    convert(source, tmp_path / "out")
+    change_json(
+        tmp_path / "out" / MANIFEST_FILE,
+        lambda manifest: manifest["lm"]["transformer_lm"].update(norm="rms_norm"),
+    )
+    with pytest.raises(WeightsError, match=rf"out/{MANIFEST_FILE}: transformer_lm\.norm="):
+        open_checkpoint(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("dim", "ffn_dim"), [(11, 15), (13, 30), (64, 256), (1536, 6144)])
+def test_a_transformers_width_survives_audiocrafts_factor(dim, ffn_dim):
+    """15 / 11 * 11 is 14.999999999999998 in floating point."""
+    assert int(_hidden_scale(ffn_dim, dim) * dim) == ffn_dim
 
 
 def test_other_transformers_models_are_refused(tmp_path):
@@ -310,7 +361,7 @@ def test_settings_that_change_nothing_are_accepted(source, tmp_path):
     assert convert(source, tmp_path / "out")
 
 
-def test_matrices_that_float16_would_round_stay_as_they_are(source, tmp_path):
+def test_matrices_that_float16_would_round_keep_float32(source, tmp_path):
     def widen(package):
         state = {name: value.float() for name, value in package["best_state"].items()}
         state["transformer.layers.0.linear1.weight"] += 1e-7

@@ -1,4 +1,4 @@
-"""A server starts and serves without a network: everything is in the checkpoint's folder."""
+"""A server starts and serves without a network: the checkpoint's folder has every file."""
 
 import json
 import os
@@ -15,7 +15,7 @@ HERE = Path(__file__).parents[1]
 
 
 def namespace():
-    """The command that runs another without a network; nothing where that is not allowed."""
+    """A prefix that runs a command without a network; [] where that is not allowed."""
     command = ["unshare", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode:
         return []
@@ -60,7 +60,7 @@ def test_a_converted_checkpoint_is_served_without_a_network(converted, tmp_path)
 
 
 def test_the_guard_refuses_connections(tmp_path):
-    """Or the test above would say little where there is no namespace."""
+    """Where no namespace is allowed, the test above relies on this guard."""
     code = "import socket; socket.create_connection(('192.0.2.1', 443), 1)"
     environment = {"PYTHONPATH": str(HERE / "guard"), "NETWORK_LOG": str(tmp_path / "log")}
     done = subprocess.run(

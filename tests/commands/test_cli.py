@@ -1,10 +1,11 @@
-"""The commands of scripts/, run as a user runs them."""
+"""The commands in scripts/, run as a user runs them."""
 
 import json
 import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -14,16 +15,16 @@ import pytest
 import soundfile
 import sounds
 
+import musicgen
 from musicgen.checkpoints import folders
 from musicgen.commands import cli, server
 from musicgen.errors import MusicGenError
-from training import configs
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(checkpoint, *arguments, cwd=ROOT):
-    """scripts/<command> to its end."""
+    """Run scripts/<command> to its end."""
     return subprocess.run(
         [ROOT / "scripts" / arguments[0], *arguments[1:]],
         cwd=cwd,
@@ -90,13 +91,13 @@ def test_a_failed_prediction_is_one_line_and_a_status(checkpoints, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path):
+def test_a_server_that_cannot_start_reports_the_reason(tmp_path):
     done = run(tmp_path / "nothing", "predict", "-i", "duration=1")
     assert done.returncode == 1
     assert f"The checkpoint folder {tmp_path / 'nothing'} does not exist" in done.stderr
 
 
-def test_serve_runs_until_it_is_told_to_stop(checkpoints):
+def test_serve_runs_until_it_is_interrupted(checkpoints):
     port = server.free_port()
     process = subprocess.Popen(
         [ROOT / "scripts" / "serve", "--port", str(port), "--weights", checkpoints["text"]],
@@ -113,22 +114,39 @@ def test_serve_runs_until_it_is_told_to_stop(checkpoints):
         process.stderr.close()
 
 
-@pytest.mark.parametrize("kind", configs.KINDS)
-def test_tiny_checkpoints_are_the_same_every_time(checkpoints, tmp_path, kind):
-    done = run("", "weights", "tiny", str(tmp_path / "w"), "--kind", kind)
-    assert done.returncode == 0, done.stderr
-    made = {path.relative_to(tmp_path / "w"): path for path in (tmp_path / "w").rglob("*.*")}
-    for name in ("state_dict.bin", "compression_state_dict.bin", "t5-base/model.safetensors"):
-        assert made[Path(name)].read_bytes() == (checkpoints[kind] / name).read_bytes()
-    assert (Path("htdemucs.th") in made) == ("melody" in kind)
-
-
-def test_verify_passes_on_the_demo_that_it_checks_by_default():
+def test_verify_checks_the_demo_by_default():
     done = run("", "weights", "verify")
     assert done.returncode == 0, done.stderr
     checks = [line.partition(":")[0] for line in done.stdout.splitlines()]
     assert checks[:-1] == ["hashes", "dtypes", "shapes", "generation"]
     assert checks[-1].endswith("demo is good.")
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["commands.cli predict", "commands.cli serve", "commands.cli weights", "page", "cluster"],
+)
+def test_every_command_has_a_version_and_prints_it_without_torch(module):
+    check = """
+import runpy, sys
+sys.argv = sys.argv[1:] + ["--version"]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+finally:
+    assert "torch" not in sys.modules
+"""
+    name, *command = module.split()
+    arguments = [sys.executable, "-c", check, f"musicgen.{name}", *command]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"musicgen {musicgen.__version__}\n")
+
+
+def test_lines_that_are_not_cogs_do_not_end_the_log(capsys):
+    message = {"message": "seed: 1", "source": "Stderr"}
+    good = json.dumps({"target": "coglet::prediction", "fields": message})
+    with cli.prediction_log() as log:
+        print("{not JSON", "[1]", '{"target": "coglet::prediction"}', good, sep="\n", file=log)
+    assert capsys.readouterr().err == "seed: 1\n"
 
 
 def test_setup_is_silent_when_nothing_changed():

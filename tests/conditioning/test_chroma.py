@@ -1,4 +1,4 @@
-"""Pitch classes are audiocraft's, whose filter bank is librosa's, bit for bit."""
+"""Pitch classes equal audiocraft's, which uses librosa's filter bank."""
 
 import pytest
 import sounds
@@ -16,7 +16,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("samples", [1, 1000, 32000, 320001])
-def test_chroma_is_audiocrafts(settings, samples):
+def test_chroma_equals_audiocrafts(settings, samples):
     ours, reference = Chroma(**settings), ChromaExtractor(**settings)
     torch.testing.assert_close(ours.bank, reference.fbanks, rtol=0, atol=1e-7)
     tune = torch.from_numpy(sounds.melody(samples / 32000, 32000, 1))
@@ -24,7 +24,7 @@ def test_chroma_is_audiocrafts(settings, samples):
         torch.testing.assert_close(ours(wav), reference(wav), rtol=1e-5, atol=1e-6)
 
 
-def test_a_note_is_its_pitch_class():
+def test_a_sine_gives_its_pitch_class():
     time = torch.arange(64000) / 32000
     for pitch, hertz in ((0, 261.63), (4, 329.63), (9, 440.0)):
         chroma = Chroma(32000, radix2_exp=14, argmax=True)(torch.sin(time * hertz * 6.28319)[None])

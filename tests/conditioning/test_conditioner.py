@@ -1,4 +1,4 @@
-"""Conditions equal those that audiocraft computes for the same prompt and melody."""
+"""Conditions equal audiocraft's for the same prompt and melody."""
 
 import logging
 
@@ -19,14 +19,14 @@ def references(checkpoints):
 
 
 def reference_conditions(reference, prompt, melody=None):
-    """audiocraft's fused conditions [2, L, dim]: the condition and its null."""
+    """audiocraft's fused conditions [2, L, dim]: conditional and unconditional."""
     wavs = None if melody is None else [melody]
     attributes, _ = reference._prepare_tokens_and_attributes([prompt], None, wavs)
     null = ClassifierFreeGuidanceDropout(p=1.0)(attributes)
     provider = reference.lm.condition_provider
     with oracle.unshifted, torch.no_grad():
         conditions = provider(provider.tokenize(attributes + null))
-    # As ConditionFuser: each further one goes before what is there.
+    # ConditionFuser puts each further condition before the earlier ones.
     parts = [embedding for embedding, _ in conditions.values()]
     return torch.cat(parts[::-1], dim=1)
 
@@ -36,12 +36,12 @@ def test_text_equals_audiocrafts(models, references, prompt):
     [conditions] = models["text"].conditioner(prompt, None, [0.0])
     expected = reference_conditions(references["text"], prompt)
     assert conditions.prefix is None
-    if expected.shape[1] <= MAX_TOKENS:
+    if expected.shape[1] <= MAX_TOKENS[0]:
         assert torch.allclose(conditions.cross, expected, atol=1e-5)
     assert not conditions.cross[1].any()
 
 
-def test_no_prompt_is_the_null_on_both_sides(models, references):
+def test_without_a_prompt_both_rows_are_unconditional(models, references):
     [conditions] = models["text"].conditioner(None, None, [0.0])
     assert torch.equal(conditions.cross, reference_conditions(references["text"], None))
     assert not conditions.cross.any()
@@ -71,22 +71,22 @@ def test_a_melody_is_separated_once_for_all_windows(models, monkeypatch):
         conditioner.melody, "separate", lambda wav: calls.append(wav.shape) or original(wav)
     )
     wav = torch.from_numpy(sounds.melody(4.0, 32000, 1))
-    wav[:, 64000:] = 0  # so that windows from second 0 and 18 start at different places
+    wav[:, 64000:] = 0  # so that the windows that start at 0 s and 18 s differ
     conditions = conditioner(PROMPT, wav, [0.0, 18.0, 36.0])
     assert len(calls) == 1
     assert len(conditions) == 3
     assert not torch.equal(conditions[0].prefix[0], conditions[1].prefix[0])
 
 
-def test_the_same_melody_gives_the_same_bits(models):
-    """Demucs shifts its input by Python's global random numbers unless that is turned off."""
+def test_the_same_melody_gives_equal_bits(models):
+    """By default, Demucs shifts its input by a number from Python's global generator."""
     wav = torch.from_numpy(sounds.melody(2.0, 32000, 1))
     first, second = (models["melody"].conditioner(None, wav, [0.0])[0].prefix for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_truncation_of_a_long_prompt_is_logged(models, caplog):
+def test_a_long_prompt_is_truncated_and_logged(models, caplog):
     with caplog.at_level(logging.WARNING, "musicgen"):
         [conditions] = models["text"].conditioner("piano " * 1000, None, [0.0])
-    assert conditions.cross.shape[1] == MAX_TOKENS
-    assert "only the first 512 are used" in caplog.text
+    assert conditions.cross.shape[1] == MAX_TOKENS[0]
+    assert f"only the first {MAX_TOKENS[0]} are used" in caplog.text

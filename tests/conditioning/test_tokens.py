@@ -1,4 +1,4 @@
-"""Tokens of a prompt, by sentencepiece's file as transformers read it, or by the hub's."""
+"""Tokens of a prompt by spiece.model, as transformers reads it, and by the hub's tokenizer.json."""
 
 import io
 import random
@@ -27,7 +27,7 @@ ALPHABETS = {
     "mathematical": (0x1D400, 0x1D4FF),
     "emoji": (0x1F300, 0x1F5FF),
 }
-# What tokenizers normalizes by grapheme where sentencepiece does it by character, or splits at.
+# tokenizers normalizes these by grapheme and sentencepiece by character, or they split differently.
 DISPUTED = {
     "arabic": (0x600, 0x6FF),
     "devanagari": (0x900, 0x97F),
@@ -53,7 +53,7 @@ def lines(first, last, count, seed=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A T5 tokenizer trained as T5's was (unigram, nmt_nfkc, the same special tokens)."""
+    """A tokenizer trained like T5's (unigram, nmt_nfkc, the same special tokens)."""
     folder = tmp_path_factory.mktemp("spiece")
     rng = random.Random(0)
     corpus = [" ".join(rng.choices(MUSIC.split(), k=8)) for _ in range(1000)]
@@ -84,7 +84,7 @@ def ours(folder):
 
 @pytest.fixture(scope="module")
 def slow(folder):
-    """transformers' tokenizer on sentencepiece, which audiocraft had when MusicGen was trained."""
+    """transformers' sentencepiece tokenizer, which audiocraft used when MusicGen was trained."""
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     backend = SentencePieceBackend(vocab_file=str(folder / SENTENCEPIECE_FILE), **special)
 
@@ -96,7 +96,7 @@ def slow(folder):
 
 @pytest.fixture(scope="module")
 def hub(folder, tmp_path_factory):
-    """`tokenizer.json` alone, as transformers makes it of the same file."""
+    """The tokenizer.json that transformers creates from the same file, alone."""
     target = tmp_path_factory.mktemp("hub")
     T5Tokenizer.from_pretrained(folder).save_pretrained(target)
     assert not (target / SENTENCEPIECE_FILE).exists()
@@ -104,13 +104,13 @@ def hub(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("alphabet", sorted(ALPHABETS | DISPUTED))
-def test_sentencepieces_file_gives_what_the_slow_tokenizer_gave(ours, slow, alphabet):
+def test_spiece_model_gives_the_tokens_of_the_slow_tokenizer(ours, slow, alphabet):
     for line in lines(*(ALPHABETS | DISPUTED)[alphabet], 300):
         assert ours(line) == slow(line), repr(line)
 
 
 @pytest.mark.parametrize("alphabet", sorted(ALPHABETS))
-def test_the_hubs_file_gives_the_same(ours, hub, alphabet):
+def test_the_hubs_tokenizer_json_gives_the_same_tokens(ours, hub, alphabet):
     for line in lines(*ALPHABETS[alphabet], 300):
         assert hub(line) == ours(line), repr(line)
 
@@ -118,12 +118,12 @@ def test_the_hubs_file_gives_the_same(ours, hub, alphabet):
 @pytest.mark.parametrize(
     "text", ["", " ", "  two   spaces ", "tab\tand\nline", "１２ｋＨｚ ﬁne", "a\0b"]
 )
-def test_odd_spaces_and_forms_are_read_alike(ours, slow, hub, text):
+def test_unusual_spaces_and_character_forms_give_the_same_tokens(ours, slow, hub, text):
     assert ours(text) == slow(text) == hub(text)
 
 
-def test_sentencepiece_is_what_counts_where_they_differ(folder, ours, hub, tmp_path):
-    """So a folder that has both files gives the tokens that the model was trained with."""
+def test_spiece_model_is_preferred_where_the_two_differ(folder, ours, hub, tmp_path):
+    """A folder with both files gives the tokens that the model was trained with."""
     disputed = [line for block in DISPUTED.values() for line in lines(*block, 300)]
     different = [line for line in disputed if hub(line) != ours(line)]
     assert 0 < len(different) < len(disputed) / 5
@@ -138,13 +138,13 @@ def test_sentencepiece_is_what_counts_where_they_differ(folder, ours, hub, tmp_p
 def test_a_damaged_file_is_named(folder, tmp_path, damage):
     data = (folder / SENTENCEPIECE_FILE).read_bytes()
     (tmp_path / SENTENCEPIECE_FILE).write_bytes(damage(data))
-    with pytest.raises(WeightsError, match=r"spiece\.model is no sentencepiece model"):
+    with pytest.raises(WeightsError, match=r"spiece\.model is not a sentencepiece model"):
         open_tokenizer(tmp_path)
 
 
 def test_a_damaged_hub_file_is_named(tmp_path):
     (tmp_path / TOKENIZERS_FILE).write_text(Tokenizer.__name__)
-    with pytest.raises(WeightsError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is not a tokenizer"):
         open_tokenizer(tmp_path)
 
 

@@ -64,16 +64,21 @@ def test_shapes_that_the_tiles_do_not_divide_are_refused():
 
 
 @pytest.mark.skipif(compiler.triton is not None, reason="Triton is installed")
-def test_without_triton_pytorch_is_used_after_a_warning():
-    with pytest.warns(UserWarning, match="Triton is not installed"):
-        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
-    assert chosen is kernels.TORCH
+def test_without_triton_pytorch_is_used_and_an_error_is_logged(caplog):
+    kernels._log_once.cache_clear()
+    for rows in (2, 4):
+        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows)
+        assert chosen is kernels.TORCH
+    [record] = caplog.records  # once for all sizes of batch
+    assert record.levelname == "ERROR"
+    assert "Triton is not installed" in record.message
 
 
-def test_a_gpu_before_ampere_uses_cublas_after_a_warning(monkeypatch):
+def test_a_gpu_before_ampere_uses_cublas_and_a_warning_is_logged(monkeypatch, caplog):
+    kernels._log_once.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(kernels, "check", lambda *arguments: None)
-    with pytest.warns(UserWarning, match="need compute capability 8.0"):
-        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
+    chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
+    assert "need compute capability 8.0" in caplog.text
     assert chosen.linear_add is kernels.TORCH.linear_add
     assert chosen.attention is kernels.TRITON.attention

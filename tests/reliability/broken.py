@@ -1,4 +1,4 @@
-"""Changes files of a checkpoint, and loads it as a server does."""
+"""Helpers that change files of a checkpoint and load it as a server does."""
 
 import json
 
@@ -9,14 +9,14 @@ from musicgen.pipeline import MusicGen
 
 
 def load(folder):
-    """All of it, as a server loads it sooner or later."""
+    """Load the checkpoint with every model that a server loads at start or on first use."""
     model = MusicGen.load(folder, "cpu")
     model.load_all()
     return model
 
 
 def believed(folder):
-    """Let the manifest say what the files now are: a hostile one would."""
+    """Write the current sizes of the files into the manifest, as an attacker would."""
     path = folder / MANIFEST_FILE
     if path.exists():
         manifest = json.loads(path.read_text())

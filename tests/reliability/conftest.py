@@ -1,4 +1,4 @@
-"""Whole checkpoints, of which the tests here break copies."""
+"""Valid checkpoints; the tests here damage copies of them."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from musicgen.checkpoints.convert import convert
 
 @pytest.fixture(scope="module")
 def originals(checkpoints, tmp_path_factory):
-    """form -> a melody model with diffusion and a text encoder that is a pickle, or safetensors."""
+    """form -> a melody model with diffusion: `upstream` has pickles, `converted` safetensors."""
     root = tmp_path_factory.mktemp("originals")
     upstream = shutil.copytree(checkpoints["melody"], root / "upstream")
     tiny_checkpoints.write_diffusion(upstream)

@@ -1,7 +1,9 @@
-"""Files of a checkpoint that are damaged, swapped or hostile: named, never executed, never partly
-loaded. The same way as a server's: MusicGen.load and all that is loaded later.
+"""A damaged, swapped or hostile file of a checkpoint is named, never executed and never loaded.
+
+The checkpoints are loaded as a server loads them, with the models that are loaded on first use.
 """
 
+import json
 import os
 import pickle
 import random
@@ -21,7 +23,7 @@ from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
 from musicgen.errors import WeightsError
 
 PICKLES = (LM_FILE, CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE, "t5-base/pytorch_model.bin")
-UNREAD = "t5-base/tokenizer_config.json"  # is there, and nothing here reads it
+UNREAD = "t5-base/tokenizer_config.json"  # no code reads it
 
 
 # --- damaged and swapped ----------------------------------------------------------------------
@@ -52,7 +54,7 @@ def holding(content):
 
 
 def damages(data):
-    """label -> what happens to a file that holds `data`, none of which may load."""
+    """label -> a function that damages a file with contents `data`; none may load afterwards."""
     return {
         "empty": holding(b""),
         "half": holding(data[: len(data) // 2]),
@@ -76,13 +78,13 @@ def files(folder):
     return [name for name in names if name != UNREAD]
 
 
-def spoken(name):
-    """What else a message may call a file: the text encoder is its folder, the codec its model."""
+def other_names(name):
+    """Words for a file besides its name: the folder of the text encoder, the model of the codec."""
     return [word for part, word in (("t5-base/", "t5-base"), ("codec", "EnCodec")) if part in name]
 
 
 def refused(folder, name, damage):
-    """Whether a copy with `damage` done to file `name` is refused with the file's name."""
+    """Whether a copy of `folder` with a damaged file `name` is refused by that name."""
     copy = shutil.copytree(folder, folder.with_name("copy"), symlinks=True)
     try:
         damage(copy / name)
@@ -91,19 +93,21 @@ def refused(folder, name, damage):
         with pytest.raises(WeightsError) as caught:
             load(copy)
         told = str(caught.value)
-        return str(copy) in told and any(part in told for part in (Path(name).name, *spoken(name)))
+        return str(copy) in told and any(
+            part in told for part in (Path(name).name, *other_names(name))
+        )
     finally:
         shutil.rmtree(copy)
 
 
-# Without what it ends with this one is still whole: a line end.
+# These files end with a line break, and are complete without it.
 WHOLE = {(MANIFEST_FILE, "a byte less"), ("t5-base/config.json", "a byte less")}
-# An optional file that is not there is not asked for; the manifest of a converted folder asks.
+# An optional file that does not exist is not an error unless the manifest lists it.
 OPTIONAL = {(DIFFUSION_FILE, "loop")}
 
 
 @pytest.mark.parametrize("form", ["upstream", "converted"])
-def test_every_file_damaged_in_every_way_is_named(request, form):
+def test_a_damaged_file_is_named(request, form):
     folder = request.getfixturevalue(form)
     for name in files(folder):
         for label, damage in damages((folder / name).read_bytes()).items():
@@ -113,7 +117,7 @@ def test_every_file_damaged_in_every_way_is_named(request, form):
 
 
 @pytest.mark.parametrize("form", ["upstream", "converted"])
-def test_every_file_in_the_place_of_every_other_is_named(request, form):
+def test_a_file_in_the_place_of_another_is_named(request, form):
     folder = request.getfixturevalue(form)
     for name in files(folder):
         for other in files(folder):
@@ -122,7 +126,7 @@ def test_every_file_in_the_place_of_every_other_is_named(request, form):
 
 
 def flip(folder, seeds):
-    """Whatever bits are flipped: a model that loads, or an error that names the file."""
+    """Flip bits of each file `seeds` times: the model loads, or an error names the file."""
     told: list[str] = []
     for name in files(folder):
         whole = (folder / name).read_bytes()
@@ -145,18 +149,18 @@ def flip(folder, seeds):
 
 
 @pytest.mark.parametrize("form", ["upstream", "converted"])
-def test_flipped_bits_are_music_or_named(request, form):
+def test_a_model_with_flipped_bits_loads_or_is_named(request, form):
     flip(request.getfixturevalue(form), 6)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("form", ["upstream", "converted"])
-def test_many_flipped_bits_are_music_or_named(request, form):
+def test_a_model_with_flipped_bits_loads_or_is_named_300_times(request, form):
     flip(request.getfixturevalue(form), 300)
 
 
 def test_weights_of_another_model_are_named(converted, checkpoints, tmp_path):
-    """A whole file of the same kind, of another shape."""
+    """A complete file of the same kind with other shapes."""
     convert(checkpoints["stereo-melody"], tmp_path / "other")
     shutil.copy(tmp_path / "other" / "lm.safetensors", converted)
     believed(converted)
@@ -164,7 +168,7 @@ def test_weights_of_another_model_are_named(converted, checkpoints, tmp_path):
         load(converted)
 
 
-def test_heads_that_are_not_the_weights_are_named(converted):
+def test_a_number_of_heads_that_does_not_fit_the_weights_is_named(converted):
     path = converted / "t5-base" / "config.json"
     path.write_text(path.read_text().replace('"num_heads": 4', '"num_heads": 2'))
     believed(converted)
@@ -200,11 +204,11 @@ def test_code_in_a_pickle_is_never_executed(upstream, tmp_path, name, kind):
         load(upstream)
     assert not marker.exists()
     pickle.loads(pickle.dumps(bomb))
-    assert marker.exists()  # it would have been
+    assert marker.exists()  # the pickle does execute it elsewhere
 
 
 def compressed(path):
-    """A part of the archive stands for a thousand times its size."""
+    """A part of the archive decompresses to a thousand times its size."""
     parts = {}
     with zipfile.ZipFile(path) as archive:
         parts = {part.filename: archive.read(part) for part in archive.infolist()}
@@ -214,7 +218,7 @@ def compressed(path):
 
 
 def overlapping(path):
-    """Several parts of the archive are the same bytes of the file."""
+    """Several parts of the archive refer to the same bytes of the file."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**20))
         [part] = archive.filelist
@@ -228,34 +232,33 @@ def overlapping(path):
 
 
 def wide(path):
-    """One number that claims to be a terabyte of them."""
+    """A tensor of one number that claims to be a terabyte."""
     huge = torch.zeros(1).expand(2**38)
     resaved(path, lambda package: package.setdefault("best_state", {}).update(x=huge))
 
 
 def foreign(path):
-    """No plain tensor."""
+    """A tensor on the meta device."""
     other = torch.zeros(2**10, 2**10, device="meta")
     resaved(path, lambda package: package.update(x=other))
 
 
 @pytest.mark.parametrize("name", PICKLES)
 @pytest.mark.parametrize("bomb", [compressed, overlapping, wide, foreign])
-def test_what_is_larger_than_its_file_is_refused(upstream, name, bomb):
+def test_a_pickle_larger_in_memory_than_on_the_disk_is_refused(upstream, name, bomb):
     bomb(upstream / name)
     with pytest.raises(WeightsError, match=f"{upstream / name} .*(compressed|larger than the)"):
         load(upstream)
 
 
-def test_demucs_is_named_in_its_pickle_not_called(upstream):
-    """Its arguments are checked when it is made, and made without memory."""
+def test_a_pickle_may_refer_to_demucs_but_not_call_it(upstream):
     torch.save({"klass": Calls(HTDemucs, ["drums"])}, upstream / DEMUCS_FILE)
     with pytest.raises(WeightsError, match=r"htdemucs\.HTDemucs is called in it"):
         load(upstream)
 
 
 @pytest.mark.parametrize("text", ["1e999999999", "1/0", "x", "1" * 10_000])
-def test_a_fraction_in_a_pickle_is_a_fraction(upstream, text):
+def test_a_fraction_in_a_pickle_is_checked(upstream, text):
     from fractions import Fraction
 
     class Lie:
@@ -271,12 +274,12 @@ def test_a_fraction_in_a_pickle_is_a_fraction(upstream, text):
 
 
 def reconfigured(path, **changes):
-    """Settings by their dotted names, in the training configuration."""
+    """Set settings, by their dotted names, in the training configuration of a pickle."""
 
     def change(package):
         config = OmegaConf.create(package["xp.cfg"])
         for name, value in changes.items():
-            OmegaConf.update(config, name, value)
+            OmegaConf.update(config, name, value, force_add=True)
         package["xp.cfg"] = OmegaConf.to_yaml(config)
 
     resaved(path, change)
@@ -304,15 +307,79 @@ def test_counts_that_no_model_has_are_named(upstream, name, value):
         load(upstream)
 
 
-def test_a_configuration_cannot_read_the_environment(upstream, monkeypatch):
+def in_manifest(section):
+    """Changes settings of a section of manifest.json."""
+
+    def change(path, **changes):
+        manifest = json.loads(path.read_text())
+        for name, value in changes.items():
+            *parents, last = name.split(".")
+            parent = manifest[section]
+            for key in parents:
+                parent = parent[key]
+            parent[last] = value
+        path.write_text(json.dumps(manifest))
+
+    return change
+
+
+def in_first_band(path, **changes):
+    """Changes settings of a diffusion band's configuration."""
+
+    def change(package):
+        for name, value in changes.items():
+            OmegaConf.update(package[0]["cfg"], name, value, force_add=True)
+
+    resaved(path, change)
+
+
+# file, its checkpoint, a function that changes settings, a setting that is read
+CONFIGURATIONS = [
+    (LM_FILE, "upstream", reconfigured, "transformer_lm.activation"),
+    (CODEC_FILE, "upstream", reconfigured, "seanet.pad_mode"),
+    (DIFFUSION_FILE, "upstream", in_first_band, "processor.name"),
+    (MANIFEST_FILE, "converted", in_manifest("lm"), "transformer_lm.activation"),
+    (MANIFEST_FILE, "converted", in_manifest("codec"), "seanet.pad_mode"),
+]
+CALLS = [
+    "${oc.env:UPLOAD_KEY}",
+    "x${oc.env:UPLOAD_KEY}",
+    "${x.${oc.env:UPLOAD_KEY}}",
+    "${oc.decode:'${oc.env:UPLOAD_KEY}'}",
+    "${ oc.env : UPLOAD_KEY }",
+]
+
+
+@pytest.mark.parametrize("value", CALLS)
+@pytest.mark.parametrize(("file", "form", "change", "name"), CONFIGURATIONS)
+def test_a_configuration_that_calls_a_function_is_refused(
+    request, monkeypatch, file, form, change, name, value
+):
     monkeypatch.setenv("UPLOAD_KEY", "0xC0FFEE")
-    reconfigured(upstream / LM_FILE, **{"transformer_lm.activation": "${oc.env:UPLOAD_KEY}"})
-    with pytest.raises(WeightsError, match=str(upstream / LM_FILE)) as caught:
+    folder = request.getfixturevalue(form)
+    change(folder / file, **{name: value})
+    believed(folder)
+    with pytest.raises(WeightsError, match=f"{folder / file}: {name}=.*reference") as caught:
+        load(folder)
+    assert "C0FFEE" not in str(caught.value)
+
+
+def test_a_reference_to_a_setting_that_calls_a_function_is_refused(upstream, monkeypatch):
+    monkeypatch.setenv("UPLOAD_KEY", "0xC0FFEE")
+    changes = {"mine": "${oc.env:UPLOAD_KEY}", "transformer_lm.activation": "${mine}"}
+    reconfigured(upstream / LM_FILE, **changes)
+    with pytest.raises(WeightsError, match=r"transformer_lm\.activation=.*mine") as caught:
         load(upstream)
     assert "C0FFEE" not in str(caught.value)
 
 
-def test_a_few_lines_cannot_stand_for_a_billion(upstream):
+def test_sections_that_are_not_read_may_call_functions(upstream):
+    """Upstream's training configuration has this one."""
+    reconfigured(upstream / LM_FILE, **{"dora.dir": "/checkpoint/${oc.env:USER}/outputs"})
+    load(upstream)
+
+
+def test_yaml_aliases_are_refused(upstream):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
     bomb = "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the tests of Multi-Band Diffusion share."""
+"""Helpers of the tests of Multi-Band Diffusion."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Checkpoints with Multi-Band Diffusion, and the decoders of them."""
+"""Checkpoints with Multi-Band Diffusion, and their decoders."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""EnCodec computes what audiocraft's does, from either format, and keeps left and right apart."""
+"""EnCodec gives audiocraft's codes and sound, from either format, for each channel separately."""
 
 import pytest
 import sounds
@@ -60,7 +60,7 @@ def test_a_codec_without_lstm_equals_audiocrafts():
     config.seanet.lstm = 0
     theirs = get_compression_model(config).eval()
     ours = load_encodec(from_audiocraft(None, config), theirs.state_dict())
-    wav = torch.randn(1, 1, 700 * ours.config.hop + 5)  # more than a chunk
+    wav = torch.randn(1, 1, 700 * ours.config.hop + 5)  # longer than a chunk
     with torch.inference_mode():
         codes, _ = theirs.encode(wav)
         assert torch.equal(ours.encode(wav), codes)
@@ -75,7 +75,7 @@ def test_a_clip_does_not_depend_on_its_neighbours(pair):
     assert torch.equal(together[1:2], ours.decode(codes[1:2], [0]))
 
 
-def test_left_is_left(checkpoints):
+def test_the_right_codes_do_not_affect_the_left_channel(checkpoints):
     stereo = Codec(open_checkpoint(checkpoints["stereo"]), CPU)
     codes = torch.randint(configs.CARD, (4, 2, 30))
     changed = codes.clone()
@@ -86,8 +86,8 @@ def test_left_is_left(checkpoints):
 
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["one file", "shards"])
-def test_a_codec_saved_by_transformers_gives_what_transformers_does(checkpoints, tmp_path, shard):
-    """As in upstream's stereo checkpoints, whose codec file only names facebook/encodec_32khz."""
+def test_a_codec_saved_by_transformers_equals_transformers(checkpoints, tmp_path, shard):
+    """The codec file of upstream's stereo checkpoints only names facebook/encodec_32khz."""
     sizes = {"hidden_size": 32, "num_filters": 4, "codebook_size": configs.CARD}
     config = transformers.EncodecConfig(
         sampling_rate=32000,
@@ -135,7 +135,7 @@ def test_a_codec_that_does_not_fit_is_an_error(checkpoints, tmp_path, made_with,
 
 
 @pytest.mark.parametrize("name", ["vq.layers.{}._codebook", "layers.{}.codebook"])
-def test_codebooks_are_in_the_order_of_their_numbers(name):
+def test_codebooks_are_ordered_by_number(name):
     books = {f"quantizer.{name.format(i)}.embed": torch.full((2, 3), float(i)) for i in range(12)}
     translated = encodec._translate(dict(sorted(books.items(), reverse=True)))["codebooks"]
     assert translated[:, 0, 0].tolist() == list(range(12))

@@ -1,4 +1,4 @@
-"""Diffusion: audiocraft's numbers, stereo by channel, nothing but a clip's codes and seed in it."""
+"""Diffusion equals audiocraft's, for each channel, and depends on a clip's codes and seed alone."""
 
 import pytest
 import tiny_checkpoints
@@ -21,7 +21,7 @@ from musicgen.request import Request
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """The models are far too small to share between threads, which would only wait."""
+    """The models are so small that several threads would be slower than one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def interleave(left, right):
 
 
 def oracle(folder):
-    """audiocraft's own, from the same files by what `get_mbd_musicgen` does."""
+    """audiocraft's MultiBandDiffusion of the same files, built as `get_mbd_musicgen` does."""
     package = read(folder / CODEC_FILE)
     codec = get_compression_model(OmegaConf.create(package["xp.cfg"]))
     codec.load_state_dict(package["best_state"])
@@ -62,7 +62,7 @@ def test_mono_equals_audiocraft(folders, mono):
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_output_is_finite_float32_and_as_long_as_the_codes(mono, stereo):
+def test_output_is_finite_float32_of_the_codes_length(mono, stereo):
     for decoder, channels in ((mono, 1), (stereo, 2)):
         wav = decoder.decode(draw(2, 4 * channels, FRAMES), [0, 2**32 - 1])
         assert wav.shape == (2, channels, FRAMES * HOP)
@@ -71,7 +71,7 @@ def test_output_is_finite_float32_and_as_long_as_the_codes(mono, stereo):
         assert torch.isfinite(wav).all()
 
 
-def test_stereo_channels_are_what_mono_makes_of_their_codes(mono, stereo):
+def test_each_stereo_channel_equals_mono_of_its_codes(mono, stereo):
     left, right = draw(2, 1, 4, FRAMES)
     wav = stereo.decode(interleave(left, right), [3])
     for channel, codes in enumerate((left, right)):
@@ -80,13 +80,13 @@ def test_stereo_channels_are_what_mono_makes_of_their_codes(mono, stereo):
     assert not torch.allclose(wav[:, 0], wav[:, 1], atol=1e-3)
 
 
-def test_equal_codes_left_and_right_stay_in_the_middle(stereo):
+def test_equal_codes_give_equal_channels(stereo):
     codes = draw(1, 4, FRAMES)
     left, right = stereo.decode(interleave(codes, codes), [3])[0]
     torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
 
 
-def test_seed_reproducibility(mono):
+def test_a_seed_is_reproducible(mono):
     codes = draw(1, 4, FRAMES)
     first, again, other = (mono.decode(codes, [seed]) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -117,7 +117,7 @@ def test_progress_names_each_band_and_its_failure_leaves_the_decoder_usable(mono
     names = []
 
     class CancelledError(Exception):
-        """As raised by a server that gave the prediction up."""
+        """Raised by a server to cancel a prediction."""
 
     class Bar(diffusion.tqdm):
         def __init__(self, **arguments):
@@ -137,7 +137,7 @@ def test_progress_names_each_band_and_its_failure_leaves_the_decoder_usable(mono
     assert torch.equal(mono.decode(codes, [1]), expected)
 
 
-def test_silent_codec_gives_silence_and_not_nan(mono):
+def test_a_silent_codec_gives_silence_not_nan(mono):
     silence = torch.zeros(1, 1, FRAMES * HOP)
     noise = torch.randn(silence.shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(mono._equalize(noise, silence), silence)
@@ -192,7 +192,7 @@ def test_pipeline_decodes_by_diffusion_and_loads_it_once(folders):
     assert not torch.allclose(by_codec, by_diffusion, atol=1e-3)
 
 
-def test_tiny_diffusion_is_always_the_same_and_leaves_the_generator(folders, tmp_path):
+def test_the_random_diffusion_file_is_deterministic_and_keeps_the_generator(folders, tmp_path):
     before = torch.get_rng_state()
     tiny_checkpoints.write_diffusion(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
@@ -200,10 +200,10 @@ def test_tiny_diffusion_is_always_the_same_and_leaves_the_generator(folders, tmp
     assert written == (folders["text"] / DIFFUSION_FILE).read_bytes()
 
 
-def test_a_clip_in_windows_sounds_like_one_at_once(mono, monkeypatch):
-    """Only the normalization's statistics reach further than the overlap: 35 dB below the sound.
+def test_a_clip_in_windows_is_close_to_one_call(mono, monkeypatch):
+    """Only the statistics of the normalization reach beyond the overlap: 35 dB below the sound.
 
-    With longer windows it is less: 38 dB with 2 s, 43 with 4 s.
+    With longer windows the difference is smaller: 38 dB with 2 s, 43 dB with 4 s.
     """
     codes = draw(1, 4, 100)
     whole = mono.decode(codes, [1])
@@ -215,14 +215,14 @@ def test_a_clip_in_windows_sounds_like_one_at_once(mono, monkeypatch):
     assert float((cut - whole).std() / whole.std()) < 10 ** (-30 / 20)
 
 
-def test_the_equalizer_in_pieces_does_the_same(mono, monkeypatch):
+def test_the_equalizer_in_pieces_equals_one_call(mono, monkeypatch):
     wav, reference = torch.randn(2, 2, 1, 50_000).cumsum(-1) / 100
     whole = mono._equalize(wav, reference)
     monkeypatch.setattr(diffusion, "PIECE", 12_345)
     torch.testing.assert_close(mono._equalize(wav, reference), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_the_processor_in_pieces_does_the_same(mono, monkeypatch):
+def test_the_processor_in_pieces_equals_one_call(mono, monkeypatch):
     wav = torch.randn(2, 1, 50_000).cumsum(-1) / 100
     whole = [band.restore(wav) for band in mono.bands]
     monkeypatch.setattr(diffusion, "PIECE", 12_345)
@@ -232,8 +232,8 @@ def test_the_processor_in_pieces_does_the_same(mono, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_half_precision_sounds_like_full(folders):
-    """Same noise on both devices: the estimates' fp16 stays 40 dB below the sound."""
+def test_half_precision_is_close_to_full(folders):
+    """With the same noise on both devices, the error of fp16 stays 40 dB below the sound."""
     checkpoint = open_checkpoint(folders["stereo"])
     device = torch.device("cuda")
     codes = draw(1, 8, FRAMES)

@@ -1,4 +1,4 @@
-"""Multi-Band Diffusion's file: upstream's forms are read, others named, code is never executed."""
+"""The file of Multi-Band Diffusion: upstream's is read, a wrong one named, no code is executed."""
 
 import pickle
 import shutil
@@ -17,7 +17,7 @@ from musicgen.rendering.codec import Codec
 
 
 class Payload:
-    """Pickles as a call that leaves a file behind."""
+    """Unpickling it creates a file."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -27,7 +27,7 @@ class Payload:
 
 
 class Planted(dict):
-    """A state of its own class, which may not be in the file."""
+    """A state of a class that the file may not contain."""
 
 
 @pytest.mark.parametrize("place", ["top", "configuration", "state"])
@@ -54,7 +54,7 @@ def test_pickled_code_is_refused_and_not_run(folders, tmp_path, place):
     assert not trace.exists()
 
 
-def _wider(package):
+def _other_width(package):
     package[1]["cfg"].diffusion_unet.codec_dim = 128
 
 
@@ -74,7 +74,9 @@ def _no_schedule(package):
     del package[0]["cfg"]["schedule"]
 
 
-@pytest.mark.parametrize("spoil", [_wider, _other_rate, _no_band, _no_parameter, _no_schedule])
+@pytest.mark.parametrize(
+    "spoil", [_other_width, _other_rate, _no_band, _no_parameter, _no_schedule]
+)
 def test_a_file_that_does_not_fit_is_reported_by_name(folders, tmp_path, spoil):
     package = read(folders["text"] / DIFFUSION_FILE)
     spoil(package)
@@ -85,7 +87,7 @@ def test_a_file_that_does_not_fit_is_reported_by_name(folders, tmp_path, spoil):
         diffusion.load_bands(path, codec, CPU)
 
 
-def test_allow_list_holds_no_name_that_files_do_not_need(folders):
+def test_the_allow_list_has_only_names_that_a_file_needs(folders):
     needed = torch.serialization.get_unsafe_globals_in_checkpoint(folders["text"] / DIFFUSION_FILE)
     allowed = {
         item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}"
@@ -95,7 +97,7 @@ def test_allow_list_holds_no_name_that_files_do_not_need(folders):
 
 
 def test_configurations_that_hydra_composed_are_read(folders, mono, tmp_path):
-    """Upstream's are, and hydra leaves the resolved date of its folder in the root's cache."""
+    """Upstream's are composed by hydra, which leaves a resolved date in the root's cache."""
     package = read(folders["text"] / DIFFUSION_FILE)
     for index in range(package["n_bands"]):
         name = f"band-{index}"

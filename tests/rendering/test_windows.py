@@ -1,4 +1,4 @@
-"""Windows that cover a signal, and what is put together of them."""
+"""Windows that cover a signal, and the signal that is reassembled from them."""
 
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ def test_windows_cover_everything_and_overlap(total):
 
 
 @pytest.mark.parametrize("frames", [10, 57, 300])
-def test_what_does_not_depend_on_the_window_comes_out_as_it_is(frames):
+def test_a_signal_that_does_not_depend_on_the_window_is_unchanged(frames):
     signal = torch.randn(2, 1, frames * 4)
 
     def part(start, stop):
@@ -31,7 +31,7 @@ def test_what_does_not_depend_on_the_window_comes_out_as_it_is(frames):
 
 
 def test_windows_fade_into_each_other():
-    """Two constants meet without a step, each alone where it is alone."""
+    """Two constants are joined without a step, and are unchanged outside of the overlap."""
     levels = iter([0.0, 1.0])
 
     def part(start, stop):
@@ -45,7 +45,7 @@ def test_windows_fade_into_each_other():
 
 
 @pytest.mark.parametrize("total", [1, 64, 65, 200])
-def test_pieces_are_read_with_what_stands_around_them(total):
+def test_pieces_are_read_with_a_margin_and_cover_the_signal(total):
     numbers = torch.arange(total)
     pieces = [(numbers[read], keep) for read, keep in padded(total, 64, 10)]
     assert torch.equal(torch.cat([part[keep] for part, keep in pieces]), numbers)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
-import warnings
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -132,6 +134,8 @@ TORCH: Ops = TorchOps()
 TRITON: Ops = TritonOps()
 TRITON_ATTENTION: Ops = TritonAttentionOps()
 
+logger = logging.getLogger(__name__)
+
 TENSOR_CORES = (8, 0)  # the first compute capability whose tensor cores Triton uses
 
 
@@ -143,7 +147,7 @@ def triton_ops(capability: tuple[int, int]) -> Ops:
 def cpu_ops(team: Team) -> Ops:
     """The CPU's operations, run by these threads; rows are independent of each other, to the bit.
 
-    A new object for each user, because it keeps what it has recorded.
+    Each call returns a new object, which keeps the programs that it has recorded.
     """
     # numba is imported only where it is used; a GPU does not need it.
     from musicgen.decoder.kernels.recorder import CpuOps
@@ -179,25 +183,46 @@ def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) ->
     """The operations for a decoder of this shape and dtype, for a batch of `rows` rows.
 
     On CUDA these are the Triton kernels that suit the GPU, if they build here and agree with
-    PyTorch; otherwise, after a warning, PyTorch's operations. Float32 always uses PyTorch's
-    operations: it serves comparisons, not speed. `cpu_ops` are for packed weights.
+    PyTorch; otherwise PyTorch's operations, and an error is logged. Float32 always uses PyTorch's
+    operations: it serves comparisons, not speed. So does MUSICGEN_KERNELS=torch, the operator's way
+    out if a kernel crashes or hangs. On a CPU they are for weights that are not packed.
     """
-    if device.type == "cpu" or dtype == torch.float32:
+    torch_only = device.type == "cpu" or os.environ.get("MUSICGEN_KERNELS") == "torch"
+    if torch_only or dtype == torch.float32:
         return TORCH
     try:
         ops = triton_ops(torch.cuda.get_device_capability(device))
         check(ops, TORCH, device, dtype, shape, rows)
     except Exception as exc:  # a compiler or driver may raise any exception
         reason = "Triton is not installed" if compiler.triton is None else f"{exc!r}"
-        warnings.warn(f"decoding without Triton kernels (slower): {reason}", stacklevel=2)
+        _log_once(
+            logging.ERROR,
+            f"Triton kernels cannot be used; decoding with PyTorch operations, which is several "
+            f"times slower: {reason}",
+        )
         return TORCH
     if ops is not TRITON:
-        warnings.warn(
-            "decoding without Triton's matrix products (slower): they need compute capability "
-            "8.0 or higher; using cuBLAS instead",
-            stacklevel=2,
+        _log_once(
+            logging.WARNING,
+            "Triton's matrix products need compute capability 8.0 or higher; using cuBLAS instead "
+            "(slower)",
         )
     return ops
+
+
+@functools.cache
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+def describe(ops: Ops) -> str:
+    """A name of the operations for logs and results."""
+    names = {
+        TORCH: "PyTorch operations",
+        TRITON: "Triton kernels",
+        TRITON_ATTENTION: "Triton attention and sampling with cuBLAS products",
+    }
+    return names.get(ops, "CPU operations")
 
 
 def check(
@@ -208,10 +233,30 @@ def check(
     Raises ValueError for a shape that the kernels' tiles do not divide, and ArithmeticError if
     results differ by more than rounding to `dtype` explains.
     """
+    check_sample(ops, reference, device, dtype, rows)
+    ours, theirs = (trials(backend, device, dtype, shape, rows) for backend in (ops, reference))
+    for name, run in ours.items():
+        error, allowed = difference(run(), theirs[name](), dtype)
+        if not error <= allowed:
+            raise ArithmeticError(f"{name} is off by {error:.3g}")
+
+
+def difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The largest difference, and the largest that rounding to `dtype` explains."""
+    error = (found.float() - expected.float()).abs().max().item()
+    return error, 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item())
+
+
+def trials(
+    ops: Ops, device: torch.device, dtype: torch.dtype, shape: Shape, rows: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Calls of every operation but `sample`, always on the same random rows.
+
+    Raises ValueError for a shape that the kernels' tiles do not divide.
+    """
     dim, ffn_dim, head_dim = shape.dim, shape.ffn_dim, shape.head_dim
     if dim % 64 or ffn_dim % 64 or shape.outputs % 64 or head_dim & (head_dim - 1):
         raise ValueError(f"the kernels do not support {shape}")
-    _check_sample(ops, reference, device, dtype, rows)
     random = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -235,31 +280,34 @@ def check(
         alike = torch.arange(capacity, device=device) < shared[:, None]
         cache[order] = torch.where(alike[:, None, :, None], cache[-1], cache[order])
 
-    def run(ops: Ops) -> dict[str, Tensor]:
+    def qkv_trial() -> Tensor:
         k, v = keys.clone(), values.clone()
         q = ops.norm_qkv(x, norm, qkv, k, v, order, positions)
+        return torch.cat([part.flatten() for part in (q, k, v)])
+
+    def add_trial() -> Tensor:
         residual = x.clone()
-        added = ops.norm_linear(ops.linear_add(hidden, down, residual), norm, up)
-        return {
-            "norm_qkv": torch.cat([part.flatten() for part in (q, k, v)]),
-            "norm_linear": ops.norm_linear(x, norm, up),
-            "norm_linear with GELU": ops.norm_linear(x, norm, up, gelu=True),
-            "linear_add": residual,
-            "norm_linear after linear_add": added,
-            "attention": ops.attention(query, keys, values, order, positions + 1),
-            "attention with a shared prefix": ops.attention(
-                query, keys, values, order, positions + 1, shared
-            ),
-        }
+        # Its norm completes the residual.
+        ops.norm_linear(ops.linear_add(hidden, down, residual), norm, up)
+        return residual
 
-    results = run(ops)
-    for name, expected in run(reference).items():
-        error = (results[name].float() - expected.float()).abs().max().item()
-        if not error <= 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item()):
-            raise ArithmeticError(f"{name} is off by {error:.3g}")
+    lengths = positions + 1
+    return {
+        "norm_qkv": qkv_trial,
+        "norm_linear": lambda: ops.norm_linear(x, norm, up),
+        "norm_linear with GELU": lambda: ops.norm_linear(x, norm, up, gelu=True),
+        "linear_add": add_trial,
+        "norm_linear after linear_add": lambda: ops.norm_linear(
+            ops.linear_add(hidden, down, x.clone()), norm, up
+        ),
+        "attention": lambda: ops.attention(query, keys, values, order, lengths),
+        "attention with a shared prefix": lambda: ops.attention(
+            query, keys, values, order, lengths, shared
+        ),
+    }
 
 
-def _check_sample(
+def check_sample(
     ops: Ops, reference: Ops, device: torch.device, dtype: torch.dtype, rows: int
 ) -> None:
     random = torch.Generator(device).manual_seed(0)

@@ -68,4 +68,6 @@ def _sample_kernel(
     kept = tl.where(bits >= least, probs, 0.0)
     drawn = tl.where(inside, kept / tl.sum(kept, axis=0) / draw, -1.0)
     chosen = tl.where(greedy, tl.argmax(guided, axis=0), tl.argmax(drawn, axis=0))
+    # NaN logits must not give an index beyond the embedding table.
+    chosen = tl.minimum(chosen, card - 1)
     tl.store(codes + clip * n_q + book, chosen.to(tl.int64))

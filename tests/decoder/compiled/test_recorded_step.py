@@ -7,9 +7,9 @@ import pytest
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.gpu_plan.cost import launch_cost
 from benchmarks.gpu_plan.launches import CUDA, step_launches
 from benchmarks.gpu_plan.recorder import PROCESSORS
-from benchmarks.gpu_plan.traffic import traffic
 from benchmarks.work import MAX_SECONDS, PUBLISHED, Storage, Work, step_bytes
 
 SHORT = ("small", "stereo-melody-large")
@@ -32,7 +32,7 @@ def test_a_step_uses_only_tensors_on_the_gpu(model, capability):
 def test_the_bytes_of_the_launches_add_up_to_the_bytes_of_the_step(model, melodies):
     """The plan counts per launch, the roofline by the model's shape; both give the same sum."""
     work = Work(model, MAX_SECONDS, 4, CUDA, melodies)
-    parts = [traffic(launch, work) for launch in step_launches(work.config, work.batch, 90)]
+    parts = [launch_cost(launch, work) for launch in step_launches(work.config, work.batch, 90)]
     read = sum(part.programs * part.memory for part in parts)
     assert read == pytest.approx(step_bytes(work, Storage(2, 2)), rel=0.002)
 

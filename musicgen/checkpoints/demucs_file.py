@@ -1,7 +1,7 @@
-"""Demucs, which separates a song into stems: its files and how they are loaded.
+"""The file of Demucs, which separates a song into stems.
 
-Upstream has two forms of file: a pickle (`htdemucs.th`) that names the class itself, and the
-safetensors of its hub repository, which name it as text. Neither makes anything but an HTDemucs.
+Upstream has two formats: a pickle (`htdemucs.th`) that refers to the model's class, and the
+safetensors of its hub repository, which hold the name of the class. Only an HTDemucs is loaded.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from musicgen.checkpoints.files import damage_reported, read_package
+from musicgen.checkpoints.pickles import read_package
+from musicgen.checkpoints.reading import damage_reported
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
 
@@ -27,7 +28,7 @@ DEFAULT_SEGMENT = 10  # seconds, of HTDemucs
 
 @dataclass(frozen=True)
 class DemucsFile:
-    """Arguments of HTDemucs and its state, as they stand in a file."""
+    """The arguments of HTDemucs and its state, as read from a file."""
 
     path: Path
     args: tuple[Any, ...]
@@ -36,7 +37,7 @@ class DemucsFile:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the safetensors form says of the model."""
+        """The metadata of a safetensors file of this model."""
         return {
             "klass": CLASS,
             "args": json.dumps([_encode(value) for value in self.args]),
@@ -45,7 +46,7 @@ class DemucsFile:
 
     @property
     def segment(self) -> float:
-        """Seconds of audio that the model works on at a time."""
+        """Seconds of audio that the model processes at a time."""
         with damage_reported(self.path):
             return float(self.kwargs.get("segment", DEFAULT_SEGMENT))
 
@@ -54,7 +55,7 @@ class DemucsFile:
         from demucs.htdemucs import HTDemucs  # takes seconds to import
 
         with damage_reported(self.path):
-            with torch.device("meta"):  # nothing to draw at random first: the state has it all
+            with torch.device("meta"):  # without random initial weights: the state has them all
                 model = HTDemucs(*self.args, **self.kwargs)
             state = {name: value.float() for name, value in self.state.items()}
             model.load_state_dict(state, assign=True)
@@ -62,7 +63,7 @@ class DemucsFile:
 
 
 def open_demucs(path: Path) -> DemucsFile:
-    """Read a file in either form; raises WeightsError unless it holds an HTDemucs."""
+    """Read a file in either format; raises WeightsError unless it holds an HTDemucs."""
     reader = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
     with damage_reported(path):
         name, args, kwargs, state = reader(path)
@@ -79,12 +80,15 @@ def _read_pickle(path: Path) -> tuple[str, Any, Any, Mapping[str, Tensor]]:
 
 
 def _named(*_: object) -> None:
-    """Stands for the class in a pickle, which may name it, not call it."""
+    """Placeholder for the class: a pickle may refer to it, but not call it."""
     raise ValueError(f"{CLASS} is called in it")
 
 
 def _fraction(*parts: Any) -> Fraction:
-    """What a pickle makes of 39 and 5, or "39/5". Fraction itself would compute "1e999999999"."""
+    """The Fraction that a pickle describes by 39 and 5, or by "39/5".
+
+    Fraction("1e999999999") would compute a number of a billion digits.
+    """
     numbers = str(parts[0]).split("/") if len(parts) == 1 else parts
     return Fraction(*map(int, numbers))
 
@@ -96,7 +100,7 @@ def _read_safetensors(path: Path) -> tuple[str, Any, Any, Mapping[str, Tensor]]:
 
 
 def _encode(value: Any) -> Any:
-    """JSON as demucs.hf reads it: a fraction is an object of that `_type`."""
+    """`value` as demucs.hf reads it from JSON: a fraction is an object with that `_type`."""
     if isinstance(value, Fraction):
         return {
             "_type": "fraction",

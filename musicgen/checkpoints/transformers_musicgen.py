@@ -1,12 +1,12 @@
-"""What a checkpoint in upstream's format consists of, whichever of two formats that is.
+"""A MusicGen as transformers saves it, under audiocraft's names.
 
-audiocraft's: checkpoint.py describes the folder. transformers': `MusicgenForConditionalGeneration`
-or `MusicgenMelodyForConditionalGeneration`, one state with everything in it, under other names; a
-melody model needs Demucs (htdemucs.th or htdemucs.safetensors) put beside it.
+`MusicgenForConditionalGeneration` or `MusicgenMelodyForConditionalGeneration`: one state holds the
+language model, EnCodec and the text encoder. A melody model also needs Demucs (htdemucs.th or
+htdemucs.safetensors), which must be put into the folder.
 """
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,27 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from musicgen.checkpoints.checkpoint import (
-    PROVIDER_PREFIX,
-    Checkpoint,
-    open_checkpoint,
+from musicgen.checkpoints.checkpoint import PROVIDER_PREFIX, Checkpoint
+from musicgen.checkpoints.encodec_files import EncodecFiles
+from musicgen.checkpoints.reading import damage_reported, read_json
+from musicgen.checkpoints.transformers_model import (
+    CONFIG_FILE,
+    TransformersModel,
+    read_config,
+    read_transformers_model,
 )
-from musicgen.checkpoints.encodec import EncodecFiles, from_saved
-from musicgen.checkpoints.files import damage_reported, read_json
-from musicgen.checkpoints.folders import LM_FILE
-from musicgen.checkpoints.saved import CONFIG_FILE, Saved, read_config, read_saved
 from musicgen.errors import WeightsError
 
 MELODY_SETTINGS = "preprocessor_config.json"
 DECODER, HEADS = "decoder.model.decoder.", "decoder.lm_heads."
-SECONDS = 30  # what every MusicGen was trained on; transformers' configuration does not say it
+SECONDS = 30  # length that every MusicGen was trained on; not in transformers' configuration
 
-# transformers' classes -> whether the model follows melodies
+# transformers' class -> whether it is a melody model
 CLASSES = {
     "MusicgenForConditionalGeneration": False,
     "MusicgenMelodyForConditionalGeneration": True,
 }
-# audiocraft's name in a layer -> transformers' names, stacked
+# audiocraft's name in a layer -> transformers' names, of which the weights are stacked
 LAYER = {
     "self_attn.in_proj_weight": [f"self_attn.{x}_proj.weight" for x in "qkv"],
     "self_attn.out_proj.weight": ["self_attn.out_proj.weight"],
@@ -53,23 +53,14 @@ LAYER = {
     },
 }
 PROJECTIONS = {"description": "enc_to_dec_proj", "self_wav": "audio_enc_to_dec_proj"}
-# Part of a state, but computed: position tables and tied embeddings.
+# Weights of a state that are not read: computed position tables and tied embeddings.
 COMPUTED = (f"{DECODER}embed_positions.weights", "text_encoder.encoder.embed_tokens.weight")
-# The melody features of transformers' processor that are MusicGen's.
+# Settings of the melody features in transformers' processor -> MusicGen's value.
 MELODY = {"sampling_rate": 32000, "n_fft": 16384, "num_chroma": 12}
 
 
-@dataclass(frozen=True)
-class Upstream:
-    """The language model's checkpoint, and the models that it works with."""
-
-    checkpoint: Checkpoint
-    text: Saved
-    codec: EncodecFiles
-
-
 class Stacked(Mapping[str, Tensor]):
-    """Tensors of `state` under other names, each made of one or several on top of each other."""
+    """Tensors of `state` under other names; each is one tensor or several concatenated by rows."""
 
     def __init__(self, state: Mapping[str, Tensor], names: Mapping[str, list[str]]) -> None:
         self._state, self._names = state, names
@@ -85,54 +76,40 @@ class Stacked(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def open_upstream(folder: Path) -> Upstream:
-    """The checkpoint in `folder`. Raises WeightsError for one that is damaged or incomplete."""
-    if not (folder / LM_FILE).exists() and (folder / CONFIG_FILE).exists():
-        return _open_transformers(folder)
-    checkpoint = open_checkpoint(folder)
-    if checkpoint.manifest is not None:
-        raise WeightsError(f"{folder} is converted already.")
-    return Upstream(checkpoint, read_saved(checkpoint.text_folder), checkpoint.codec())
-
-
 def follows_melodies(folder: Path) -> bool:
-    """Whether the MusicGen in transformers' `folder` does; raises WeightsError for other models."""
+    """Whether the MusicGen in `folder` is a melody model; raises WeightsError for other models."""
     name = next(iter(read_config(folder).get("architectures") or []), None)
     if name not in CLASSES:
         raise WeightsError(f"{folder / CONFIG_FILE}: {name} is not one of {', '.join(CLASSES)}.")
     return CLASSES[name]
 
 
-def _open_transformers(folder: Path) -> Upstream:
-    saved = read_saved(folder)
-    with damage_reported(folder / CONFIG_FILE):
-        return _from_transformers(folder, saved, follows_melodies(folder))
+def open_musicgen(folder: Path) -> tuple[Checkpoint, TransformersModel]:
+    """The language model and EnCodec of `folder`, and its text encoder."""
+    model = read_transformers_model(folder)
+    melody = follows_melodies(folder)
+    path = folder / CONFIG_FILE
+    with damage_reported(path):
+        names = _names(model.state, model.config["decoder"], melody)
+        _check_mapped(model, names)
+        config = OmegaConf.create(_configuration(path, model.config, melody))
+        codec = EncodecFiles.from_transformers(_part(model, "audio_encoder"))
+        state = Stacked(model.state, names)
+        checkpoint = Checkpoint(folder, path, model.weights_file, config, state, lambda: codec)
+        checkpoint.check()
+        return checkpoint, _part(model, "text_encoder")
 
 
-def _from_transformers(folder: Path, saved: Saved, melody: bool) -> Upstream:
-    names = _names(saved.state, saved.config["decoder"], melody)
-    _check_mapped(folder, saved.state, names)
-
-    def codec() -> EncodecFiles:
-        raise WeightsError(f"{folder} cannot be served as it is: scripts/weights convert it first.")
-
-    config = OmegaConf.create(_configuration(folder, saved.config, melody))
-    checkpoint = Checkpoint(
-        folder, folder / CONFIG_FILE, config, Stacked(saved.state, names), codec
-    )
-    codec_files = from_saved(_part(saved, "audio_encoder"))
-    return Upstream(checkpoint, _part(saved, "text_encoder"), codec_files)
-
-
-def _part(saved: Saved, prefix: str) -> Saved:
-    names = {
-        key.removeprefix(f"{prefix}."): [key] for key in saved.state if key.startswith(f"{prefix}.")
-    }
-    return Saved(saved.folder, saved.config[prefix], Stacked(saved.state, names))
+def _part(model: TransformersModel, name: str) -> TransformersModel:
+    """The model that is saved inside of `model` under `name`."""
+    prefix = f"{name}."
+    names = {key.removeprefix(prefix): [key] for key in model.state if key.startswith(prefix)}
+    state = Stacked(model.state, names)
+    return TransformersModel(model.folder, model.config[name], model.weights_file, state)
 
 
 def decoder_names(layers: int, codebooks: int) -> dict[str, list[str]]:
-    """audiocraft's names of a decoder -> transformers', of which several are stacked into one."""
+    """audiocraft's name of a decoder weight -> transformers' names of the weights stacked in it."""
     names = {f"emb.{k}.weight": [f"{DECODER}embed_tokens.{k}.weight"] for k in range(codebooks)}
     for i in range(layers):
         for ours, parts in LAYER.items():
@@ -146,7 +123,7 @@ def decoder_names(layers: int, codebooks: int) -> dict[str, list[str]]:
 def _names(
     state: Mapping[str, Tensor], decoder: Mapping[str, Any], melody: bool
 ) -> dict[str, list[str]]:
-    """The same and the projections', as far as they are in `state`."""
+    """The names of the decoder's and the projections' weights that are in `state`."""
     names = decoder_names(decoder["num_hidden_layers"], decoder["num_codebooks"])
     for ours, theirs in PROJECTIONS.items():
         for kind in ("weight", "bias"):
@@ -156,41 +133,35 @@ def _names(
     return {ours: parts for ours, parts in names.items() if all(x in state for x in parts)}
 
 
-def _check_mapped(
-    folder: Path, state: Mapping[str, Tensor], names: Mapping[str, list[str]]
-) -> None:
-    mapped = {name for parts in names.values() for name in parts}
-    left = [
-        key
-        for key in state
-        if key not in mapped
-        and key not in COMPUTED
-        and not key.startswith(("text_encoder.", "audio_encoder."))
-    ]
+def _check_mapped(model: TransformersModel, names: Mapping[str, list[str]]) -> None:
+    """Raise WeightsError for a weight that would be ignored."""
+    mapped = {name for parts in names.values() for name in parts} | {*COMPUTED}
+    parts = ("text_encoder.", "audio_encoder.")
+    left = [key for key in model.state if key not in mapped and not key.startswith(parts)]
     if left:
         raise WeightsError(
-            f"{folder}: {left[0]} has no place in MusicGen's decoder ({len(left)} such in all), so "
-            "this model cannot be converted. Use the repository's state_dict.bin."
+            f"{model.weights_file}: {left[0]} has no place in MusicGen's decoder ({len(left)} such "
+            "in all), so this model cannot be converted. Use the repository's state_dict.bin."
         )
 
 
-def _configuration(folder: Path, config: Mapping[str, Any], melody: bool) -> dict[str, Any]:
-    """audiocraft's configuration of the same model, as far as inference reads it."""
+def _configuration(path: Path, config: Mapping[str, Any], melody: bool) -> dict[str, Any]:
+    """The settings of audiocraft's configuration that inference reads, for the same model."""
     decoder = config["decoder"]
     if decoder.get("scale_embedding"):
-        raise WeightsError(f"{folder / CONFIG_FILE}: scale_embedding is not MusicGen's.")
+        raise WeightsError(f"{path}: scale_embedding=True is not supported; MusicGen has False.")
     books, stereo = decoder["num_codebooks"], decoder.get("audio_channels", 1) == 2
     text_name = config["text_encoder"].get("_name_or_path") or "t5-base"
     conditioners: dict[str, Any] = {"description": {"model": "t5", "t5": {"name": text_name}}}
     if melody:
-        conditioners = {"self_wav": _melody(folder), **conditioners}
+        conditioners = {"self_wav": _melody(path.parent), **conditioners}
     return {
         "dataset": {"segment_duration": SECONDS},
         "transformer_lm": {
             "dim": decoder["hidden_size"],
             "num_heads": decoder["num_attention_heads"],
             "num_layers": decoder["num_hidden_layers"],
-            "hidden_scale": decoder["ffn_dim"] / decoder["hidden_size"],
+            "hidden_scale": _hidden_scale(decoder["ffn_dim"], decoder["hidden_size"]),
             "n_q": books,
             "card": decoder["vocab_size"],
             "activation": decoder["activation_function"],
@@ -208,13 +179,21 @@ def _configuration(folder: Path, config: Mapping[str, Any], melody: bool) -> dic
     }
 
 
+def _hidden_scale(ffn_dim: int, dim: int) -> float:
+    """The factor that audiocraft's int(hidden_scale * dim) makes `ffn_dim` of."""
+    scale: float = ffn_dim / dim
+    return scale if int(scale * dim) == ffn_dim else math.nextafter(scale, math.inf)
+
+
 def _melody(folder: Path) -> dict[str, Any]:
-    """The melody conditioner; the processor's settings, where they are, must be MusicGen's."""
+    """The melody conditioner. The processor's settings, if there are any, must be MusicGen's."""
     path = folder / MELODY_SETTINGS
     settings = read_json(path) if path.exists() else {}
     for key, expected in MELODY.items():
         if settings.get(key, expected) != expected:
-            raise WeightsError(f"{path}: {key}={settings[key]} is not MusicGen's ({expected}).")
+            raise WeightsError(
+                f"{path}: {key}={settings[key]} is not supported; MusicGen has {expected}."
+            )
     rate, window = MELODY["sampling_rate"], MELODY["n_fft"]
     spec = {
         "sample_rate": rate,

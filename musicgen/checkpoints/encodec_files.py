@@ -1,0 +1,26 @@
+"""The configuration and weights of EnCodec, in either of the two formats that checkpoints use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from musicgen.checkpoints.transformers_model import TransformersModel
+
+AUDIOCRAFT, TRANSFORMERS = "audiocraft", "transformers"
+
+
+@dataclass(frozen=True)
+class EncodecFiles:
+    """EnCodec of a folder. `library` names the library whose names `config` and `state` use."""
+
+    library: str  # AUDIOCRAFT or TRANSFORMERS
+    folder: Path
+    config: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+
+    @classmethod
+    def from_transformers(cls, model: TransformersModel) -> "EncodecFiles":
+        return cls(TRANSFORMERS, model.folder, model.config, model.state)
