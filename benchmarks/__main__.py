@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, parity, report
+from benchmarks import machine, report
 from benchmarks.gpu_plan import prediction
 from benchmarks.gpu_plan.cards import GPUS, this_cpu
 from benchmarks.gpu_plan.fastest_step import fastest_step
@@ -35,6 +35,8 @@ def main() -> None:
         plan(options)
         return
     if options.parity:
+        from benchmarks import parity  # needs audiocraft
+
         parity.main(options.parity, options.seed)
         return
     if options.callers:
@@ -68,10 +70,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="with --callers: the checkpoint to serve")
     parser.add_argument("--requests", type=int, default=32, help="with --callers")
     parser.add_argument(
-        "--parity", type=int, help="compare so many random generations with audiocraft instead"
+        "--seed", type=int, default=0, help="with --callers or --parity: draws the requests"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="with --callers and --parity: draws the requests"
+        "--parity", type=int, help="compare this many random generations with audiocraft instead"
     )
     parser.add_argument(
         "--plan",

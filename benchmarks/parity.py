@@ -47,7 +47,7 @@ class Difference:
 
 
 def main(generations: int, seed: int) -> None:
-    """Print a table by setting and, last, one line of JSON; exit 1 after an error."""
+    """Print a table by setting, then one line of JSON; exit 1 for an unexplained difference."""
     systems = [
         System(cross, n_q, half) for cross in (True, False) for n_q in (4, 8) for half in (0, 1)
     ]

@@ -45,8 +45,9 @@ class System:
 
 def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
     """Returns this engine, constructed as the pipeline does; `ops` replaces its operations."""
+    dtype = torch.float16 if ops else work.half  # float32 weights on a CPU belong to its operations
     lm = LM.from_audiocraft(
-        work.config, state, device=work.device, dtype=work.half, threads=torch.get_num_threads()
+        work.config, state, device=work.device, dtype=dtype, threads=torch.get_num_threads()
     )
     no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(

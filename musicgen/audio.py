@@ -11,7 +11,7 @@ import torch
 from julius.resample import resample_frac
 from torch import Tensor
 
-from musicgen.audio_file import FIX, AudioFile, open_audio
+from musicgen.audio_file import FIX, AudioFile, measure_length, open_audio
 from musicgen.errors import InputError
 
 # A float file with a peak above this is refused: its samples are probably integers.
@@ -54,7 +54,7 @@ def load_slice(
         wav, length, reached_end = _read(file, start, stop)
         rate = file.rate
     if not wav.shape[-1]:
-        length = _length(path)
+        length = measure_length(path)
     first, last = resolve_slice(start, end, length, reached_end=reached_end)
     wav = wav[:, : round(min(last, stop) * rate) - round(first * rate)]
     if wav.shape[-1] * sample_rate < rate:  # less than one sample at the new rate
@@ -132,15 +132,6 @@ def _read(file: AudioFile, start: float, stop: float) -> tuple[Tensor, float, bo
             break
     wav = torch.from_numpy(np.concatenate(kept)) if kept else torch.zeros(0, 1)
     return wav.T, position / file.rate, reached_end
-
-
-def _length(path: Path) -> float:
-    """Seconds of a whole file. Raises InputError for a file without a sample."""
-    with open_audio(path) as file:
-        samples = sum(len(block) for block in file.blocks())
-        if not samples:
-            raise InputError("input_audio", path.name, "holds no audio samples", FIX)
-        return samples / file.rate
 
 
 def _downmix(channels: int, mask: int) -> np.ndarray | None:

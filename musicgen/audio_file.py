@@ -79,13 +79,7 @@ class AudioFile:
             if not data:
                 break
             self._buffer += data
-        if self._process.out_of_time:
-            raise InputError(
-                "input_audio",
-                self.name,
-                f"decoding it took more than {ffmpeg.CPU_SECONDS} s of processor time",
-                "Send a shorter file, or just the part that is to be used",
-            )
+        _check_time(self._process, self.name)
         if damage := self._process.complaints(but="whitelist"):
             logger.warning("input_audio %r: damaged (%s)", self.name, damage[-1])
 
@@ -148,16 +142,38 @@ def open_audio(path: Path, start: float = 0.0, rate: int | None = None) -> Itera
     raise undecodable
 
 
-def _arguments(path: Path, track: int, begin: float, rate: int | None) -> list[str | Path]:
-    options = [
-        "-nostdin",
-        "-format_whitelist",
-        FORMATS.replace(" ", ","),
-        "-protocol_whitelist",
-        "file,pipe",
-    ]
+def measure_length(path: Path) -> float:
+    """Seconds of a file, by its packets, without decoding them. Raises InputError without any."""
+    output = ["-map", "0:a:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-"]
+    command = [*_input_options(), "-i", f"file:{path}", *output]
+    with _place(), ffmpeg.running(command) as process:
+        report = b"".join(process.chunks()).decode()
+        _check_time(process, path.name)
+    times = re.findall(r"^out_time_us=(\d+)$", report, re.MULTILINE)
+    if not times or times[-1] == "0":
+        raise InputError("input_audio", path.name, "holds no audio samples", FIX)
+    return int(times[-1]) / 1e6
+
+
+def _check_time(process: ffmpeg.Ffmpeg, name: str) -> None:
+    """Raise InputError if a process was ended by its limit of processor time."""
+    if process.out_of_time:
+        raise InputError(
+            "input_audio",
+            name,
+            f"decoding it took more than {ffmpeg.CPU_SECONDS} s of processor time",
+            "Send a shorter file, or just the part that is to be used",
+        )
+
+
+def _input_options() -> list[str]:
+    options = ["-nostdin", "-format_whitelist", FORMATS.replace(" ", ",")]
+    options += ["-protocol_whitelist", "file,pipe"]
     # Cover art would be decoded while the file is probed.
-    options += ["-codec_whitelist", audio_decoders(), "-threads", "1"]
+    return [*options, "-codec_whitelist", audio_decoders(), "-threads", "1"]
+
+
+def _arguments(path: Path, track: int, begin: float, rate: int | None) -> list[str | Path]:
     seek = ["-ss", f"{begin:f}"] if begin else []
     timeline = ["-af", ON_TIMELINE] if _is_timed(path) else []
     # Without the prefix a name such as "concat:a" would name a protocol.
@@ -174,7 +190,7 @@ def _arguments(path: Path, track: int, begin: float, rate: int | None) -> list[s
         "wav",
         "pipe:1",
     ]
-    return [*options, *seek, "-i", source, *output]
+    return [*_input_options(), *seek, "-i", source, *output]
 
 
 @functools.cache

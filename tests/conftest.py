@@ -21,28 +21,22 @@ from musicgen.pipeline import MusicGen
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
-# With pytest-xdist one worker runs all tests of a group. Every file here is a group, because its
-# fixtures are expensive; the tests in `machine` use all processors and never run at the same time.
+# File -> group of its tests. With pytest-xdist one worker runs all tests of a group, one after the
+# other: tests of `machine` use all processors, the other files have expensive fixtures.
 GROUPS = {
     "test_cluster": "machine",
     "test_soak": "machine",
-    **{
-        name: name
-        for name in (
-            "test_bench",
-            "test_demo",
-            "test_five_minutes",
-            "test_gpu_report",
-            "test_http_delivery",
-            "test_page",
-            "test_prediction",
-            "test_stages",
-        )
-    },
+    "test_bench": "bench",
+    "test_demo": "demo",
+    "test_gpu_report": "gpu_report",
+    "test_image": "image",
+    "test_page": "page",
+    "test_prediction": "prediction",
 }
-# Tests that start one of these are slow, and so are all tests in these files.
-SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play", "storage_url"}
-SLOW_FILES = {"test_bench", "test_cli", "test_cluster", "test_disk", "test_gpu_report"}
+# Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
+SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play"}
+SLOW_PLACES = {"benchmarks", "cluster", "deploy", "test_cli", "test_disk"}
+DEMO_PLACES = {"test_demo", "training"}
 
 # The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
@@ -57,12 +51,14 @@ def pytest_sessionstart(session):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        name = item.path.stem
-        if name in GROUPS:
-            item.add_marker(pytest.mark.xdist_group(GROUPS[name]))
-        if name in SLOW_FILES or SLOW_FIXTURES & set(item.fixturenames):
+        fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
+        # A file's tests with servers share them.
+        shared = item.path.stem if "start_server" in fixtures else None
+        if group := GROUPS.get(item.path.stem, shared):
+            item.add_marker(pytest.mark.xdist_group(group))
+        if fixtures & SLOW_FIXTURES or places & SLOW_PLACES:
             item.add_marker(pytest.mark.slow)
-        if name == "test_demo" or item.path.parent.name == "training":
+        if places & DEMO_PLACES:
             item.add_marker(pytest.mark.demo)
 
 

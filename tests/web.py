@@ -12,18 +12,25 @@ from typing import Any
 from gate import Gate
 
 
+class Server(ThreadingHTTPServer):
+    """A server that knows its address. A handler has it as `self.server`."""
+
+    url: str
+
+
 @contextmanager
 def listening(
     handler: type[BaseHTTPRequestHandler], tls: SSLContext | None = None
-) -> Iterator[str]:
-    """The URL of a server that answers each connection in a thread; https if `tls` is given."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+) -> Iterator[Server]:
+    """A server with a thread for each connection; https if `tls` is given."""
+    with Server(("127.0.0.1", 0), handler) as server:
         if tls:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
+        server.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
+            yield server
         finally:
             server.shutdown()
             thread.join()
@@ -32,7 +39,8 @@ def listening(
 @dataclass
 class Web:
     """A file server. At `url` it has /whole/NAME; /half/NAME, which ends too early; and /held/NAME,
-    whose second half waits at `gate`; meanwhile a byte a second is sent, or else Cog gives up.
+    whose second half waits at `gate`. While it waits, it sends a byte a second, because Cog ends a
+    silent download.
     """
 
     url: str = ""
@@ -68,7 +76,8 @@ def web_server(files: Mapping[str, bytes]) -> Iterator[Web]:
             with suppress(OSError):  # the client has disconnected
                 super().handle()
 
-    with listening(Handler) as web.url:
+    with listening(Handler) as server:
+        web.url = server.url
         try:
             yield web
         finally:

@@ -53,7 +53,7 @@ def run(setting: Setting) -> None:
         compare_codes(loop, codec, work, setting)
         setting.recorder.add("first code", ms=first_code(loop, work))
     finally:
-        loop.close()
+        loop.close(wait=True)
 
 
 def compare_codes(loop: Loop, codec: Encodec, work: Work, setting: Setting) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import shutil
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPMessage
@@ -36,6 +37,8 @@ def fetch(url: str, root: Path, landmarks: Sequence[str]) -> Path:
             root.mkdir(parents=True, exist_ok=True)
             _unpack(url, target)
         except Exception as exc:  # tarfile and the decompressors may raise any exception
+            if isinstance(exc, urllib.error.HTTPError):
+                exc.close()  # it holds the connection
             raise WeightsError(f"{shown} could not be fetched and unpacked: {exc}") from exc
     folders = {path.parent for name in landmarks for path in target.rglob(name)}
     if len(folders) != 1:

@@ -36,11 +36,16 @@ class Loop:
             self._changed.notify()
         return job
 
-    def close(self) -> None:
-        """End the thread after its current step; clips that are not done by then stay undone."""
+    def close(self, wait: bool = False) -> None:
+        """End the thread after its current step; clips that are not done by then stay undone.
+
+        With `wait`, return after the thread has ended.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify()
+        if wait:
+            self._thread.join()
 
     def _run(self, warm: threading.Event) -> None:
         try:

@@ -16,7 +16,7 @@ import imageio_ffmpeg
 from musicgen.runtime import cancellation
 
 MEMORY_BYTES = 256 * 2**20  # of data; an ordinary file takes 35 MB
-CPU_SECONDS = 60  # an hour of mp3 takes about 10
+CPU_SECONDS = 20  # decoding an hour of mp3 takes about 10
 SILENT_SECONDS = 300.0  # without output, after which a process counts as stuck
 CHECK_SECONDS = 0.1  # between two checks for cancellation
 MESSAGE_BYTES = 4096  # the last messages count

@@ -6,17 +6,20 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import systems
 from benchmarks.gpu_plan import fastest_step as fastest
 from benchmarks.gpu_plan import prediction, recorder
 from benchmarks.gpu_plan.cards import GPUS
 from benchmarks.gpu_plan.cost import Cost
 from benchmarks.gpu_plan.prediction import HALF, seconds
-from benchmarks.work import Work
+from benchmarks.work import Work, random_state_dict
 from musicgen.commands.server import ROOT
+from musicgen.decoder import kernels
 
 H200 = GPUS["h200"]
 
@@ -121,10 +124,30 @@ def test_the_cpus_prediction_is_printed_beside_the_measurement():
     )
 
 
+def count_operations(work):
+    """Returns how many operations one decode step of the engine calls."""
+    calls, cpu_ops = [], kernels.cpu_ops
+
+    def counting(team):
+        ops = cpu_ops(team)
+
+        def counted(run):
+            return lambda *args, **kwargs: (calls.append(1), run(*args, **kwargs))[1]
+
+        return SimpleNamespace(replay=counted(ops.replay), sample=counted(ops.sample))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "cpu_ops", counting)
+        system = systems.ours(work, random_state_dict(work.config))
+        after_step = []
+        system.decode(None, lambda: after_step.append(len(calls)))
+    return after_step[-1] - after_step[-2]
+
+
 def test_the_fastest_step_counts_every_operation_of_an_engine_step_once(monkeypatch):
     """With a clock that ticks at every reading, a step of n operations takes 2n + 1 ticks."""
     work = Work("tiny", 1.0, 1, torch.device("cpu"))
-    count = 2  # all layers as one compiled call, and sampling
+    count = count_operations(work)
     ticks = itertools.count()
     monkeypatch.setattr(fastest.time, "perf_counter", lambda: float(next(ticks)))
     assert fastest.fastest_step(work, steps=2) == 2 * count + 1
@@ -133,7 +156,7 @@ def test_the_fastest_step_counts_every_operation_of_an_engine_step_once(monkeypa
 def test_the_fastest_step_takes_the_shortest_time_of_each_operation(monkeypatch):
     """The first step runs on a clock that is ten times as slow as that of the second."""
     work = Work("tiny", 1.0, 1, torch.device("cpu"))
-    count = 2  # all layers as one compiled call, and sampling
+    count = count_operations(work)
     slow_readings = 2 * count + 2
     ticks = itertools.chain(range(0, 10 * slow_readings, 10), itertools.count(10**6))
     monkeypatch.setattr(fastest.time, "perf_counter", lambda: float(next(ticks)))

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import psutil
 import pytest
 import yaml
 from ray_cluster import started
+from web import listening
 
 from musicgen.checkpoints.folders import DEFAULT
 from musicgen.commands.server import ROOT
@@ -61,12 +62,8 @@ def webhook():
         def log_message(self, *_):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", posted
-        server.shutdown()
-        thread.join()
+    with listening(Handler) as server:
+        yield server.url, posted
 
 
 def audio(response):
@@ -97,6 +94,12 @@ def test_other_paths_are_answered_as_by_a_single_server(cluster, single):
     bad = {"duration": 0}
     assert cluster.post(**bad).status_code == single.post(**bad).status_code == 422
     assert cluster.post(**bad).json() == single.post(**bad).json()
+
+
+def test_an_unknown_input_is_refused_by_its_name(cluster):
+    answer = cluster.post(promt="soul")
+    assert answer.status_code == 422
+    assert "Did you mean prompt?" in answer.text
 
 
 def test_a_server_cannot_be_shut_down_through_the_gate(cluster):
@@ -250,7 +253,7 @@ def test_a_port_in_use_is_reported(cluster):
         [ROOT / "scripts" / "cluster", "--port", str(cluster.port)], capture_output=True, text=True
     )
     assert second.returncode == 1
-    assert second.stderr.startswith(f"Error: port {cluster.port} of 127.0.0.1: ")
+    assert second.stderr.startswith(f"Error: Port {cluster.port} of 127.0.0.1 cannot be used")
 
 
 def test_ctrl_c_leaves_no_process(tmp_path):
@@ -258,7 +261,7 @@ def test_ctrl_c_leaves_no_process(tmp_path):
         started_by_it = psutil.Process(cluster.process.pid).children(recursive=True)
         assert {"raylet", "gcs_server"} <= {process.name() for process in started_by_it}
         assert len(cluster.processes("worker")) == 1
-    assert cluster.process.returncode == 0
+    assert cluster.process.returncode == 130
     # Waits for ever if a process remains, until the test's time limit.
     psutil.wait_procs([*started_by_it, *cluster.processes()])
 

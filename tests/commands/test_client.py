@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import sounds
+from web import listening
 
 from musicgen.commands import client
 from musicgen.commands.client import (
@@ -45,12 +45,8 @@ def answering(status, body):
         def log_message(self, *_):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Client(f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-        thread.join()
+    with listening(Handler) as server:
+        yield Client(server.url)
 
 
 def test_importing_it_imports_neither_torch_nor_an_http_package():

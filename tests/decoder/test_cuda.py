@@ -191,8 +191,7 @@ def test_the_decode_thread_tests_the_context_after_an_error_only(lm, monkeypatch
         with pytest.raises(RuntimeError, match="illegal memory access"):
             loop.submit(clip(lm.config)).result()
     finally:
-        loop.close()
-        loop._thread.join()
+        loop.close(wait=True)
     assert tested == [lm.device]
 
 

@@ -201,3 +201,21 @@ def test_the_schema_that_an_image_serves_is_the_contract(built, predictor):
     for field in document["components"]["schemas"]["Input"]["properties"].values():
         field.pop("description")
     assert document["components"] == contract["components"]
+
+
+def test_the_image_without_root_changes_only_files_that_others_cannot_read(tmp_path):
+    """Its Dockerfile's command: chmod of any other file would copy it into the new layer."""
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    [command] = re.findall(r"(find /src .*?\{\} \+)\n", page, re.DOTALL)
+    (tmp_path / "folder").mkdir(mode=0o700)
+    readable, private, script = (
+        tmp_path / name for name in ("readable", "folder/private", "script")
+    )
+    for path, mode in ((readable, 0o644), (private, 0o600), (script, 0o755)):
+        path.touch()
+        path.chmod(mode)
+    before = {path: path.stat().st_ctime_ns for path in (readable, script)}
+    subprocess.run(["sh", "-c", command.replace("/src", str(tmp_path))], check=True)
+    assert {path: path.stat().st_ctime_ns for path in (readable, script)} == before
+    assert private.stat().st_mode & 0o777 == 0o644
+    assert private.parent.stat().st_mode & 0o777 == 0o755

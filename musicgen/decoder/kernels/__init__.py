@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from musicgen.decoder import sampling
-from musicgen.decoder.kernels import attention, compiler, draw, fused, products
+from musicgen.decoder.kernels import attention, cache_folder, compiler, draw, fused, products
 from musicgen.decoder.sampling import ROWS_PER_CLIP, SamplingRows
 
 if TYPE_CHECKING:
@@ -185,12 +185,13 @@ def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) ->
     On CUDA these are the Triton kernels that suit the GPU, if they build here and agree with
     PyTorch; otherwise PyTorch's operations, and an error is logged. Float32 always uses PyTorch's
     operations: it serves comparisons, not speed. So does MUSICGEN_KERNELS=torch, the operator's way
-    out if a kernel crashes or hangs. On a CPU they are for weights that are not packed.
+    out if a kernel crashes or hangs. `cpu_ops` are for packed weights.
     """
-    torch_only = device.type == "cpu" or os.environ.get("MUSICGEN_KERNELS") == "torch"
-    if torch_only or dtype == torch.float32:
+    torch_only = os.environ.get("MUSICGEN_KERNELS") == "torch"
+    if device.type == "cpu" or dtype == torch.float32 or torch_only:
         return TORCH
     try:
+        cache_folder.ensure_usable()
         ops = triton_ops(torch.cuda.get_device_capability(device))
         check(ops, TORCH, device, dtype, shape, rows)
     except Exception as exc:  # a compiler or driver may raise any exception
@@ -217,12 +218,12 @@ def _log_once(level: int, message: str) -> None:
 
 def describe(ops: Ops) -> str:
     """A name of the operations for logs and results."""
-    names = {
-        TORCH: "PyTorch operations",
-        TRITON: "Triton kernels",
-        TRITON_ATTENTION: "Triton attention and sampling with cuBLAS products",
-    }
-    return names.get(ops, "CPU operations")
+    names = (
+        (TORCH, "PyTorch operations"),
+        (TRITON, "Triton kernels"),
+        (TRITON_ATTENTION, "Triton attention and sampling with cuBLAS products"),
+    )
+    return next((name for known, name in names if ops is known), "CPU operations")
 
 
 def check(

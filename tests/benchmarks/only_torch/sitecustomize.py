@@ -23,8 +23,8 @@ def with_requirements(name, found):
             with_requirements(re.match(r"[\w.-]+", requirement)[0], found)
 
 
-class Blocker:
-    """Refuses packages of other distributions as if they were not installed."""
+class OnlyAllowed:
+    """A path finder that does not find the packages of other distributions."""
 
     def __init__(self):
         allowed = set()
@@ -37,9 +37,12 @@ class Blocker:
         }
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.blocked and PathFinder.find_spec(name.partition(".")[0]):
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
-        return None
+        if name.partition(".")[0] in self.blocked:
+            return None
+        return PathFinder.find_spec(name, path, target)
+
+    def __getattr__(self, name):  # invalidate_caches, find_distributions
+        return getattr(PathFinder, name)
 
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyAllowed()
