@@ -52,9 +52,9 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def verify(options: argparse.Namespace) -> None:
+    folder = check_checkpoint(options.folder) if options.folder else folders.resolve()
     from musicgen.commands.verify import verify
 
-    folder = check_checkpoint(options.folder) if options.folder else folders.resolve()
     for line in verify(folder):
         print(line, flush=True)
     print(f"{folder} is good.")
