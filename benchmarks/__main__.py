@@ -34,6 +34,11 @@ def main() -> None:
     if options.plan:
         plan(options)
         return
+    if options.parity:
+        from benchmarks import parity  # needs audiocraft
+
+        parity.main(options.parity, options.seed)
+        return
     if options.callers:
         from benchmarks import callers  # the only part that needs a server and audio files
 
@@ -64,7 +69,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=Path, help="with --callers: the checkpoint to serve")
     parser.add_argument("--requests", type=int, default=32, help="with --callers")
-    parser.add_argument("--seed", type=int, default=0, help="with --callers: draws the requests")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="with --callers or --parity: draws the requests"
+    )
+    parser.add_argument(
+        "--parity", type=int, help="compare this many random generations with audiocraft instead"
+    )
     parser.add_argument(
         "--plan",
         nargs="+",

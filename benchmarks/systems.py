@@ -45,7 +45,10 @@ class System:
 
 def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
     """Returns this engine, constructed as the pipeline does; `ops` replaces its operations."""
-    lm = LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
+    dtype = torch.float16 if ops else work.half  # float32 weights on a CPU belong to its operations
+    lm = LM.from_audiocraft(
+        work.config, state, device=work.device, dtype=dtype, threads=torch.get_num_threads()
+    )
     no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(
         lm,
@@ -69,11 +72,8 @@ def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
         ]
         return engine.generate(clips, progress=lambda done, total: tick())
 
-    # fbgemm's packed weights are float16.
-    weight = lm.heads.element_size() if isinstance(lm.heads, Tensor) else 2
-    return System(
-        decode, Storage(weight, work.half.itemsize), engine.warm_up, lambda: engine.description
-    )
+    storage = Storage(lm.heads.itemsize, work.half.itemsize)
+    return System(decode, storage, engine.warm_up, lambda: engine.description)
 
 
 def audiocraft(work: Work, state: StateDict) -> System:

@@ -34,7 +34,7 @@ from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
 from musicgen.request import Request
-from musicgen.runtime import cancellation, memory
+from musicgen.runtime import cancellation, memory, processors
 from musicgen.runtime.budget import Budget
 from musicgen.runtime.device_lock import DeviceLock
 from musicgen.runtime.devices import compute_dtype, describe_device, resolve_device
@@ -50,8 +50,6 @@ FAILED = (
     "Generation failed because of a server error, not because of your request. Try again; the "
     "server's log has the details."
 )
-# Up to this width most operations of a decode step end before a second thread has woken up.
-ONE_THREAD_DIM = 256
 PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
 # The fraction of the memory left after loading that renderings may hold together. A rendering keeps
 # its tensors while it yields the device to others.
@@ -96,7 +94,7 @@ class MusicGen:
             self.conditioner = Conditioner(checkpoint, device, self.device_lock.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        lm = checkpoint.load_lm(device, compute_dtype(device))
+        lm = checkpoint.load_lm(device, compute_dtype(device), processors.available())
         # Each slot has memory for the longest text. Where that is short, long texts are cut.
         for self.conditioner.text.max_tokens in MAX_TOKENS:
             if self._slots(lm) == _wanted_slots():
@@ -117,10 +115,7 @@ class MusicGen:
         WeightsError for a checkpoint that cannot be used.
         """
         begin = perf_counter()
-        checkpoint = open_checkpoint(folders.resolve(weights))
-        if checkpoint.lm.dim <= ONE_THREAD_DIM:
-            torch.set_num_threads(1)
-        model = cls(checkpoint, resolve_device(device))
+        model = cls(open_checkpoint(folders.resolve(weights)), resolve_device(device))
         logger.info(
             "%s is ready on %s: %s, %d clips at once, texts of %d tokens, loaded in %.1f s",
             model.name,

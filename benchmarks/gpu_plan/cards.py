@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks import machine
-from musicgen.decoder.kernels import cpu_ops
-from musicgen.decoder.kernels.products import linear, pack_float16
+from musicgen.decoder.kernels import cpu_ops, cpu_team, pack
 
 # The same for all GPUs. SOURCES, which a plan prints, lists where they are from.
 LAUNCH = 1.3e-6  # s between the starts of two empty kernels of a CUDA graph
@@ -109,11 +108,20 @@ def this_cpu(rows: int) -> Card:
     # are not interrupted by other processes.
     parts = itertools.cycle(torch.ones(32, 1 << 23))
     bandwidth = 4 * (1 << 23) / _seconds(lambda: next(parts).sum())
-    weight, x = pack_float16(torch.randn(512, 512)), torch.randn(rows, 512)
-    product = _seconds(lambda: linear(x, weight))
+    team = cpu_team(threads)
+    ops = cpu_ops(team)
+    weight, x = pack(torch.randn(512, 512).half(), team), torch.randn(rows, 512)
+    product = _seconds(lambda: ops.replay(lambda o, x: o.linear(x, weight), (x,), key="product"))
     # Small enough to run in one thread.
     q, keys, one = torch.randn(2, 512), torch.randn(2, 8, 256, 64), torch.arange(2)
-    attend = _seconds(lambda: cpu_ops().attention(q, keys, keys, one, torch.full((2,), 256)))
+    alone, given = cpu_ops(cpu_team(1)), (q, one, torch.full((2,), 256))
+    attend = _seconds(
+        lambda: alone.replay(
+            lambda ops, q, rows, lengths: ops.attention(q, keys, keys, rows, lengths),
+            given,
+            "attend",
+        )
+    )
     number = torch.zeros(1)
     launch = _seconds(lambda: number.add_(1))
     return Card(

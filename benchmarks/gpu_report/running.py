@@ -11,9 +11,9 @@ from musicgen.decoder.sampling import Sampling
 
 
 def random_lm(work: Work) -> LM:
-    """Returns a decoder with random weights."""
+    """Returns a decoder with random float16 weights."""
     state = random_state_dict(work.config)
-    return LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
+    return LM.from_audiocraft(work.config, state, device=work.device, dtype=torch.float16)
 
 
 def make_engine(lm: LM, work: Work, setting: Setting, slots: int) -> Engine:

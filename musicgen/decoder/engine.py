@@ -84,7 +84,7 @@ class Engine:
         self.capture = lm.device.type == "cuda" if capture is None else capture
         # MUSICGEN_GRAPHS=0 is the operator's way out if captured steps fail on a GPU.
         self.eager = eager or os.environ.get("MUSICGEN_GRAPHS") == "0"
-        self.ops = ops
+        self.ops = ops or (kernels.cpu_ops(lm.team) if lm.team else None)
         self.failed = False  # whether a step had an error; the owner of the engine resets it
         if lm.device.type == "cuda":
             cuda.configure_backends()

@@ -6,17 +6,18 @@ prepended or attended to by cross-attention. It works on rows; the engine maps c
 """
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musicgen.decoder.kernels import Ops
-from musicgen.decoder.kernels.products import linear, normed, pack_float16
+from musicgen.decoder import kernels
+from musicgen.decoder.kernels import Ops, Stream
+from musicgen.decoder.kernels.products import linear, normed
 from musicgen.decoder.sampling import ROWS_PER_CLIP
 from musicgen.decoder.weights import (
     DecoderState,
@@ -25,11 +26,15 @@ from musicgen.decoder.weights import (
     below,
     check_state,
     decoder_shapes,
-    packs_losslessly,
 )
+
+if TYPE_CHECKING:
+    from musicgen.decoder.kernels.team import Team
 
 # Positions that are prefilled at once; a piece delays the running clips by a few decode steps.
 PREFILL_PIECE = {"cpu": 64, "cuda": 256}
+# Up to this width, most operations of a step end before a second thread has woken up.
+ONE_THREAD_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,13 @@ class Cache:
             self.cross_lengths[rows],
         )
 
+    def lengths(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For rows at these positions: how many positions attention and cross-attention read, and
+        how many of the former are in the shared prefix; each [R] int64.
+        """
+        shared = None if self.shared_lengths is None else self.shared_lengths[rows]
+        return positions + 1, self.cross_lengths[rows], shared
+
     def copy_shared_prefix(self, row: int, length: int) -> None:
         """Begin a row with the first `length` positions of the shared prefix."""
         if self.shared_lengths is None:
@@ -112,21 +124,26 @@ class Layer(nn.Module):
 class LM(nn.Module):
     """The decoder of one checkpoint, on one device."""
 
-    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: Placement) -> None:
+    def __init__(
+        self,
+        config: LMConfig,
+        state: Mapping[str, Tensor],
+        place: Placement,
+        team: "Team | None" = None,
+    ) -> None:
         """Use `from_audiocraft`, which checks the state first."""
         super().__init__()
         self.config = config
+        self.team = team  # the threads that multiply packed weights
         self.device = place.device
         self.dtype = place.dtype
         books = range(config.n_q)
         self.embeddings = place.wide(torch.cat([state[f"emb.{k}.weight"] for k in books]))
 
-        def layer(i: int) -> Layer:
-            return Layer(config, below(state, f"transformer.layers.{i}."), place)
-
-        # fbgemm packs a matrix on one thread, so layers are packed in parallel.
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            layers = nn.ModuleList(threads.map(layer, range(config.num_layers)))
+        layers = nn.ModuleList(
+            Layer(config, below(state, f"transformer.layers.{i}."), place)
+            for i in range(config.num_layers)
+        )
         self.layers = cast("list[Layer]", layers)
         self.out_norm = place.norm(state, "out_norm")
         self.heads = place.product(torch.cat([state[f"linears.{k}.weight"] for k in books]))
@@ -141,19 +158,24 @@ class LM(nn.Module):
         *,
         device: torch.device | str,
         dtype: torch.dtype,
+        threads: int = 1,
     ) -> "LM":
         """Build from the state dict of an audiocraft LMModel; `condition_provider.*` is ignored.
 
         Tensors that have the wanted dtype and device are used without a copy. `dtype` is the dtype
-        of the products; embeddings and norms are float32. On the CPU, float32 products store their
-        weights as float16 if that loses nothing. Raises ValueError naming the first key that is
-        missing, unexpected or of another shape.
+        of the products; embeddings and norms are float32. On the CPU, float32 products use packed
+        weights, which are float16 where that loses nothing, and up to `threads` threads. Raises
+        ValueError naming the first key that is missing, unexpected or of another shape.
         """
         decoder = DecoderState(state)
         check_state(decoder, decoder_shapes(config))
         device = torch.device(device)
-        pack = pack_float16 if packs_losslessly(decoder, device, dtype) else None
-        return cls(config, decoder, Placement(device, dtype, pack))
+        if device.type != "cpu" or dtype != torch.float32:
+            return cls(config, decoder, Placement(device, dtype, None))
+        team = kernels.cpu_team(1 if config.dim <= ONE_THREAD_DIM else threads)
+        return cls(
+            config, decoder, Placement(device, dtype, partial(kernels.pack, team=team)), team
+        )
 
     def positions(self, length: int) -> Tensor:
         """The first `length` sinusoidal embeddings [length, dim] (`create_sin_embedding`)."""
@@ -206,6 +228,9 @@ class LM(nn.Module):
 
     def _extend(self, x: Tensor, start: int, cross: Tensor | None, cache: Cache) -> None:
         """Extend the cache by embedded positions x [R, T, dim], the first of which is `start`."""
+        if self.team:
+            self._extend_rows(x, start, cache)
+            return
         stop = start + x.shape[1]
         seen = torch.ones(x.shape[1], stop, dtype=torch.bool, device=self.device).tril(start)
         for i, layer in enumerate(self.layers):
@@ -226,16 +251,45 @@ class LM(nn.Module):
                 x = x + linear(y.transpose(1, 2).flatten(2), layer.cross_out)
             x = x + linear(F.gelu(linear(normed(x, layer.norm2), layer.up)), layer.down)
 
+    def _extend_rows(self, x: Tensor, start: int, cache: Cache) -> None:
+        """`_extend` on the CPU: every position is a row, as in a decode step.
+
+        All keys and values of the piece are in the cache before a position attends to them.
+        """
+        count, length, _ = x.shape
+        rows = torch.arange(count).repeat_interleave(length)
+        positions = torch.arange(start, start + length).repeat(count)
+        inputs = x.reshape(count * length, -1), rows, positions, *cache.lengths(rows, positions)
+        self._ops().replay(partial(self._layers, cache, False), inputs)
+
     def step(self, x: Tensor, rows: Tensor, positions: Tensor, cache: Cache, ops: Ops) -> Tensor:
         """Logits [R, K, card] of embedded rows x [R, dim] at positions [R]; extends the cache.
 
         `rows` [R] int64 are the indices of the rows in the cache.
         """
-        lengths, cross_lengths = positions + 1, cache.cross_lengths[rows]
-        shared = None if cache.shared_lengths is None else cache.shared_lengths[rows]
+        inputs = x, rows, positions, *cache.lengths(rows, positions)
+        key = len(x), cache.keys.data_ptr()
+        logits = ops.replay(partial(self._layers, cache, True), inputs, key)
+        return logits.view(len(rows), self.config.n_q, self.config.card)
+
+    def _layers(
+        self,
+        cache: Cache,
+        logits: bool,
+        ops: Ops,
+        x: Stream,
+        rows: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        cross_lengths: Tensor,
+        shared: Tensor | None,
+    ) -> Tensor:
+        """All layers, on rows x [R, dim]; the logits, or just the keys and values in the cache."""
         for i, layer in enumerate(self.layers):
             keys, values = cache.keys[i], cache.values[i]
             q = ops.norm_qkv(x, layer.norm1, layer.qkv, keys, values, rows, positions)
+            if not logits and i == len(self.layers) - 1:
+                return q
             y = ops.attention(q, keys, values, rows, lengths, shared)
             x = ops.linear_add(y, layer.out, x)
             if self.config.cross_attention:
@@ -245,13 +299,26 @@ class LM(nn.Module):
                 )
                 x = ops.linear_add(y, layer.cross_out, x)
             x = ops.linear_add(ops.norm_linear(x, layer.norm2, layer.up, gelu=True), layer.down, x)
-        logits = ops.norm_linear(x, self.out_norm, self.heads)
-        return logits.view(len(rows), self.config.n_q, self.config.card)
+        return ops.norm_linear(x, self.out_norm, self.heads)
+
+    def _ops(self) -> Any:
+        """The CPU's operations, without recordings."""
+        assert self.team
+        return kernels.cpu_ops(self.team)
+
+    def _linear(self, x: Tensor, weight: kernels.Weight) -> Tensor:
+        """`linear` of x [..., D], with packed weights as well."""
+        if not self.team:
+            return linear(x, weight)
+        rows = x.reshape(-1, x.shape[-1])
+        y: Tensor = self._ops().replay(lambda ops, rows: ops.linear(rows, weight), (rows,))
+        return y.view(*x.shape[:-1], -1)
 
     def _prefill_cross(self, cross: Tensor, cache: Cache) -> None:
         length = cross.shape[1]
+        cross = cross.to(self.device, torch.float32)
         for i, layer in enumerate(self.layers):
-            k, v = self._heads(linear(cross.to(self.device, torch.float32), layer.cross_kv), 2)
+            k, v = self._heads(self._linear(cross, layer.cross_kv), 2)
             cache.cross_keys[i, :, :, :length] = k
             cache.cross_values[i, :, :, :length] = v
         cache.cross_lengths.fill_(length)

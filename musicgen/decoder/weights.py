@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from musicgen.decoder.kernels.products import Weight, linear, pack_float16
+from musicgen.decoder.kernels.products import Weight
+from musicgen.decoder.kernels.products import is_float16 as is_float16
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,6 @@ class Placement:
         norm = nn.LayerNorm(len(weight), device="meta")
         norm.weight, norm.bias = self.wide(weight), self.wide(bias)
         return norm
-
-
-def is_float16(weight: Tensor) -> bool:
-    """Whether float16 represents every number of a weight exactly."""
-    return weight.dtype == torch.float16 or torch.equal(weight.half().to(weight.dtype), weight)
-
-
-def packs_losslessly(state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether all matrices fit float16 exactly and this CPU has products for float16 weights."""
-    if device.type != "cpu" or dtype != torch.float32:
-        return False
-    matrices = (v for k, v in state.items() if v.dim() == 2 and not k.startswith("emb."))
-    if not all(is_float16(matrix) for matrix in matrices):
-        return False
-    try:
-        linear(torch.ones(2, 8), pack_float16(torch.ones(8, 8)))
-    except RuntimeError:  # fbgemm does not support this processor
-        return False
-    return True
 
 
 def decoder_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:

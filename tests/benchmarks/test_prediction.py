@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,21 +125,23 @@ def test_the_cpus_prediction_is_printed_beside_the_measurement():
 
 
 def count_operations(work):
-    """Returns how many kernel operations one decode step of the engine calls."""
-    calls = []
-    counting = kernels.Ops(
-        **{
-            name: lambda *args, run=run, **kwargs: (calls.append(1), run(*args, **kwargs))[1]
-            for name, run in vars(kernels.cpu_ops()).items()
-        }
-    )
+    """Returns how many operations one decode step of the engine calls."""
+    calls, cpu_ops = [], kernels.cpu_ops
+
+    def counting(team):
+        ops = cpu_ops(team)
+
+        def counted(run):
+            return lambda *args, **kwargs: (calls.append(1), run(*args, **kwargs))[1]
+
+        return SimpleNamespace(replay=counted(ops.replay), sample=counted(ops.sample))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "choose", lambda *args: counting)
+        patch.setattr(kernels, "cpu_ops", counting)
         system = systems.ours(work, random_state_dict(work.config))
-        steps = []
-        system.decode(None, lambda: steps.append(1))
-    assert len(calls) % len(steps) == 0
-    return len(calls) // len(steps)
+        after_step = []
+        system.decode(None, lambda: after_step.append(len(calls)))
+    return after_step[-1] - after_step[-2]
 
 
 def test_the_fastest_step_counts_every_operation_of_an_engine_step_once(monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from musicgen.decoder import kernels
-from musicgen.decoder.kernels import attention, compiled, compiler, products
+from musicgen.decoder.kernels import compiler
 
 SHAPE = kernels.Shape(dim=64, ffn_dim=128, head_dim=16, outputs=1024)
 CPU = torch.device("cpu")
@@ -51,20 +51,6 @@ def test_triton_kernels_of_every_model_compile_for_every_gpu():
     run_with_triton("compiled", "0", "-m", "full")
 
 
-def test_cpu_and_pytorch_operations_agree():
-    kernels.check(kernels.cpu_ops(), kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
-
-
-@pytest.mark.parametrize("pack", [products.pack_float16, torch.Tensor.clone])
-@pytest.mark.parametrize("depth", [64, 256])
-def test_a_row_of_a_product_does_not_depend_on_the_number_of_rows(pack, depth):
-    """To the last bit; a difference would change only one code in many thousands."""
-    x, weight = torch.randn(64, depth), pack(torch.randn(192, depth))
-    pairs = torch.cat([products.linear_rows(pair, weight) for pair in x.split(2)])
-    for rows in range(2, 66, 2):
-        assert torch.equal(products.linear_rows(x[:rows], weight), pairs[:rows]), rows
-
-
 def test_a_wrong_operation_is_detected():
     class Wrong(kernels.TorchOps):
         linear_add = staticmethod(lambda x, weight, residual: residual)
@@ -77,10 +63,6 @@ def test_shapes_that_the_tiles_do_not_divide_are_refused():
     odd = kernels.Shape(dim=72, ffn_dim=128, head_dim=8, outputs=1024)
     with pytest.raises(ValueError, match="do not support"):
         kernels.check(kernels.TORCH, kernels.TORCH, CPU, torch.float32, odd, rows=2)
-
-
-def test_cpu_has_its_own_operations():
-    assert kernels.choose(CPU, torch.float32, SHAPE, rows=2) is kernels.cpu_ops()
 
 
 @pytest.mark.skipif(compiler.triton is not None, reason="Triton is installed")
@@ -102,20 +84,3 @@ def test_a_gpu_before_ampere_uses_cublas_and_a_warning_is_logged(monkeypatch, ca
     assert "need compute capability 8.0" in caplog.text
     assert chosen.linear_add is kernels.TORCH.linear_add
     assert chosen.attention is kernels.TRITON.attention
-
-
-@pytest.mark.parametrize("parallel", [False, True])
-def test_compiled_attention_agrees_with_its_reference_on_any_number_of_threads(
-    parallel, monkeypatch
-):
-    monkeypatch.setattr(compiled, "_attend", compiled.compiled(compiled.attend, parallel))
-    monkeypatch.setattr(compiled, "PARALLEL", parallel)
-    monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    q, keys, values = torch.randn(4, 64), torch.randn(6, 4, 50, 16), torch.randn(6, 4, 50, 16)
-    rows, lengths = torch.tensor([5, 4, 0, 1]), torch.tensor([50, 50, 3, 3])
-    found = compiled.attention_numba(q, keys, values, rows, lengths)
-    expected = attention.attention(q, keys, values, rows, lengths)
-    assert (found - expected).abs().max() < 1e-6
-    alone = compiled.attention_numba(q[2:], keys, values, rows[2:], lengths[2:])
-    assert torch.equal(alone, found[2:])

@@ -9,29 +9,65 @@ from musicgen.decoder.slots import SLOTS_SHARE, slots_that_fit
 from musicgen.decoder.state import State
 from musicgen.errors import MusicGenError
 from musicgen.pipeline import MusicGen
-from musicgen.runtime import memory
+from musicgen.runtime import cgroups, memory
 
 CPU = torch.device("cpu")
 
 
-def limit(folder, maximum, current, inactive):
-    (folder / "memory.max").write_text(f"{maximum}\n")
-    (folder / "memory.current").write_text(f"{current}\n")
-    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\n")
+NAMES = {2: ("max", "current", ""), 1: ("limit_in_bytes", "usage_in_bytes", "total_")}
 
 
-def test_without_a_limit_free_memory_is_that_of_the_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+def limit(folder, maximum, current, inactive, version=2):
+    limit, used, prefix = NAMES[version]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"memory.{limit}").write_text(f"{maximum}\n")
+    (folder / f"memory.{used}").write_text(f"{current}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{prefix}inactive_file {inactive}\n")
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    """A folder of control groups; the function that sets the groups of this process."""
+    process = tmp_path / "process"
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "PROCESS", process)
+    process.write_text("0::/\n")
+    return tmp_path / "cgroup", process.write_text
+
+
+def test_without_a_limit_free_memory_is_that_of_the_machine(cgroup):
+    root, _ = cgroup
     available = psutil.virtual_memory().available
     assert memory.free_bytes(CPU) == pytest.approx(available, rel=0.2)
-    limit(tmp_path, "max", 100, 5)
+    limit(root, "max", 100, 5)
     assert memory.free_bytes(CPU) == pytest.approx(available, rel=0.2)
 
 
-def test_in_a_container_free_memory_is_the_rest_of_its_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    limit(tmp_path, 1_000_000, 700_000, 200_000)
+GROUPS = {
+    "a namespace of its own": ("0::/\n", "", 2),
+    "the host's namespace": ("0::/system.slice/docker-1.scope\n", "system.slice/docker-1.scope", 2),
+    "a limit of a slice above": ("0::/pods/pod1/container1\n", "pods/pod1", 2),
+    "version 1": ("4:memory:/docker/1\n1:cpu:/\n0::/\n", "memory/docker/1", 1),
+    "version 1, a path of the host": ("4:memory:/docker/1\n", "memory", 1),
+    "version 1, two controllers": ("4:hugetlb,memory:/a\n", "hugetlb,memory/a", 1),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_in_a_container_free_memory_is_the_rest_of_its_limit(cgroup, case):
+    root, set_groups = cgroup
+    groups, folder, version = GROUPS[case]
+    set_groups(groups)
+    limit(root / folder, 1_000_000, 700_000, 200_000, version)
     assert memory.free_bytes(CPU) == 500_000
+
+
+def test_the_smallest_limit_on_the_path_counts(cgroup):
+    root, set_groups = cgroup
+    set_groups("0::/pods/pod1\n")
+    limit(root / "pods/pod1", 1_000_000, 0, 0)
+    limit(root / "pods", 900_000, 0, 100)
+    assert memory.free_bytes(CPU) == 900_100
 
 
 @pytest.mark.parametrize(("fits", "slots"), [(0, 1), (0.5, 1), (1.5, 1), (3.1, 3), (1000, 32)])

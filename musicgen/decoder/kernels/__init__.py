@@ -1,12 +1,14 @@
 """The operations of a decode step, one implementation per backend, all with the same interface."""
 
+from __future__ import annotations
+
 import functools
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,15 @@ from musicgen.decoder import sampling
 from musicgen.decoder.kernels import attention, cache_folder, compiler, draw, fused, products
 from musicgen.decoder.sampling import ROWS_PER_CLIP, SamplingRows
 
+if TYPE_CHECKING:
+    from musicgen.decoder.kernels.team import Team
+
 # A matrix [N, D], as the backend stores it: a tensor, or packed.
 Weight: TypeAlias = Any
 # The residual stream: float32 rows [R, D]. A backend's `linear_add` may return it unfinished, for
 # its norm operations to complete; `fused.Pending` is such a form.
 Stream: TypeAlias = Any
+Inputs: TypeAlias = tuple[Tensor | None, ...]
 
 
 class Ops(Protocol):
@@ -68,12 +74,32 @@ class Ops(Protocol):
         """
         ...
 
+    def replay(
+        self, function: Callable[..., Tensor], inputs: Inputs, key: Hashable | None = None
+    ) -> Tensor:
+        """The result of `function(self, *inputs)`, which is made of the operations above.
+
+        A backend may record the operations and run them together. With a key, it may keep the
+        recording, replay it in later calls, and overwrite the result then.
+        """
+        ...
+
     def sample(self, logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
         """Codes [B, K] int64 from logits [2B, K, card] and exponential noise [B, K, card]."""
         ...
 
 
-class TorchOps:
+class Immediate:
+    """Operations that compute when they are called; the engine captures them on CUDA."""
+
+    def replay(
+        self, function: Callable[..., Tensor], inputs: Inputs, key: Hashable | None = None
+    ) -> Tensor:
+        """`Ops.replay`."""
+        return function(self, *inputs)
+
+
+class TorchOps(Immediate):
     """PyTorch's operations on any device: the references, and CUDA's without Triton."""
 
     norm_linear = staticmethod(products.norm_linear)
@@ -83,7 +109,7 @@ class TorchOps:
     sample = staticmethod(sampling.sample)
 
 
-class TritonOps:
+class TritonOps(Immediate):
     """Triton's kernels on CUDA: weights and caches are read once, and rows are independent."""
 
     norm_linear = staticmethod(fused.norm_linear)
@@ -118,17 +144,29 @@ def triton_ops(capability: tuple[int, int]) -> Ops:
     return TRITON if capability >= TENSOR_CORES else TRITON_ATTENTION
 
 
-@functools.cache
-def cpu_ops() -> Ops:
-    """The CPU's operations, whose rows are independent of each other, bit for bit."""
+def cpu_ops(team: Team) -> Ops:
+    """The CPU's operations, run by these threads; rows are independent of each other, to the bit.
+
+    A new object for each user, because it keeps what it has recorded.
+    """
     # numba is imported only where it is used; a GPU does not need it.
-    from musicgen.decoder.kernels import compiled
+    from musicgen.decoder.kernels.recorder import CpuOps
 
-    class CpuOps(TorchOps):
-        attention = staticmethod(compiled.attention_numba)
-        sample = staticmethod(sampling.sample_each)
+    return CpuOps(team)
 
-    return CpuOps()
+
+def cpu_team(threads: int) -> Team:
+    """Threads to run the CPU's operations."""
+    from musicgen.decoder.kernels.team import Team
+
+    return Team(threads)
+
+
+def pack(matrix: Tensor, team: Team) -> Weight:
+    """A matrix [N, D] as the CPU's operations need it, without loss."""
+    from musicgen.decoder.kernels.packed import pack
+
+    return pack(matrix, team)
 
 
 @dataclass(frozen=True)
@@ -147,11 +185,10 @@ def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) ->
     On CUDA these are the Triton kernels that suit the GPU, if they build here and agree with
     PyTorch; otherwise PyTorch's operations, and an error is logged. Float32 always uses PyTorch's
     operations: it serves comparisons, not speed. So does MUSICGEN_KERNELS=torch, the operator's way
-    out if a kernel crashes or hangs.
+    out if a kernel crashes or hangs. `cpu_ops` are for packed weights.
     """
-    if device.type == "cpu":
-        return cpu_ops()
-    if dtype == torch.float32 or os.environ.get("MUSICGEN_KERNELS") == "torch":
+    torch_only = os.environ.get("MUSICGEN_KERNELS") == "torch"
+    if device.type == "cpu" or dtype == torch.float32 or torch_only:
         return TORCH
     try:
         cache_folder.ensure_usable()
@@ -181,12 +218,12 @@ def _log_once(level: int, message: str) -> None:
 
 def describe(ops: Ops) -> str:
     """A name of the operations for logs and results."""
-    names = {
-        TORCH: "PyTorch operations",
-        TRITON: "Triton kernels",
-        TRITON_ATTENTION: "Triton attention and sampling with cuBLAS products",
-    }
-    return names.get(ops, "CPU operations")
+    names = (
+        (TORCH, "PyTorch operations"),
+        (TRITON, "Triton kernels"),
+        (TRITON_ATTENTION, "Triton attention and sampling with cuBLAS products"),
+    )
+    return next((name for known, name in names if ops is known), "CPU operations")
 
 
 def check(

@@ -6,9 +6,7 @@ the PyTorch references; the Triton kernels are in `fused`.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,55 +15,40 @@ from torch import Tensor, nn
 from musicgen.decoder.sampling import ROWS_PER_CLIP
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A matrix [N, D], packed for fbgemm's products with float32 rows on the CPU."""
+class PackedMatrix(Protocol):
+    """A matrix [N, D] in another layout, `packed.Packed` on the CPU."""
 
-    matrix: torch.ScriptObject
-    rows_alike: bool  # whether a row's product is independent of the other rows
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
+        ...
 
-
-Weight: TypeAlias = Tensor | Packed
-
-
-def pack_float16(weight: Tensor) -> Packed:
-    """Pack as float16; products are in float32, so they are exact if the weights fit float16."""
-    packed = torch.ops.quantized.linear_prepack_fp16(_wide(weight), None)
-    return Packed(packed, rows_alike=float16_rows_alike())
+    def dense(self) -> Tensor:
+        """The matrix [N, D] in float32."""
+        ...
 
 
-@functools.cache
-def float16_rows_alike() -> bool:
-    """Whether fbgemm sums a row in the same order for any number of rows on this CPU.
-
-    With AVX2 it does not: it sums two rows alone, and the last two of more, in another order.
-    """
-    random = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(64, 64, generator=random), torch.randn(64, 64, generator=random)
-    packed = Packed(torch.ops.quantized.linear_prepack_fp16(weight, None), rows_alike=True)
-    pairs = torch.cat([linear(pair, packed) for pair in x.split(ROWS_PER_CLIP)])
-    return all(torch.equal(linear(x[:n], packed), pairs[:n]) for n in range(2, 66, 2))
+Weight: TypeAlias = Tensor | PackedMatrix
 
 
-def _wide(weight: Tensor) -> Tensor:
-    return weight.to("cpu", torch.float32).contiguous()
+def is_float16(matrix: Tensor) -> bool:
+    """Whether float16 represents every number of a matrix exactly."""
+    return matrix.dtype == torch.float16 or torch.equal(matrix.half().to(matrix.dtype), matrix)
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [..., D] @ weight [N, D].T as [..., N], in the weight's dtype (float32 if packed)."""
-    if isinstance(weight, Tensor):
-        return F.linear(x.to(weight.dtype), weight)
-    product: Tensor = torch.ops.quantized.linear_dynamic(x, weight.matrix, True)
-    return product
+    dense = weight if isinstance(weight, Tensor) else weight.dense()
+    return F.linear(x.to(dense.dtype), dense)
 
 
 def linear_rows(x: Tensor, weight: Weight) -> Tensor:
-    """`linear` of x [R, D]; on the CPU, no row depends on the number of rows.
+    """`linear` of x [R, D]; on the CPU, no clip's rows depend on the other rows.
 
-    If a library's sums depend on the number of rows, each clip's rows are multiplied separately. On
-    CUDA (cuBLAS) the independence is only approximate.
+    There each clip's rows are multiplied separately, because the sums of a library may depend on
+    the number of rows. On CUDA (cuBLAS) the independence is only approximate.
     """
-    if x.is_cuda or (isinstance(weight, Packed) and weight.rows_alike):
+    if x.is_cuda:
         return linear(x, weight)
     return torch.cat([linear(pair, weight) for pair in x.split(ROWS_PER_CLIP)])
 
