@@ -2,7 +2,8 @@
 
 Both get the same requests, of all lengths and modes. Each caller sends a request, waits for its
 result, pauses and sends the next. For the limited server, waiting callers queue in this process, as
-they would in a proxy before the server.
+they would in a proxy before the server. Packages are imported where they are used, since the help
+of scripts/soak, which imports this module, needs a bare Python.
 """
 
 import json
@@ -18,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
-
-import numpy as np
-import soundfile
 
 from musicgen.checkpoints import folders
 from musicgen.commands import server
@@ -75,7 +73,7 @@ def mixture(count: int, seed: int, melodies: bool) -> list[Inputs]:
 
 def compare(weights: Path, callers: Sequence[int], count: int, seed: int) -> dict[str, Any]:
     """The results of both servers for each number of callers, with the same weights."""
-    import torch  # here, since scripts/soak needs it only for its server
+    import torch
 
     from benchmarks import machine
 
@@ -167,6 +165,9 @@ def follows_melodies(client: Client) -> bool:
 
 def melody_uri() -> str:
     """Two seconds of four notes, as a data URI."""
+    import numpy as np
+    import soundfile
+
     instants = np.arange(2 * RATE) / RATE
     hertz = np.array(MELODY_HERTZ)[(instants * 2).astype(int)]
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:

@@ -10,7 +10,6 @@ a response was wrong.
 import itertools
 import os
 import random
-import signal
 import sys
 import tempfile
 import threading
@@ -21,13 +20,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-
-import psutil
+from typing import TYPE_CHECKING
 
 from benchmarks.callers import Inputs, follows_melodies, mixture
 from musicgen.commands import options, server
 from musicgen.commands.client import CancelledError, Client, RefusedError
 from musicgen.serving.result_files import COG_FOLDER, LEFTOVER_SECONDS
+
+if TYPE_CHECKING:
+    import psutil
 
 SAMPLES = 60  # in a run
 FAULTS = 1 / 8  # share of the requests
@@ -157,10 +158,10 @@ def grown(samples: list[Sample]) -> list[str]:
     return findings
 
 
-def soak(weights: Path, minutes: float, callers: int, seed: int) -> list[str]:
+def soak(weights: Path | str, minutes: float, callers: int, seed: int) -> list[str]:
     """Run the soak, print a line for every sample; the findings."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as log:
-        environment = {"MUSICGEN_WEIGHTS": str(weights.resolve()), "TMPDIR": folder}
+        environment = {"MUSICGEN_WEIGHTS": str(weights), "TMPDIR": folder}
         with server.running("predict", log, environment) as url:
             traffic = Traffic(url, seed)
             meter = Meter(traffic, folder)
@@ -187,9 +188,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options.add_weights_option(parser)
     parsed = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exits contexts, so the server stops
-    weights = options.choose_weights(parsed.weights)
-    findings = soak(weights, parsed.minutes, parsed.callers, parsed.seed)
+    with options.exit_codes():
+        weights = options.choose_weights(parsed.weights)
+        findings = soak(weights, parsed.minutes, parsed.callers, parsed.seed)
     print("\n".join(findings) or "No growth, no wrong responses.")
     sys.exit(bool(findings))
 
@@ -198,8 +199,10 @@ def _row(values: Iterable[object]) -> str:
     return "  ".join(f"{value:>11}" for value in values)
 
 
-def _processes(folder: str) -> list[psutil.Process]:
+def _processes(folder: str) -> "list[psutil.Process]":
     """Cog's server and its worker, identified by their folder of temporary files."""
+    import psutil  # here, so that --help needs a bare Python only
+
     return [
         process
         for process in psutil.Process().children(recursive=True)

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import CancelledError
 from contextvars import copy_context
 
+import hostile
 import numpy as np
 import pytest
 import soundfile
@@ -243,48 +244,6 @@ def test_a_start_behind_the_end_of_a_long_file_is_named(tmp_path):
 # Hostile files
 
 
-def with_count(path, atom, count, at=8):
-    """A QuickTime file whose `atom` claims so many samples."""
-    content = bytearray(path.read_bytes())
-    place = content.index(atom) + 4 + at
-    content[place : place + 4] = struct.pack(">I", count)
-    path.write_bytes(content)
-    return path
-
-
-def indexed(folder, count):
-    """A film's sound of which the header claims `count` samples of one size."""
-    path = stairs(folder / "a.mov", "-c:a", "pcm_s16le", seconds=1)
-    with_count(path, b"stts", count, at=8)
-    return with_count(path, b"stsz", count)
-
-
-def fragmented(folder, count):
-    """The same in a fragment."""
-    flags = ("-c:a", "pcm_s16le", "-movflags", "frag_keyframe+empty_moov")
-    path = stairs(folder / "a.mov", *flags, seconds=1)
-    content = bytearray(path.read_bytes())
-    place = content.index(b"trun") + 4
-    content[place : place + 8] = struct.pack(">II", 0, count)
-    path.write_bytes(content)
-    return path
-
-
-def covered(folder, side):
-    """An mp3 with a cover of side x side pixels, all of one colour."""
-    sound, cover = stairs(folder / "b.mp3"), folder / "cover.png"
-    size = f"color=black:s={side}x{side}"
-    ffmpeg("-f", "lavfi", "-i", size, "-frames:v", 1, "-pix_fmt", "rgba64be", cover)
-    path = folder / "a.mp3"
-    ffmpeg("-i", sound, "-i", cover, "-map", 0, "-map", 1, "-c", "copy", path)
-    return path
-
-
-HOSTILE = {
-    "index": lambda folder: indexed(folder, 60_000_000),
-    "fragment": lambda folder: fragmented(folder, 60_000_000),
-    "cover": lambda folder: covered(folder, 9000),
-}
 READ = """
 import resource, sys
 from pathlib import Path
@@ -299,10 +258,10 @@ print(max(resource.getrusage(who).ru_maxrss // 1024 for who in
 """
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", hostile.FILES)
 def test_a_small_file_takes_little_memory(tmp_path, kind):
-    """Of the server and of the child that decodes."""
-    path = HOSTILE[kind](tmp_path)
+    """Peak memory of the server and of the child process that decodes."""
+    path = hostile.FILES[kind](tmp_path)
     assert path.stat().st_size < 2**20
     megabytes = {}
     for name, file in {"plain": stairs(tmp_path / "plain.wav"), kind: path}.items():
@@ -316,15 +275,15 @@ def test_a_small_file_takes_little_memory(tmp_path, kind):
 @pytest.fixture(scope="module")
 def silence(tmp_path_factory):
     """Hours of silence in a flac of a few megabytes, without an index."""
-    path = tmp_path_factory.mktemp("silence") / "a.flac"
-    ffmpeg("-f", "lavfi", "-i", "anullsrc=r=44100:cl=mono", "-t", 20_000, "-c:a", "flac", path)
-    return path
+    return hostile.silence(tmp_path_factory.mktemp("silence"))
 
 
 def test_processor_time_before_the_slice_is_bounded(silence, monkeypatch):
     monkeypatch.setattr(child, "CPU_SECONDS", 1)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    with pytest.raises(InputError, match=r"input_audio='a\.flac': decoding it took more than 1 s"):
+    with pytest.raises(
+        InputError, match=r"input_audio='silence\.flac': decoding it took more than 1 s"
+    ):
         load(silence, 10**9)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 6
 

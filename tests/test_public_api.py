@@ -1,4 +1,4 @@
-"""The package as a library: what it exports, and that importing and loading change nothing."""
+"""The package as a library: its exports; importing and loading it change no global state."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def observed():
 
 
 def python(code, *arguments, **options):
-    """Run code in a process of its own; returns what it prints."""
+    """The output of code that runs in a new process."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
     assert done.returncode == 0, done.stderr

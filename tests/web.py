@@ -13,7 +13,7 @@ from gate import Gate
 
 
 class Server(ThreadingHTTPServer):
-    """A server with its address. Handlers find it, and what a test stores in it, as `server`."""
+    """A server that knows its address. A handler has it as `self.server`."""
 
     url: str
 
@@ -39,7 +39,8 @@ def listening(
 @dataclass
 class Web:
     """A file server. At `url` it has /whole/NAME; /half/NAME, which ends too early; and /held/NAME,
-    whose second half waits at `gate`; meanwhile a byte a second is sent, or else Cog gives up.
+    whose second half waits at `gate`. While it waits, it sends a byte a second, because Cog ends a
+    silent download.
     """
 
     url: str = ""

@@ -2,11 +2,16 @@
 
 import argparse
 import os
-import sys
 
 from musicgen.cluster.options import Options
-from musicgen.commands.options import add_model_options, choose_weights, make_parser
-from musicgen.errors import MusicGenError
+from musicgen.commands.options import (
+    add_address_options,
+    add_model_options,
+    check_port,
+    choose_weights,
+    exit_codes,
+    make_parser,
+)
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -21,30 +26,25 @@ def main() -> None:
     """Serve several Cog servers behind one address until ctrl-C."""
     arguments = parse()
     os.environ |= SETTINGS if arguments.address else SETTINGS | ONE_MACHINE
-    from musicgen.cluster import run  # Ray reads the environment when it is imported
-
-    try:
-        run.run(
-            Options(
-                predictor=arguments.predictor,
-                weights=str(choose_weights(arguments.weights)),
-                minimum=arguments.min,
-                maximum=arguments.max,
-                gpus=arguments.gpus,
-                cpus=arguments.cpus,
-                queue=arguments.queue,
-                idle=arguments.idle,
-                metrics=arguments.metrics,
-            ),
-            arguments.address,
-            arguments.update,
-            arguments.host,
-            arguments.port,
+    with exit_codes():
+        if not arguments.update:
+            check_port(arguments.host, arguments.port)
+            if not arguments.address:
+                check_port("0.0.0.0", arguments.metrics, "--metrics")
+        options = Options(
+            predictor=arguments.predictor,
+            weights=choose_weights(arguments.weights),
+            minimum=arguments.min,
+            maximum=arguments.max,
+            gpus=arguments.gpus,
+            cpus=arguments.cpus,
+            queue=arguments.queue,
+            idle=arguments.idle,
+            metrics=arguments.metrics,
         )
-    except (MusicGenError, OSError) as exc:
-        sys.exit(f"Error: {exc}")
-    except KeyboardInterrupt:  # during the start
-        sys.exit(130)
+        from musicgen.cluster import run  # Ray reads the environment when it is imported
+
+        run.run(options, arguments.address, arguments.update, arguments.host, arguments.port)
 
 
 def parse() -> argparse.Namespace:
@@ -60,12 +60,11 @@ def parse() -> argparse.Namespace:
         ("--cpus", int, default.cpus, "threads for each server"),
         ("--queue", int, default.queue, "requests that may wait; more are answered with 503"),
         ("--idle", float, default.idle, "seconds of low load after which a server stops"),
-        ("--port", int, 8000, "port of the HTTP API"),
         ("--metrics", int, default.metrics, "port of /metrics, for Prometheus"),
     ):
         text += "" if value is None else f" (default: {value:g})"
         parser.add_argument(name, type=kind, default=value, metavar="N", help=text)
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    add_address_options(parser, 8000)
     parser.add_argument(
         "--address", help="use this Ray cluster instead of starting one: auto, or HOST:PORT"
     )

@@ -9,7 +9,8 @@ from ray.serve.schema import LoggingConfig
 from musicgen.cluster.gate import Gate
 from musicgen.cluster.options import Options
 from musicgen.cluster.replica import Replica
-from musicgen.commands import server
+from musicgen.commands import schema, server
+from musicgen.commands.inputs import read_fields
 
 QUIET = LoggingConfig(enable_access_log=False)  # without leases and announcements
 
@@ -48,7 +49,9 @@ def application(options: Options) -> serve.Application:
         health_check_period_s=1,
         graceful_shutdown_timeout_s=options.drain,
     )
-    return gate.bind(replicas.bind(options.predictor, environment))
+    document = schema.openapi(server.source(options.predictor).read_text())
+    inputs = list(read_fields(document))
+    return gate.bind(replicas.bind(options.predictor, environment), inputs)
 
 
 def from_arguments(arguments: dict[str, Any]) -> serve.Application:

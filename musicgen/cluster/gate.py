@@ -1,14 +1,15 @@
 """The HTTP proxy before all servers. It offers Cog's API and sends each prediction to a free slot.
 
-Requests are forwarded unchanged. The gate reads a whole body before it asks for a slot, so that a
-slow upload holds none. A server that answers 409 or 503 (it has just lost its slot, or is broken)
-has not run the prediction, and the gate offers it again. A prediction that a server has accepted is
-never sent a second time: if that server dies, the response is 502.
+Requests are forwarded unchanged; those with inputs of an unknown name are refused. The gate reads a
+whole body before it asks for a slot, so that a slow upload holds none. A server that answers 409 or
+503 (it has just lost its slot, or is broken) has not run the prediction, and the gate offers it
+again. A prediction that a server has accepted is never sent a second time: if that server dies, the
+response is 502.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from time import monotonic, time
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from musicgen.cluster.forward import Body, Streamed, TooLargeError, forward, raw_path, read_body
+from musicgen.cluster.inputs import check
 from musicgen.cluster.metrics import Metrics, Record
 from musicgen.cluster.replica import GOOD, running
 from musicgen.errors import MusicGenError
@@ -34,7 +36,9 @@ FORGOTTEN_AFTER = 10  # seconds without an announcement of a server
 class Gate:
     """The proxy. It knows the server of each running prediction that has an id."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
+    def __init__(self, replicas: DeploymentHandle, inputs: Sequence[str]) -> None:
+        """`inputs` are the names of the predictor's inputs."""
+        self.inputs = inputs
         self.started = time()
         self.started_monotonic = monotonic()
         self.replicas = replicas
@@ -77,6 +81,9 @@ class Gate:
         async with AsyncExitStack() as stack:
             record = stack.enter_context(self.metrics.track())
             body = await stack.enter_async_context(read_body(request))
+            problems = await check(body, self.inputs)
+            if problems:
+                return error(422, problems)
             url, answer = await self.place(request, body, name, record, stack)
             if answer.status_code == httpx.codes.ACCEPTED:
                 record.add(await answer.aread())
@@ -213,6 +220,6 @@ ROUTES: list[tuple[str, str, Callable[..., Awaitable[Response]]]] = [
 ]
 
 
-def error(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+def error(status: int, detail: object, headers: dict[str, str] | None = None) -> Response:
     """An error of the gate itself, in the form of Cog's errors."""
     return JSONResponse({"detail": detail}, status, headers)

@@ -2,11 +2,9 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from typing import IO
+from contextlib import ExitStack, suppress
 from urllib.parse import quote
 
 import httpx
@@ -15,15 +13,11 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from musicgen.commands import server
+from musicgen.commands import processes, server, temporary
 from musicgen.errors import MusicGenError
 
 GOOD = ("READY", "BUSY")
 STOP_SECONDS = 30  # for a server to end after SIGTERM; Ray has waited for its predictions before
-# A shell that kills a process group when its stdin is closed, as by the death of this process. A
-# line on stdin ends the shell without a kill. It detaches from this process, since Ray kills the
-# children of a replica that ends.
-GUARD = 'exec 3<&0; (read -r _ <&3 || kill -9 "-$0" 2>&-) &'
 # Every predictor refuses this input. If the prediction's id is running, Cog answers 202 instead.
 INVALID = {"input": {"duration": 0}}
 
@@ -37,14 +31,21 @@ class Replica:
         os.environ.update(environment)
         command, variables, folder = server.prepare(predictor, host, port)
         self.url = f"http://{host}:{port}"
+        self.resources = ExitStack()
+        own = self.resources.enter_context(temporary.folder())
         self.process = subprocess.Popen(
-            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=folder,
+            env={**variables, "TMPDIR": str(own.path)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[own.lock],
         )
-        self.guard = start_guard(self.process.pid)
+        self.group = processes.Group(self.process)
         try:
             server.wait_until_ready(self.url, self.process)
         except MusicGenError:
-            stop(self.process, self.guard)
+            self.__del__()
             raise
         self.client = httpx.AsyncClient(timeout=10, trust_env=False)
         self.newest = 0.0  # start time of the newest gate
@@ -86,20 +87,9 @@ class Replica:
     def __del__(self) -> None:
         """Stop the server. Ray calls this when the replica's predictions have ended."""
         with suppress(AttributeError):  # __init__ has failed early
-            stop(self.process, self.guard)
-
-
-def stop(process: subprocess.Popen[bytes], guard: IO[bytes]) -> None:
-    """End a server and its process group, then the guard."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_SECONDS)
-    with suppress(ProcessLookupError):  # no process of the group is left
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    # The group's number may be given to another group from now on: the guard must not kill that.
-    with suppress(BrokenPipeError), guard:
-        guard.write(b"done\n")
+            self.process.terminate()
+            self.group.end(STOP_SECONDS)
+            self.resources.close()
 
 
 async def running(client: httpx.AsyncClient, url: str, prediction: str) -> bool:
@@ -107,13 +97,3 @@ async def running(client: httpx.AsyncClient, url: str, prediction: str) -> bool:
     path = f"/predictions/{quote(prediction, safe='')}"
     answer = await client.put(url + path, json=INVALID)
     return answer.status_code == httpx.codes.ACCEPTED
-
-
-def start_guard(group: int) -> IO[bytes]:
-    """A pipe to a GUARD of a process group, which is killed if this process dies in any way."""
-    shell = subprocess.Popen(
-        ["sh", "-c", GUARD, str(group)], stdin=subprocess.PIPE, start_new_session=True
-    )
-    shell.wait()
-    assert shell.stdin
-    return shell.stdin

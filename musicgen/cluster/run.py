@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 
 import ray
@@ -21,10 +20,8 @@ STORE = 200_000_000  # bytes of Ray's shared memory, which holds little more tha
 def run(options: Options, address: str | None, update: bool, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM. With `update`, replace the running application and return.
 
-    Raises MusicGenError if the port is in use, ConnectionError if no cluster is at `address`.
+    Raises ConnectionError if no cluster is at `address`.
     """
-    if not update:
-        check_free(host, port)
     try:
         if address or update:
             ray.init(address or "auto", namespace=NAME)
@@ -62,19 +59,9 @@ def start(options: Options) -> None:
     )
 
 
-def check_free(host: str, port: int) -> None:
-    """Raises MusicGenError if something listens there already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise MusicGenError(f"port {port} of {host}: {exc.strerror}") from exc
-
-
 def wait_for_signal() -> None:
-    """Return at SIGINT or SIGTERM."""
+    """Return at SIGTERM. Raises KeyboardInterrupt at SIGINT."""
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # instead of Ray's
     ended.wait()

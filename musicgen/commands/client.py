@@ -131,9 +131,9 @@ class Client:
             return False
         return True
 
-    def shutdown(self) -> None:
-        """End the server."""
-        self._call("POST", "/shutdown", {})
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Tell the server to end."""
+        self._call("POST", "/shutdown", {}, timeout)
 
     def _call(
         self,
@@ -172,16 +172,21 @@ def data_uri(path: Path, media_type: str | None = None) -> str:
 
 def save(uri: str, folder: Path, name: str) -> Path:
     """Write the audio behind a data or http(s) URI into `folder`; the path of the file."""
+    content, suffix = fetch(uri)
+    path = folder / f"{name}{suffix}"
+    path.write_bytes(content)
+    return path
+
+
+def fetch(uri: str) -> tuple[bytes, str]:
+    """The content and the file name suffix of the audio behind a data or http(s) URI."""
     if urlsplit(uri).scheme not in ("data", "http", "https"):
         raise UnreachableError(f"{uri} is not an address of audio.")
     try:
         with urllib.request.urlopen(uri) as response:
-            raw, suffix = response.read(), _suffix(uri, response)
+            return response.read(), _suffix(uri, response)
     except (OSError, HTTPException) as exc:
         raise UnreachableError(f"The audio is at {uri}, but fetching it failed: {exc}") from exc
-    path = folder / f"{name}{suffix}"
-    path.write_bytes(raw)
-    return path
 
 
 def _suffix(uri: str, response: Any) -> str:

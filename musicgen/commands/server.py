@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from musicgen.commands import schema
+from musicgen.commands import log as logs
+from musicgen.commands import processes, schema, temporary
 from musicgen.commands.client import PREFIXES, Client, ServerError, UnreachableError
 from musicgen.errors import MusicGenError
+from musicgen.serving.result_files import COG_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, or /src in Cog's image
 PREDICTORS = ("predict", "songstarter")
@@ -25,35 +27,68 @@ SETUP_TIMEOUT = 1800  # seconds; a large checkpoint on a slow disk takes minutes
 # Threads of Cog's HTTP server. When two threads look for a free slot at the same moment, one of
 # them answers 409 although most slots are free.
 THREADS = 1
+STOP_SECONDS = 10  # for a server to end before it is killed
+INTERRUPT_SECONDS = 0.5  # the same after ctrl-C
+
+
+def source(predictor: str) -> Path:
+    """The file of a predictor."""
+    return ROOT / f"{predictor}.py"
 
 
 def prepare(predictor: str, host: str, port: int) -> tuple[list[str], dict[str, str], Path]:
     """Command, environment and folder that run the server for `predictor`.
 
     Each predictor has its own folder, because Cog's server reads the schema from the folder it is
-    started in.
+    started in. Raises MusicGenError if Cog cannot use its folder for predictions.
     """
+    check_cog_folder(COG_FOLDER)
     folder = ROOT / ".cog" / predictor
-    source = ROOT / f"{predictor}.py"
-    schema.write(source, folder / ".cog" / "openapi_schema.json")
+    schema.write(source(predictor), folder / ".cog" / "openapi_schema.json")
     environment = {
-        "COG_MAX_CONCURRENCY": str(schema.concurrency(source.read_text())),
+        "COG_MAX_CONCURRENCY": str(schema.concurrency(source(predictor).read_text())),
         "COG_SETUP_TIMEOUT": str(SETUP_TIMEOUT),
         "TOKIO_WORKER_THREADS": str(THREADS),
+        **({} if sys.stderr.isatty() else {"NO_COLOR": "1"}),
         **os.environ,
         "PATH": _before(Path(sys.executable).parent, "PATH"),
         "PYTHONPATH": _before(ROOT, "PYTHONPATH"),
-        "COG_PREDICT_TYPE_STUB": f"{source}:Predictor",
+        "COG_PREDICT_TYPE_STUB": f"{source(predictor)}:Predictor",
         "PORT": str(port),
     }
     return [sys.executable, "-m", "cog.server.http", "--host", host], environment, folder
 
 
+def check_cog_folder(folder: Path) -> None:
+    """Raises MusicGenError if this user cannot write to the folder where Cog keeps predictions."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise MusicGenError(
+            f"Cog needs the folder {folder}, but {place} belongs to {_owner(place)} and is not "
+            f"writable for you. Let that user or root run: rm -r {place}, or chmod -R a+rwX {place}"
+        )
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # the user has no name
+        return f"user {path.stat().st_uid}"
+
+
 def serve(predictor: str, host: str, port: int) -> None:
-    """Replace this process by the server."""
-    command, environment, folder = prepare(predictor, host, port)
-    os.chdir(folder)
-    os.execve(command[0], command, {"LOG_FORMAT": "console", **environment})
+    """Run the server until it ends or this process is interrupted.
+
+    Prints one line when the server is ready, and one for each prediction; or Cog's own log, if
+    LOG_FORMAT is in the environment. Raises MusicGenError if the server fails.
+    """
+    own_log = "LOG_FORMAT" in os.environ
+    log = nullcontext() if own_log else logs.read_by(logs.Requests(sys.stderr))
+    shown = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    with log as stream, _started(predictor, host, port, shown, stream) as process:
+        print(f"Ready: {shown} (API reference: {shown}/docs, ctrl-C stops it)", flush=True)
+        if process.wait():
+            raise MusicGenError(f"The server stopped with exit code {process.returncode}.")
 
 
 @contextmanager
@@ -66,21 +101,50 @@ def running(
     setup fails.
     """
     port = free_port()
-    command, defaults, folder = prepare(predictor, "127.0.0.1", port)
-    process = subprocess.Popen(
-        command, cwd=folder, env={**defaults, **(environment or {})}, stdout=log, stderr=log
-    )
     url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(url, process)
+    with _started(predictor, "127.0.0.1", port, url, log, environment):
         yield url
-    finally:
-        stop(process, url)
+
+
+@contextmanager
+def _started(
+    predictor: str,
+    host: str,
+    port: int,
+    url: str,
+    log: IO[str] | None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of a server that is ready; stopped at the end."""
+    command, defaults, folder = prepare(predictor, host, port)
+    with temporary.folder() as own:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=defaults | {"TMPDIR": str(own.path)} | dict(environment or {}),
+            stdout=log,
+            stderr=log,
+            pass_fds=[own.lock],
+            # ctrl-C must not reach Cog's worker, which would then take 10 s to end.
+            start_new_session=True,
+        )
+        group = processes.Group(process)
+        grace: float = STOP_SECONDS
+        try:
+            wait_until_ready(url, process)
+            yield process
+        except KeyboardInterrupt:
+            grace = INTERRUPT_SECONDS
+            raise
+        finally:
+            with suppress(ServerError, TimeoutError):
+                Client(url).shutdown(timeout=grace)
+            group.end(grace)
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     """Return when the server's setup() has finished. Raises MusicGenError, with the reason, if it
-    failed."""
+    failed or the server has ended."""
     client = Client(url)
     while process.poll() is None:
         with suppress(UnreachableError):
@@ -99,11 +163,11 @@ def setup_error(health: Mapping[str, Any]) -> str:
 
 
 def stop(process: subprocess.Popen[bytes], url: str) -> None:
-    """End the server and the worker process that it started."""
+    """End a server that was started with the command of `prepare` or by scripts/serve."""
     with suppress(ServerError):
         Client(url).shutdown()
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musicgen.checkpoints import folders
-from musicgen.commands.options import make_parser
+from musicgen.commands.options import check_checkpoint, make_parser
 
 if TYPE_CHECKING:  # it imports torch, which --help does not need
     from musicgen.checkpoints.manifest import Manifest
@@ -54,7 +54,7 @@ def convert(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     from musicgen.commands.verify import verify
 
-    folder = folders.resolve(options.folder)
+    folder = check_checkpoint(options.folder) if options.folder else folders.resolve()
     for line in verify(folder):
         print(line, flush=True)
     print(f"{folder} is good.")

@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from musicgen.page import fields, hum, results, runs, takes
+from musicgen.commands.inputs import read_fields
+from musicgen.page import hum, results, runs, takes
 from musicgen.page.backend import Backend
 from musicgen.page.form import Form, Updates
 from musicgen.page.runs import Controls
@@ -26,7 +27,7 @@ EXAMPLE_SECONDS = 8
 
 def build(backend: Backend) -> gr.Blocks:
     """The page for a server, its form made from the server's OpenAPI document."""
-    described = fields.read(backend.server.document())
+    described = read_fields(backend.server.document())
     page: gr.Blocks
     with gr.Blocks(title="MusicGen", analytics_enabled=False) as page:
         made = gr.State([], delete_callback=_delete_files)
@@ -60,7 +61,7 @@ def build(backend: Backend) -> gr.Blocks:
 
 
 def serve(page: gr.Blocks, port: int) -> None:
-    """Serve the page until it is interrupted. The page loads nothing from another host."""
+    """Start serving the page, in threads. The page loads nothing from another host."""
     system = ("system-ui", "sans-serif")
     theme = gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=system, font_mono=("monospace",)
@@ -75,6 +76,7 @@ def serve(page: gr.Blocks, port: int) -> None:
         head=f"<script>{(HERE / 'page.js').read_text()}</script>",
         footer_links=[],
         ssr_mode=False,
+        prevent_thread_lock=True,
     )
 
 

@@ -1,79 +1,36 @@
-"""The inputs in a server's OpenAPI document -> components of the form -> inputs of a request."""
+"""Inputs of the API as components of a form, and the form's values as inputs of a request."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from musicgen.commands.client import data_uri
+from musicgen.commands.inputs import NUMBERS, Field
 
-NUMBERS = ("integer", "number")
 AREAS = {"prompt": 3}  # lines
 
 
-@dataclass(frozen=True)
-class Field:
-    """One input. `kind` is text, secret, audio, integer, number, boolean or choice."""
-
-    name: str
-    title: str
-    description: str
-    kind: str
-    default: Any
-    minimum: float | None
-    maximum: float | None
-    choices: tuple[str, ...]
-
-    @property
-    def info(self) -> str:
-        """The description and the range of values."""
-        return " ".join(filter(None, [self.description, self.bounds]))
-
-    @property
-    def bounds(self) -> str:
-        """The range in words, or "" if there is none."""
-        low, high = self.minimum, self.maximum
-        if low is None or self.kind not in NUMBERS:
-            return ""
-        return f"{low:g} or more." if high is None else f"{low:g} to {high:.0f}."
+def title(field: Field) -> str:
+    """The label of a field."""
+    return field.name.replace("_", " ").capitalize()
 
 
-def read(document: dict[str, Any]) -> list[Field]:
-    """The inputs in a Cog server's OpenAPI document, in its order."""
-    schemas = document["components"]["schemas"]
-    properties = schemas["Input"]["properties"]
-    ordered = sorted(properties.items(), key=lambda item: item[1].get("x-order", 0))
-    return [_field(name, described, schemas) for name, described in ordered]
-
-
-def _field(name: str, described: dict[str, Any], schemas: dict[str, Any]) -> Field:
-    choices: tuple[str, ...] = ()
-    for part in described.get("allOf", ()):
-        choices = tuple(schemas[part["$ref"].rpartition("/")[2]].get("enum", ()))
-    kinds = {"password": "secret", "uri": "audio"}
-    kind = kinds.get(described.get("format", ""), described.get("type", "string"))
-    return Field(
-        name=name,
-        title=name.replace("_", " ").capitalize(),
-        description=described.get("description", ""),
-        kind="choice" if choices else {"string": "text"}.get(kind, kind),
-        default=described.get("default"),
-        minimum=described.get("minimum"),
-        maximum=described.get("maximum"),
-        choices=choices,
-    )
+def info(field: Field) -> str:
+    """The description and the range of values."""
+    bounds = f"{field.bounds}." if field.bounds else ""
+    return " ".join(filter(None, [field.description, bounds]))
 
 
 def component(field: Field) -> gr.components.Component:
     """The component that edits a field. It checks no bounds: the server does."""
-    common: dict[str, Any] = {"label": field.title, "elem_id": f"field-{field.name}"}
+    common: dict[str, Any] = {"label": title(field), "elem_id": f"field-{field.name}"}
     if field.kind == "audio":
         common |= {"sources": ["upload", "microphone"], "buttons": ["download"]}
         return gr.Audio(type="filepath", **common)
-    common |= {"info": field.info, "value": field.default}
+    common |= {"info": info(field), "value": field.default}
     if field.kind == "boolean":
         return gr.Checkbox(**common)
     if field.kind == "choice":

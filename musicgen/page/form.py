@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from musicgen.commands.inputs import Field
 from musicgen.page import describe, fields
-from musicgen.page.fields import Field
 
 # The order of inputs that are always visible, if the server has them. All others are folded, in the
 # server's order.
@@ -23,8 +23,8 @@ Updates = dict[Any, Any]
 class Form:
     """The components of the inputs, created inside the gr.Blocks that is open."""
 
-    def __init__(self, described: list[Field]) -> None:
-        self.described = {field.name: field for field in described}
+    def __init__(self, described: dict[str, Field]) -> None:
+        self.described = described
         self.components: dict[str, gr.components.Component] = {}
         self.errors: dict[str, gr.HTML] = {}
         self._add(FIRST)
@@ -46,7 +46,7 @@ class Form:
                 field = self.described[name]
                 self.components[name] = fields.component(field)
                 if field.kind == "audio":  # gr.Audio is the only component without an info text
-                    gr.HTML(f"<p>{escape(field.info)}</p>", elem_classes="info")
+                    gr.HTML(f"<p>{escape(fields.info(field))}</p>", elem_classes="info")
                 self.errors[name] = gr.HTML(visible=False, elem_id=f"error-{name}")
 
     def _describe_use(self) -> None:

@@ -96,6 +96,12 @@ def test_other_paths_are_answered_as_by_a_single_server(cluster, single):
     assert cluster.post(**bad).json() == single.post(**bad).json()
 
 
+def test_an_unknown_input_is_refused_by_its_name(cluster):
+    answer = cluster.post(promt="soul")
+    assert answer.status_code == 422
+    assert "Did you mean prompt?" in answer.text
+
+
 def test_a_server_cannot_be_shut_down_through_the_gate(cluster):
     assert httpx.post(f"{cluster.url}/shutdown").status_code == 404
 
@@ -247,7 +253,7 @@ def test_a_port_in_use_is_reported(cluster):
         [ROOT / "scripts" / "cluster", "--port", str(cluster.port)], capture_output=True, text=True
     )
     assert second.returncode == 1
-    assert second.stderr.startswith(f"Error: port {cluster.port} of 127.0.0.1: ")
+    assert second.stderr.startswith(f"Error: Port {cluster.port} of 127.0.0.1 cannot be used")
 
 
 def test_ctrl_c_leaves_no_process(tmp_path):
@@ -255,7 +261,7 @@ def test_ctrl_c_leaves_no_process(tmp_path):
         started_by_it = psutil.Process(cluster.process.pid).children(recursive=True)
         assert {"raylet", "gcs_server"} <= {process.name() for process in started_by_it}
         assert len(cluster.processes("worker")) == 1
-    assert cluster.process.returncode == 0
+    assert cluster.process.returncode == 130
     # Waits for ever if a process remains, until the test's time limit.
     psutil.wait_procs([*started_by_it, *cluster.processes()])
 

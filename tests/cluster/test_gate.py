@@ -1,23 +1,20 @@
 """The gate's requests to its servers, in this process: recorded by small servers on loopback."""
 
 import asyncio
+import io
 import json
-import os
-import signal
-import subprocess
 import warnings
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler
 
 import httpx
-import psutil
 import pytest
 from starlette.requests import Request
 from web import listening
 
 with warnings.catch_warnings(action="ignore"):  # Ray emits some when it is imported
     from musicgen.cluster import gate as gates
-    from musicgen.cluster import replica as replicas
+    from musicgen.cluster import inputs
 
 
 @contextmanager
@@ -49,7 +46,7 @@ class Gate(gates.Gate):
     """A gate whose slots are all at one server; Ray, which lends them, does not run here."""
 
     def __init__(self, url, age=0.0):
-        super().__init__(None)
+        super().__init__(None, ["prompt", "duration"])
         self.url = url
         self.started_monotonic -= age
 
@@ -58,7 +55,7 @@ class Gate(gates.Gate):
         yield self.url
 
 
-def ask(gate, requests, servers=()):
+def ask(gate, requests, servers=(), body=None):
     """The statuses of (method, path) requests to a gate that knows some servers."""
 
     async def app(scope, receive, send):
@@ -70,7 +67,7 @@ def ask(gate, requests, servers=()):
             await gate.announce(url)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://g") as c:
             return [
-                (await c.request(method, path, json={"input": {}})).status_code
+                (await c.request(method, path, json=body or {"input": {}})).status_code
                 for method, path in requests
             ]
 
@@ -102,44 +99,29 @@ def test_a_new_id_is_asked_of_other_servers_only_after_a_start():
         assert (len(seen), len(also)) == (3, 1)
 
 
-def group_of_two():
-    """A shell that ignores SIGTERM, and its child, in a process group of their own."""
-    command = ["sh", "-c", "trap '' TERM; sleep 600 & echo started; wait"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout.readline() == b"started\n"
-    return process, psutil.Process(process.pid).children()
+async def problems(body):
+    with io.BytesIO(body) as stream:
+        return await inputs.check(stream, ["prompt", "duration"])
 
 
-def test_a_stopped_server_ends_with_its_group_even_if_it_ignores_the_signal(monkeypatch):
-    monkeypatch.setattr(replicas, "STOP_SECONDS", 0.2)
-    process, children = group_of_two()
-    with process.stdout:
-        replicas.stop(process, replicas.start_guard(process.pid))
-        psutil.wait_procs(children)
-    assert process.returncode == -signal.SIGKILL
+@pytest.mark.parametrize(
+    ("body", "place", "message"),
+    [
+        ({"input": {"promt": "x"}}, ["body", "input", "promt"], "Did you mean prompt?"),
+        ({"input": {"size": 1}}, ["body", "input", "size"], "The inputs are prompt, duration."),
+        ({"prompt": "x"}, ["body", "input"], 'no "input"'),
+        ({"input": {"x": "y" * inputs.IN_THREAD}}, ["body", "input", "x"], "no such input"),
+    ],
+)
+def test_bodies_that_cog_would_misread_are_refused(body, place, message):
+    [problem] = asyncio.run(problems(json.dumps(body).encode()))
+    assert problem["loc"] == place
+    assert message in problem["msg"]
+    with recorder() as (url, seen):
+        assert ask(Gate(url), [("POST", "/predictions")], body=body) == [422]
+        assert seen == []
 
 
-def test_the_guard_kills_the_group_of_a_server_whose_replica_has_died():
-    process, children = group_of_two()
-    with process.stdout:
-        replicas.start_guard(process.pid).close()
-        assert process.wait() == -signal.SIGKILL
-        psutil.wait_procs(children)
-
-
-def test_the_guard_of_a_stopped_server_kills_no_group_that_gets_its_number():
-    ended = subprocess.Popen(["true"], start_new_session=True)
-    stranger, children = group_of_two()
-    guard = replicas.start_guard(stranger.pid)
-    with stranger.stdout:
-        replicas.stop(ended, guard)
-        guards = [
-            p
-            for p in psutil.process_iter(["cmdline"])
-            if (p.info["cmdline"] or [""])[-1] == str(stranger.pid)
-        ]
-        psutil.wait_procs(guards)
-        assert stranger.poll() is None
-        os.killpg(stranger.pid, signal.SIGKILL)
-        stranger.wait()
-        psutil.wait_procs(children)
+@pytest.mark.parametrize("body", [b"no JSON", b"[]", b'{"input": 1}', b'{"input": {"prompt": ""}}'])
+def test_all_other_bodies_are_left_to_the_server(body):
+    assert asyncio.run(problems(body)) == []

@@ -69,7 +69,7 @@ def test_five_minutes_of_stereo_take_bounded_memory(
 ):
     common = {"output_format": output_format, "normalization_strategy": normalization}
     begun = inputs[mode] | {"continuation_end": 1} if mode == "continuation" else inputs[mode]
-    server.predict(**common, **begun, duration=2)  # loads what is loaded on first use
+    server.predict(**common, **begun, duration=2)  # loads lazily loaded parts
     output, more = needed(server, **common, **inputs[mode], duration=LONGEST)
     print(mode, output_format, normalization, f"{more / 1e6:.0f} MB")
     assert output["duration"] == LONGEST

@@ -75,7 +75,7 @@ def test_slots_are_as_many_as_fit(models, fits, slots):
     lm, length, prefix = models["stereo-melody"].engine.lm, 1500, 700
     size = State.slot_bytes(lm, slot_columns(lm, length), prefix)
     assert slots_that_fit(lm, fits * size / SLOTS_SHARE, length, prefix) == slots
-    # What all share takes half a slot.
+    # The shared prefix takes half a slot.
     free = (fits + 0.5) * size / SLOTS_SHARE
     assert slots_that_fit(lm, free, length, prefix, shared=True) == slots
     assert slots <= BATCHES[-1]
