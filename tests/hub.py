@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
+import huggingface_hub.constants
+
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".bin", ".safetensors", ".th", ".model")
 
@@ -123,3 +125,11 @@ def running(repositories):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def set_endpoint(monkeypatch, url):
+    """Set HF_ENDPOINT in a process in which the client has already read it."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -25,6 +25,7 @@ def verify(folder: Path) -> Iterator[str]:
         yield "hashes: none, the folder is in upstream's format (convert it to have them)"
     else:
         checkpoint.manifest.check_hashes(folder)
+        checkpoint.manifest.check_unlisted(folder)
         yield f"hashes: {len(checkpoint.manifest.files)} files are as they were written"
         yield f"dtypes: {check_dtypes(folder)} tensors"
     checkpoint.load_lm(torch.device("meta"), torch.float16)
