@@ -1,4 +1,4 @@
-"""The predictor of stable-audio-prod: an object, mp3 by default, and a bucket. Built by cog.yaml."""
+"""The API of stable-audio-prod: returns an object; mp3 by default; uploads. Built by cog.yaml."""
 
 from typing import Any, Dict, Optional
 
@@ -7,10 +7,12 @@ from cog import BasePredictor, Input, Path, Secret, concurrent
 from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
-from musicgen.runtime.timings import Timings
+from musicgen.serving import input_downloads
+from musicgen.serving.input_downloads import Limits
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
-from musicgen.serving.upload import Bucket, authorize, deliver, settings
+from musicgen.serving.tracing import traced_timings
+from musicgen.serving.upload import Song, authorize, deliver, take_settings
 from musicgen.serving.workers import Workers
 
 
@@ -20,23 +22,24 @@ class Predictor(BasePredictor):
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the checkpoint and warm up."""
         log_to_stderr()
-        self.uploads = settings()
+        self.upload_settings = take_settings()
         self.model = MusicGen.load(weights)
         self.result_files = ResultFiles()
         self.result_files.receive_inputs()
+        input_downloads.install(Limits.of())
         self.workers = Workers()
 
     @concurrent(max=32)
     async def predict(
         self,
         prompt: Optional[str] = Input(
-            description="Description of the music. Without one the model invents freely."
+            description="Description of the music. Without one the model generates freely."
         ),
         input_audio: Optional[Path] = Input(
             description="Audio file to take the melody from or, if continuation is true, to continue."
         ),
         duration: int = Input(
-            description="Length of the result in seconds. The prompt of a continuation is part of it.",
+            description="Length of the result in seconds. For a continuation, this includes the audio that is continued.",
             default=8,
             ge=1,
             le=300,
@@ -46,20 +49,20 @@ class Predictor(BasePredictor):
             default=False,
         ),
         continuation_start: int = Input(
-            description="Second of input_audio from which to use it, for melody and continuation alike.",
+            description="Second at which the used part of input_audio starts, for melody and continuation.",
             default=0,
             ge=0,
         ),
         continuation_end: Optional[int] = Input(
-            description="Second of input_audio up to which to use it, for melody and continuation alike. None or -1 means the end of the file.",
+            description="Second at which the used part of input_audio ends, for melody and continuation. None or -1 means the end of the file.",
             ge=-1,
         ),
         multi_band_diffusion: bool = Input(
-            description="Decode with Multi-Band Diffusion instead of EnCodec: slower, fewer artefacts. Works with mono and stereo models.",
+            description="Decode with Multi-Band Diffusion instead of EnCodec: slower, with fewer artefacts. Works with mono and stereo models.",
             default=False,
         ),
         normalization_strategy: str = Input(
-            description="Level of the result: loudness is -14 LUFS, rms -18 dBFS, peak -1 dBFS; clip only cuts what is above -1 dBFS.",
+            description="Level of the result: loudness is -14 LUFS, rms -18 dBFS, peak -1 dBFS; clip only cuts peaks above -1 dBFS.",
             default="loudness",
             choices=["loudness", "clip", "peak", "rms"],
         ),
@@ -85,12 +88,12 @@ class Predictor(BasePredictor):
             ge=0,
         ),
         output_format: str = Input(
-            description="mp3 has 320 kbit/s, wav 16 bits a sample.",
+            description="mp3 has 320 kbit/s, wav has 16 bits per sample.",
             default="mp3",
             choices=["wav", "mp3"],
         ),
         seed: Optional[int] = Input(
-            description="The same seed and inputs give the same audio. None or -1 draws a seed; the output tells which.",
+            description="The same seed and inputs give the same audio. None or -1 draws a random seed; the output contains it.",
             ge=-1,
             le=4294967295,
         ),
@@ -102,7 +105,7 @@ class Predictor(BasePredictor):
             description="Password that allows storing a song_id on this server."
         ),
     ) -> dict:  # type: ignore[type-arg]  # dict[str, Any] would change the contract's output
-        """Generate one clip; answer with the file, or its address in the bucket, and its facts."""
+        """Generate one clip; return the file, or its URL in the bucket, and its properties."""
         request = Request(
             prompt=prompt,
             input_audio=input_audio,
@@ -119,18 +122,17 @@ class Predictor(BasePredictor):
             output_format=output_format,
             seed=RANDOM_SEED if seed is None else seed,
         )
-        bucket = authorize(song_id, key.get_secret_value() if key else None, self.uploads)
-        return await self.workers.run(self.answer, request, bucket, song_id)
+        song = authorize(song_id, key.get_secret_value() if key else None, self.upload_settings)
+        return await self.workers.run(self.answer, request, song)
 
-    def answer(
-        self, request: Request, bucket: Optional[Bucket], song_id: Optional[int]
-    ) -> Dict[str, Any]:
-        """A request's way from its first to its last step, in a thread of its own."""
-        timings = Timings()
-        with self.result_files.folder() as folder:
+    def answer(self, request: Request, song: Optional[Song]) -> Dict[str, Any]:
+        """Serve one request from start to end, in a worker thread."""
+        with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
             [file] = write_clips(generation, folder, timings)
-            facts = describe(generation)
+            properties = describe(generation)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
-            return {**deliver(file, bucket, song_id, facts), **facts}
+            # After the metrics: they describe generation, which is the same with and without a bucket.
+            with timings.stage("upload"):
+                return {**deliver(file, song, properties), **properties}

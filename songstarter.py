@@ -1,4 +1,4 @@
-"""The predictor of musicgen-songstarter-v0.2: a list of 4 clips, wav by default. cog.songstarter.yaml."""
+"""The API of musicgen-songstarter-v0.2: returns 4 clips; wav by default."""
 
 from typing import List, Optional
 
@@ -7,9 +7,11 @@ from cog import BasePredictor, Input, Path, concurrent
 from musicgen.output import write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
-from musicgen.runtime.timings import Timings
+from musicgen.serving import input_downloads
+from musicgen.serving.input_downloads import Limits
 from musicgen.serving.logs import log_to_stderr
 from musicgen.serving.result_files import ResultFiles
+from musicgen.serving.tracing import traced_timings
 from musicgen.serving.workers import Workers
 
 CLIPS = 4
@@ -24,19 +26,20 @@ class Predictor(BasePredictor):
         self.model = MusicGen.load(weights)
         self.result_files = ResultFiles()
         self.result_files.receive_inputs()
+        input_downloads.install(Limits.of())
         self.workers = Workers()
 
     @concurrent(max=32)
     async def predict(
         self,
         prompt: Optional[str] = Input(
-            description="Description of the music. Without one the model invents freely."
+            description="Description of the music. Without one the model generates freely."
         ),
         input_audio: Optional[Path] = Input(
             description="Audio file to take the melody from or, if continuation is true, to continue."
         ),
         duration: int = Input(
-            description="Length of the result in seconds. The prompt of a continuation is part of it.",
+            description="Length of the result in seconds. For a continuation, this includes the audio that is continued.",
             default=8,
             ge=1,
             le=300,
@@ -46,16 +49,16 @@ class Predictor(BasePredictor):
             default=False,
         ),
         continuation_start: int = Input(
-            description="Second of input_audio from which to use it, for melody and continuation alike.",
+            description="Second at which the used part of input_audio starts, for melody and continuation.",
             default=0,
             ge=0,
         ),
         continuation_end: Optional[int] = Input(
-            description="Second of input_audio up to which to use it, for melody and continuation alike. None or -1 means the end of the file.",
+            description="Second at which the used part of input_audio ends, for melody and continuation. None or -1 means the end of the file.",
             ge=-1,
         ),
         normalization_strategy: str = Input(
-            description="Level of the result: loudness is -14 LUFS, rms -18 dBFS, peak -1 dBFS; clip only cuts what is above -1 dBFS.",
+            description="Level of the result: loudness is -14 LUFS, rms -18 dBFS, peak -1 dBFS; clip only cuts peaks above -1 dBFS.",
             default="loudness",
             choices=["loudness", "clip", "peak", "rms"],
         ),
@@ -81,12 +84,12 @@ class Predictor(BasePredictor):
             ge=0,
         ),
         output_format: str = Input(
-            description="mp3 has 320 kbit/s, wav 16 bits a sample.",
+            description="mp3 has 320 kbit/s, wav has 16 bits per sample.",
             default="wav",
             choices=["wav", "mp3"],
         ),
         seed: Optional[int] = Input(
-            description="The same seed and inputs give the same audio. The clips have seed, seed + 1, seed + 2 and seed + 3. None or -1 draws a seed; the log tells which.",
+            description="The same seed and inputs give the same audio. The clips have seed, seed + 1, seed + 2 and seed + 3. None or -1 draws a random seed; the log contains it.",
             ge=-1,
             le=4294967295,
         ),
@@ -111,11 +114,11 @@ class Predictor(BasePredictor):
         return await self.workers.run(self.answer, request)
 
     def answer(self, request: Request) -> List[Path]:
-        """A request's way from its first to its last step, in a thread of its own."""
-        timings = Timings()
-        with self.result_files.folder() as folder:
+        """Serve one request from start to end, in a worker thread."""
+        with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
             files = write_clips(generation, folder, timings)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
-            return [Path(file) for file in files]
+            # Cog uploads a file under its own name (--upload-url), so names must not repeat.
+            return [Path(file.rename(folder / f"{folder.name}-{file.name}")) for file in files]

@@ -1,5 +1,6 @@
-"""How fast decoding is, against the machine's memory and against other implementations.
+"""Benchmarks: decoding speed against the memory bandwidth and against other implementations.
 
-`work` says what is decoded, `systems` who decodes it, `measure` how that is timed, `machine`
-what the hardware can do, `report` prints and saves it, `callers` asks a real server.
+`work` defines what is decoded, `systems` the implementations compared, `measure` the timing,
+`machine` the hardware's limits, `report` the tables and saved results. `callers` and `soak` load a
+real server. `gpu_plan` predicts a decode step on GPUs, `gpu_report` measures everything on one.
 """

@@ -1,4 +1,4 @@
-"""scripts/bench: how fast this engine decodes, beside others, and how near to the hardware."""
+"""scripts/bench: measure this engine's decoding speed beside other implementations."""
 
 import argparse
 import functools
@@ -11,22 +11,22 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import callers, machine, report
+from benchmarks import machine, report
 from benchmarks.gpu_plan import prediction
 from benchmarks.gpu_plan.cards import GPUS, this_cpu
-from benchmarks.gpu_plan.least import least_step
+from benchmarks.gpu_plan.fastest_step import fastest_step
 from benchmarks.machine import Bandwidth, PeakMemory
-from benchmarks.measure import Plan, make_plan, measure
+from benchmarks.measure import Method, choose_method, measure
 from benchmarks.report import Record
-from benchmarks.systems import SYSTEMS, Absent, State
-from benchmarks.work import CONFIGS, MAX_SECONDS, Storage, Work, random_state
+from benchmarks.systems import SYSTEMS, StateDict, SystemAbsentError
+from benchmarks.work import CONFIGS, MAX_SECONDS, Storage, Work, random_state_dict
 from musicgen.decoder.kernels import compiler
 
-PLANNED = [1, 8, 32]  # clips that a plan is made for
+PLANNED_BATCHES = [1, 8, 32]  # clips, the default with --plan
 
 
 def main() -> None:
-    """Run the systems one after another, print a table and, last, one line of JSON."""
+    """Measure the systems one after another; print a table, then one line of JSON."""
     options = parse(sys.argv[1:])
     if options.table:
         print(report.markdown())
@@ -34,11 +34,18 @@ def main() -> None:
     if options.plan:
         plan(options)
         return
+    if options.parity:
+        from benchmarks import parity  # needs audiocraft
+
+        parity.main(options.parity, options.seed)
+        return
     if options.callers:
+        from benchmarks import callers  # the only part that needs a server and audio files
+
         callers.main(options.callers, options.weights, options.requests, options.seed)
         return
-    warnings.simplefilter("ignore")  # of the systems' libraries; nobody here can act on them
-    warnings.filterwarnings("default", "decoding without Triton")  # but this one explains figures
+    # Warnings of the baselines' libraries; a user of this command can do nothing about them.
+    warnings.simplefilter("ignore")
     document = run(options)
     print(report.table(document))
     if options.save:
@@ -47,116 +54,128 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options, `device` resolved."""
+    """Returns the options, with `device` resolved."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--model", choices=CONFIGS, default="small")
-    parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="of audio in a clip")
-    parser.add_argument("--batch", type=int, nargs="+", help="clips at once")
+    parser.add_argument("--seconds", type=float, default=MAX_SECONDS, help="audio per clip")
+    parser.add_argument("--batch", type=int, nargs="+", help="numbers of clips decoded together")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--repeats", type=int, default=5, help="of which the median is reported")
-    parser.add_argument("--steps", type=int, help="steps to a repeat at each of three contexts")
+    parser.add_argument("--repeats", type=int, default=5, help="the median of these is reported")
+    parser.add_argument("--steps", type=int, help="steps per repeat, at each of three contexts")
     parser.add_argument("--full", action="store_true", help="time every step of the clip instead")
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--callers", type=int, nargs="+", help="of a real server, and nothing else")
-    parser.add_argument("--weights", type=Path, help="with --callers: what it serves")
+    parser.add_argument(
+        "--callers", type=int, nargs="+", help="measure a real server with so many callers instead"
+    )
+    parser.add_argument("--weights", type=Path, help="with --callers: the checkpoint to serve")
     parser.add_argument("--requests", type=int, default=32, help="with --callers")
-    parser.add_argument("--seed", type=int, default=0, help="with --callers: of the requests")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="with --callers or --parity: draws the requests"
+    )
+    parser.add_argument(
+        "--parity", type=int, help="compare this many random generations with audiocraft instead"
+    )
     parser.add_argument(
         "--plan",
         nargs="+",
         choices=[*GPUS, "cpu"],
-        help="predict a step on GPUs that are not at hand; cpu: and measure it here, to compare",
+        help="predict a decode step on these GPUs; needs none of them. cpu: predict a step on this "
+        "CPU and measure it, to check the prediction",
     )
     parser.add_argument(
         "--no-melodies",
         dest="melodies",
         action="store_false",
-        help="of a model that takes melodies, clips that have none",
+        help="for melody models: decode clips without a melody",
     )
-    parser.add_argument("--save", action="store_true", help="keep the JSON in benchmarks/")
-    parser.add_argument("--table", action="store_true", help="print benchmarks/ as Markdown, only")
+    parser.add_argument("--save", action="store_true", help="save the JSON in benchmarks/results/")
+    parser.add_argument(
+        "--table", action="store_true", help="only print the saved results as a Markdown table"
+    )
     options = parser.parse_args(arguments)
     if not 1 <= options.seconds <= MAX_SECONDS:
-        parser.error(f"--seconds must be within 1 .. {MAX_SECONDS:g}: one window")
-    options.batch = options.batch or (PLANNED if options.plan else [1])
+        parser.error(f"--seconds must be within 1 .. {MAX_SECONDS:g}, one window of the model")
+    options.batch = options.batch or (PLANNED_BATCHES if options.plan else [1])
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     return options
 
 
 def run(options: argparse.Namespace) -> Record:
-    """The document of a whole run."""
+    """Returns the document of a whole run."""
     device = torch.device(options.device)
-    load = machine.others_load()
-    roof = machine.bandwidth(device)
+    load = machine.load_average()
+    bandwidth = machine.bandwidth(device)
     machine.release()
-    work = Work(options.model, options.seconds, 1, device, options.melodies)
-    plan = make_plan(work, repeats=options.repeats, chunk=options.steps, full=options.full)
-    state = random_state(work.config)
+    work = Work(options.model, options.seconds, max(options.batch), device, options.melodies)
+    method = choose_method(work, repeats=options.repeats, chunk=options.steps, full=options.full)
+    state = random_state_dict(work.config)
     records = [
-        compete(name, work.with_batch(batch), state, plan, roof)
+        run_system(name, work.with_batch(batch), state, method, bandwidth)
         for batch in options.batch
         for name in options.only
     ]
-    return report.document(work, plan, roof, load, records)
+    return report.document(work, method, bandwidth, load, records)
 
 
 def plan(options: argparse.Namespace) -> None:
-    """Print what is predicted and, last, one line of JSON."""
+    """Print the predicted steps, then one line of JSON."""
     if compiler.triton is None:
         if "TRITON_INTERPRET" in os.environ:
-            raise SystemExit("--plan needs Triton, whose launches it records")
-        # Triton is loaded without a GPU only if that is asked for at the start of a process.
+            raise SystemExit("--plan needs Triton, because it records Triton's launches")
+        # Without a GPU, Triton is only imported if TRITON_INTERPRET is set at process start.
         os.environ["TRITON_INTERPRET"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
     gpus = [name for name in options.plan if name in GPUS]
-    predictions = prediction.of_gpus(gpus, options.model, options.batch, options.melodies)
+    predictions = prediction.predict_gpus(gpus, options.model, options.batch, options.melodies)
     if gpus:
         print(prediction.table(predictions))
     if "cpu" in options.plan:
         for batch in options.batch:
-            predictions.append(plan_here(options, batch))
+            predictions.append(plan_this_cpu(options, batch))
     print(json.dumps([one.record() for one in predictions]))
 
 
-def plan_here(options: argparse.Namespace, batch: int) -> prediction.Prediction:
-    """Predict a step of this CPU's, and say what it takes at least when it is measured."""
+def plan_this_cpu(options: argparse.Namespace, batch: int) -> prediction.Prediction:
+    """Predict a step on this CPU, and print it beside the measured one."""
     cpu = torch.device("cpu")
     work = Work(options.model, MAX_SECONDS, batch, cpu, options.melodies)
-    measured = least_step(work)
+    measured = fastest_step(work)
     predicted = prediction.predict(work, this_cpu(2 * batch), Storage(weight=2, cache=4))
-    print(prediction.beside(predicted, measured), flush=True)
+    print(prediction.compare_on_cpu(predicted, measured), flush=True)
     return predicted
 
 
-def compete(name: str, work: Work, state: State, plan: Plan, roof: Bandwidth) -> Record:
-    """Build, measure and forget one system; what keeps it from running is its record."""
+def run_system(
+    name: str, work: Work, state: StateDict, method: Method, bandwidth: Bandwidth
+) -> Record:
+    """Build, measure and free one system. A system that cannot run has a record with the reason."""
     print(f"{name}, batch {work.batch} ...", file=sys.stderr, flush=True)
     try:
         if work.device.type == "cpu":
-            rehearse(name, work.tiny())
+            run_once(name, work.tiny())
         memory = PeakMemory(work.device)
         system = SYSTEMS[name](work, state)
-        timing = measure(system, work, plan)
-        return report.measured(name, work, system, timing, roof, memory.bytes())
-    except (Absent, ImportError) as exc:
+        timing = measure(system, work, method)
+        return report.measured(name, work, system, timing, bandwidth, memory.bytes())
+    except (SystemAbsentError, ImportError) as exc:
         return report.missing(name, work, report.ABSENT, str(exc))
-    except torch.OutOfMemoryError as exc:  # a large batch on a small card says nothing of others
+    except torch.OutOfMemoryError as exc:  # smaller batches and other systems may still fit
         return report.missing(name, work, report.FAILED, str(exc)[:300])
     except Exception as exc:
         if name == report.OURS:
             raise
-        # Whatever a peer's compiler or allocator may raise: the others still run.
+        # A baseline's compiler or allocator may raise anything; the other systems still run.
         return report.missing(name, work, report.FAILED, f"{type(exc).__name__}: {str(exc)[:300]}")
     finally:
         torch.compiler.reset()
 
 
 @functools.cache
-def rehearse(name: str, work: Work) -> None:
-    """Decode a little, once, so that the memory of what gets imported is not the system's."""
-    system = SYSTEMS[name](work, random_state(work.config))
-    measure(system, work, make_plan(work, repeats=1, chunk=1))
+def run_once(name: str, work: Work) -> None:
+    """Decode a little, so that later memory figures do not include the libraries' imports."""
+    system = SYSTEMS[name](work, random_state_dict(work.config))
+    measure(system, work, choose_method(work, repeats=1, chunk=1))
 
 
 if __name__ == "__main__":

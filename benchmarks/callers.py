@@ -1,36 +1,31 @@
-"""Many callers of one real server, against the same server with one prediction at a time.
+"""Measures a server under concurrent callers, against the same server limited to one prediction.
 
-The same requests, of all lengths and modes, go to both, from so many callers that each send one,
-wait for its answer, pause a little and send the next. Where the server takes one at a time, those
-who must wait do so before it, as behind a proxy with a queue.
+Both get the same requests, of all lengths and modes. Each caller sends a request, waits for its
+result, pauses and sends the next. For the limited server, waiting callers queue in this process, as
+they would in a proxy before the server. Packages are imported where they are used, since the help
+of scripts/soak, which imports this module, needs a bare Python.
 """
 
-import base64
-import io
 import json
 import os
 import random
+import tempfile
 import threading
 import time
-import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import numpy as np
-import soundfile
-import torch
-
-from benchmarks import machine
 from musicgen.checkpoints import folders
 from musicgen.commands import server
+from musicgen.commands.client import BusyError, Client, RefusedError, data_uri
 
 RATE = 32000
-SECONDS = (1, 2, 4)  # of results; mixed, a short one never waits for long ones only
+SECONDS = (1, 2, 4)  # durations of results, mixed: a short one does not wait for long ones only
 MELODY_HERTZ = (262, 330, 392, 523)
 PAUSE = 0.1  # seconds between an answer and a caller's next request, on average
 ONE_AT_A_TIME = {"COG_MAX_CONCURRENCY": "1"}
@@ -40,7 +35,7 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Round:
-    """All requests, once: wall seconds, seconds until each result, seconds of audio in all."""
+    """One pass over all requests: wall seconds, seconds to each result, total seconds of audio."""
 
     callers: int
     shared: bool
@@ -60,8 +55,8 @@ class Round:
 
 
 def mixture(count: int, seed: int, melodies: bool) -> list[Inputs]:
-    """So many requests: text, continuations and, where the model follows them, melodies."""
-    chance, melody = random.Random(seed), tune()
+    """`count` random requests: text, continuations and, if `melodies`, melodies to follow."""
+    chance, melody = random.Random(seed), melody_uri()
     modes: list[Inputs] = [
         {"prompt": "lofi chill, warm piano, C minor, 80 bpm"},
         {"prompt": "trap, dark bells, D minor, 140 bpm"},
@@ -71,13 +66,17 @@ def mixture(count: int, seed: int, melodies: bool) -> list[Inputs]:
     requests = []
     for index in range(count):
         mode = chance.choice(modes)
-        longer = 1 if "continuation" in mode else 0  # by the prompt
+        longer = 1 if "continuation" in mode else 0  # the second of audio that is continued
         requests.append({**mode, "duration": chance.choice(SECONDS) + longer, "seed": index})
     return requests
 
 
 def compare(weights: Path, callers: Sequence[int], count: int, seed: int) -> dict[str, Any]:
-    """A round for each number of callers, on both servers; the same machine, minute and weights."""
+    """The results of both servers for each number of callers, with the same weights."""
+    import torch
+
+    from benchmarks import machine
+
     environment = {"MUSICGEN_WEIGHTS": str(weights.resolve())}
     rounds = []
     for shared in (False, True):
@@ -86,10 +85,11 @@ def compare(weights: Path, callers: Sequence[int], count: int, seed: int) -> dic
             open(os.devnull, "w") as log,
             server.running("predict", log, {**environment, **limits}) as url,
         ):
-            requests = mixture(count, seed, follows_melodies(url))
+            client = Client(url)
+            requests = mixture(count, seed, follows_melodies(client))
             for inputs in requests[:2]:
-                _ask(url, inputs)  # what is loaded or compiled when first needed
-            rounds += [_round(url, requests, number, shared) for number in callers]
+                _predict(client, inputs)  # warm up: some models load, and kernels compile, on use
+            rounds += [_round(client, requests, number, shared) for number in callers]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "weights": weights.name,
@@ -102,7 +102,7 @@ def compare(weights: Path, callers: Sequence[int], count: int, seed: int) -> dic
 
 
 def table(document: dict[str, Any]) -> str:
-    """A line for each number of callers, one at a time and at once."""
+    """A line for each number of callers and each server."""
     before = {row["callers"]: row for row in document["results"] if not row["at_once"]}
     lines = [
         f"{document['weights']}, {document['device']}, {document['requests']} requests, seed "
@@ -126,11 +126,8 @@ def main(callers: Sequence[int], weights: Path | None, count: int, seed: int) ->
     print(json.dumps(document))
 
 
-def _round(url: str, requests: Sequence[Inputs], callers: int, shared: bool) -> Round:
-    door: Callable[[], AbstractContextManager[Any]] = nullcontext
-    if not shared:
-        lock = threading.Lock()
-        door = lambda: lock  # noqa: E731  # as short as what it stands beside
+def _round(client: Client, requests: Sequence[Inputs], callers: int, shared: bool) -> Round:
+    queue: AbstractContextManager[Any] = nullcontext() if shared else threading.Lock()
     chance = random.Random(callers)
     pauses = [chance.expovariate(1 / PAUSE) for _ in requests]
 
@@ -138,8 +135,8 @@ def _round(url: str, requests: Sequence[Inputs], callers: int, shared: bool) -> 
         inputs, pause = job
         time.sleep(pause)
         start = time.perf_counter()
-        with door():
-            _ask(url, inputs)
+        with queue:
+            _predict(client, inputs)
         return time.perf_counter() - start
 
     start = time.perf_counter()
@@ -149,28 +146,30 @@ def _round(url: str, requests: Sequence[Inputs], callers: int, shared: bool) -> 
     return Round(callers, shared, wall, results, sum(inputs["duration"] for inputs in requests))
 
 
-def _ask(url: str, inputs: Inputs) -> None:
+def _predict(client: Client, inputs: Inputs) -> None:
     while True:
-        try:
-            answer = server.call(f"{url}/predictions", {"input": inputs})
-        except urllib.error.HTTPError as exc:
-            if exc.code != 409:  # with one at a time, Cog frees its slot after it has answered
-                raise
-            continue
-        if answer["status"] != "succeeded":
-            raise RuntimeError(answer.get("error"))
-        return
+        # A server with one slot frees it only after it has sent the answer.
+        with suppress(BusyError):
+            client.predict(inputs)
+            return
 
 
-def follows_melodies(url: str) -> bool:
-    inputs = {"input_audio": tune(), "duration": 1}
-    return bool(server.call(f"{url}/predictions", {"input": inputs})["status"] == "succeeded")
+def follows_melodies(client: Client) -> bool:
+    """Whether the server's model is a melody model."""
+    try:
+        client.predict({"input_audio": melody_uri(), "duration": 1})
+    except RefusedError:
+        return False
+    return True
 
 
-def tune() -> str:
+def melody_uri() -> str:
     """Two seconds of four notes, as a data URI."""
+    import numpy as np
+    import soundfile
+
     instants = np.arange(2 * RATE) / RATE
     hertz = np.array(MELODY_HERTZ)[(instants * 2).astype(int)]
-    file = io.BytesIO()
-    soundfile.write(file, 0.3 * np.sin(2 * np.pi * hertz * instants), RATE, format="WAV")
-    return f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        soundfile.write(file.name, 0.3 * np.sin(2 * np.pi * hertz * instants), RATE)
+        return data_uri(Path(file.name))

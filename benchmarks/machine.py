@@ -1,7 +1,6 @@
-"""What the hardware is, how fast its memory is read, and how much of it something takes."""
+"""The hardware: its name, its memory bandwidth, and how much memory a computation uses."""
 
 import contextlib
-import ctypes
 import gc
 import os
 import platform
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from musicgen.runtime import memory
+
 BUFFER = 1 << 30  # bytes: more than any processor's cache
 TRIALS = 10
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -20,37 +21,37 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """The most that `how` reached, in bytes a second."""
+    """The highest measured bandwidth in bytes/s, and the operation that reached it."""
 
     bytes_per_second: float
     how: str
 
 
 def bandwidth(device: torch.device) -> Bandwidth:
-    """How fast memory is read, as streaming weights does: the best of three ways and ten trials.
+    """Measures how fast memory is read sequentially: the best of three operations, ten times each.
 
     `sum` and `matrix times vector` read a buffer of 1 GiB; `copy` reads one half of it and writes
-    the other. The best of them is the hardest to come near.
+    the other. The fastest is used, as it is the strictest reference for the roofline.
     """
     rows = 1 << 14
     buffer = torch.ones(rows, BUFFER // 4 // rows, device=device)
     vector = torch.ones(buffer.shape[1], device=device)
     result = torch.empty(rows, device=device)
     source, target = buffer.view(-1).chunk(2)
-    ways: dict[str, Callable[[], object]] = {
+    operations: dict[str, Callable[[], object]] = {
         "sum": buffer.sum,
         "matrix times vector": lambda: torch.mv(buffer, vector, out=result),
         "copy": lambda: target.copy_(source),
     }
     seconds = {
-        how: min(_seconds(read, device) for _ in range(TRIALS)) for how, read in ways.items()
+        how: min(_seconds(read, device) for _ in range(TRIALS)) for how, read in operations.items()
     }
-    how = min(seconds, key=lambda way: seconds[way])
+    how = min(seconds, key=lambda name: seconds[name])
     return Bandwidth(BUFFER / seconds[how], f"{how}, 1 GiB, best of {TRIALS}")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all that the device was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -64,10 +65,10 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """The most memory that was in use at once since it was made, above what was in use then.
+    """The peak memory use since construction, minus the use at construction.
 
-    On CUDA what PyTorch allocated; on the CPU the process's resident memory, whose high-water mark
-    Linux can reset.
+    On CUDA this is memory allocated by PyTorch; on the CPU it is the resident memory of the
+    process, whose high-water mark Linux can reset.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -78,12 +79,12 @@ class PeakMemory:
             self.before: int | None = torch.cuda.memory_allocated(device)
             return
         self.before = None
-        with contextlib.suppress(OSError):  # not Linux, or not allowed
+        with contextlib.suppress(OSError):  # not Linux, or no permission
             CLEAR.write_text("5")
             self.before = _status("VmRSS")
 
     def bytes(self) -> int | None:
-        """None where it is not known."""
+        """Returns the peak, or None where it cannot be measured."""
         if self.before is None:
             return None
         if self.device.type == "cuda":
@@ -97,16 +98,15 @@ def _status(key: str) -> int:
 
 
 def release() -> None:
-    """Give back the memory of what is no longer used."""
+    """Return unused memory to the system and to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.give_back()
 
 
 def device_name(device: torch.device) -> str:
-    """The model of the GPU or of the processor; never the host's name."""
+    """Returns the model name of the GPU or the processor, never the host's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError, StopIteration):
@@ -116,17 +116,17 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def others_load() -> float:
-    """Load average of the last minute for each processor; asked before a run, it is others' work.
+def load_average() -> float:
+    """Returns the load average of the last minute per processor.
 
-    Above a few percent CPU figures mean nothing: a thread that waits for one that has no processor
-    slows whoever uses more threads by far more than its share.
+    Before a run, this is the load of other processes. Above a few percent, CPU figures are
+    meaningless: a thread that has lost its processor delays all threads that wait for it.
     """
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def commit() -> str:
-    """The commit of this code, `-dirty` if it was changed since; "unknown" outside of git."""
+    """Returns the commit of this code, with `-dirty` if files differ; "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a benchmark says: one record a system and batch, as a table, as JSON, as Markdown."""
+"""Results of a benchmark: one record per system and batch, as table, JSON and Markdown."""
 
 import json
 import platform
@@ -14,12 +14,11 @@ import torch
 
 from benchmarks import machine
 from benchmarks.machine import Bandwidth
-from benchmarks.measure import Plan, Timing
+from benchmarks.measure import Method, Timing
 from benchmarks.systems import System
 from benchmarks.work import Work, step_bytes
-from musicgen.commands.server import ROOT
 
-FOLDER = ROOT / "benchmarks" / "results"
+FOLDER = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "triton", "audiocraft", "transformers")
 OURS = "ours"
 MEASURED, ABSENT, FAILED = "measured", "absent", "failed"
@@ -29,7 +28,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Spread:
-    """Over the repeats."""
+    """Statistics over the repeats."""
 
     median: float
     min: float
@@ -42,14 +41,14 @@ class Spread:
 
 
 def measured(
-    name: str, work: Work, system: System, timing: Timing, roof: Bandwidth, peak: int | None
+    name: str, work: Work, system: System, timing: Timing, bandwidth: Bandwidth, peak: int | None
 ) -> Record:
-    """What one system reached.
+    """Returns the figures of one system.
 
     clip_s            first code + (steps - 1) * median ms/step
     real_time_factor  seconds of audio, of all clips together, per second of decoding
-    gb_per_s          `step_bytes` of what this system keeps its numbers in, per second
-    roofline_percent  of the bandwidth that this run measured
+    gb_per_s          `step_bytes` at this system's storage types, per second
+    roofline_percent  gb_per_s relative to the bandwidth that this run measured
     """
     step = Spread.of([1e3 * seconds for seconds in timing.steps])
     clip = timing.first_code + (work.steps - 1) * step.median / 1e3
@@ -68,23 +67,23 @@ def measured(
         "bytes_per_weight": system.storage.weight,
         "bytes_per_cached_number": system.storage.cache,
         "gb_per_s": reached / 1e9,
-        "roofline_percent": 100 * reached / roof.bytes_per_second,
+        "roofline_percent": 100 * reached / bandwidth.bytes_per_second,
         "first_code_ms": 1e3 * timing.first_code,
         "warm_up_s": timing.warm_up,
         "peak_memory_gb": None if peak is None else peak / 1e9,
-        "note": system.note,
+        "note": system.note(),
     }
 
 
 def missing(name: str, work: Work, status: str, reason: str) -> Record:
-    """A system that has no figures: ABSENT here, or FAILED."""
+    """Returns the record of a system without figures: ABSENT on this machine, or FAILED."""
     return {"system": name, "batch": work.batch, "status": status, "reason": reason}
 
 
 def document(
-    work: Work, plan: Plan, roof: Bandwidth, load: float, records: Sequence[Record]
+    work: Work, method: Method, bandwidth: Bandwidth, load: float, records: Sequence[Record]
 ) -> Record:
-    """All of a run; `work` and `plan` are those of any of its batches, `load` from before it."""
+    """Returns the document of a run. `work` has any batch; `load` is from before the run."""
     return {
         "model": work.model,
         "seconds": work.seconds,
@@ -97,22 +96,29 @@ def document(
         "threads": torch.get_num_threads(),
         "load_before_per_processor": load,
         "commit": machine.commit(),
-        "bandwidth_gb_per_s": roof.bytes_per_second / 1e9,
-        "bandwidth_measured_by": roof.how,
+        "bandwidth_gb_per_s": bandwidth.bytes_per_second / 1e9,
+        "bandwidth_measured_by": bandwidth.how,
         "method": {
-            "summary": plan.summary,
-            "whole_clip": plan.full,
-            "contexts": sorted({window.prompt for window in plan.windows}),
-            "repeats": plan.repeats,
-            "steps_per_repeat": plan.chunk,
-            "discarded": plan.discarded,
+            "summary": method.summary,
+            "whole_clip": method.full,
+            "contexts": sorted({call.prompt for call in method.calls}),
+            "repeats": method.repeats,
+            "steps_per_repeat": method.chunk,
+            "discarded": method.discarded,
         },
-        "results": [{**record, **_lead(record, records)} for record in records],
+        "results": [{**record, **_speedup(record, records)} for record in records],
     }
 
 
-def _lead(record: Record, records: Sequence[Record]) -> Record:
-    """How many times this engine is as fast as the record's system, in the same batch."""
+def join(documents: Sequence[Record], records: Sequence[Record]) -> Record:
+    """Returns the first of a model's documents with the results `records` instead of its own."""
+    further = ("stage", "name", "ok", "model", "document", "bandwidth_gb_per_s")
+    results = [{k: v for k, v in record.items() if k not in further} for record in records]
+    return {**documents[0], "results": [{**r, **_speedup(r, results)} for r in results]}
+
+
+def _speedup(record: Record, records: Sequence[Record]) -> Record:
+    """Returns how many times faster this engine is than the record's system in the same batch."""
     batch = [r for r in records if r["batch"] == record["batch"] and r["status"] == MEASURED]
     mine = next((r for r in batch if r["system"] == OURS), None)
     if mine is None or record["status"] != MEASURED:
@@ -143,11 +149,11 @@ HEADER = (
 
 
 def table(document: Record) -> str:
-    """For a terminal: what was measured, how, and a line a system."""
+    """Returns text for a terminal: what was measured, how, and one line per system."""
     results = document["results"]
     lines = [list(HEADER), *(_cells(r) for r in results if r["status"] == MEASURED)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    said = [
+    notes = [
         f"{r['system']}, batch {r['batch']}: {text}"
         for r in results
         if (text := r["note"] if r["status"] == MEASURED else f"{r['status']}, {r['reason']}")
@@ -159,20 +165,20 @@ def table(document: Record) -> str:
             f"memory: {document['bandwidth_gb_per_s']:.1f} GB/s "
             f"({document['bandwidth_measured_by']})",
             f"measured: {document['method']['summary']}",
-            f"load before the run: {document['load_before_per_processor']:.0%} of the processors",
+            f"load before the run: {document['load_before_per_processor']:.0%} per processor",
             "",
             *(
                 "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
                 for line in lines
             ),
-            *said,
+            *notes,
         ]
     )
 
 
 def _cells(record: Record) -> list[str]:
     step, peak = record["ms_per_step"], record["peak_memory_gb"]
-    lead = record.get("ours_is_faster_by")
+    speedup = record.get("ours_is_faster_by")
     return [
         record["system"],
         str(record["batch"]),
@@ -184,12 +190,12 @@ def _cells(record: Record) -> list[str]:
         f"{record['first_code_ms']:.1f}",
         f"{record['warm_up_s']:.1f}",
         "?" if peak is None else f"{peak:.2f}",
-        "" if lead is None else f"{lead:.2f}",
+        "" if speedup is None else f"{speedup:.2f}",
     ]
 
 
 def save(document: Record, folder: Path = FOLDER) -> Path:
-    """Write `<model>-<device>.json`, in place of an earlier one."""
+    """Write `<model>-<device>.json`, replacing an earlier one."""
     folder.mkdir(exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", document["device"].lower()).strip("-")
     path = folder / f"{document['model']}-{device}.json"
@@ -198,21 +204,21 @@ def save(document: Record, folder: Path = FOLDER) -> Path:
 
 
 def markdown(folder: Path = FOLDER) -> str:
-    """The README's table, of all that was saved."""
+    """Returns the README's table of all saved results."""
     documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     rows = [row for document in documents for row in _rows(document)]
-    names = list(dict.fromkeys(name for row in rows for name in row["others"]))
+    names = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
     head = ["hardware", "model", "clips", "ms/step", "x real time", "roofline", "GB"]
     head += [f"against {name}" for name in names]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        others = [row["others"].get(name, "") for name in names]
-        lines.append([*row["cells"], *others])
+        baselines = [row["baselines"].get(name, "") for name in names]
+        lines.append([*row["cells"], *baselines])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _rows(document: Record) -> Iterable[Record]:
-    """A row for every batch that this engine was measured with."""
+    """Yields a row for every batch with which this engine was measured."""
     for mine in document["results"]:
         if mine["system"] != OURS or mine["status"] != MEASURED:
             continue
@@ -227,11 +233,11 @@ def _rows(document: Record) -> Iterable[Record]:
                 f"{mine['roofline_percent']:.0f}%",
                 "" if peak is None else f"{peak:.1f}",
             ],
-            "others": {
-                other["system"]: f"{other['ours_is_faster_by']:.1f}x"
-                if other["status"] == MEASURED
-                else other["status"]
-                for other in document["results"]
-                if other["batch"] == mine["batch"] and other["system"] != OURS
+            "baselines": {
+                baseline["system"]: f"{baseline['ours_is_faster_by']:.1f}x"
+                if baseline["status"] == MEASURED
+                else baseline["status"]
+                for baseline in document["results"]
+                if baseline["batch"] == mine["batch"] and baseline["system"] != OURS
             },
         }

@@ -1,49 +1,48 @@
-"""scripts/soak: hours of mixed requests, faults among them, and whether anything grows meanwhile.
+"""scripts/soak: send mixed requests for hours, and check that the server's resources do not grow.
 
-Callers of a real server send what `callers.mixture` draws. One request in eight is at fault: it is
-cancelled, its client leaves, or its input is no audio or cannot be fetched. What is measured is of
-the server's own two processes, its folder of temporary files, and Cog's folders of these requests.
-Exits with 1 when the last quarter needs more than the second, or an answer was not what it had to
-be.
+Callers of a real server send the requests of `callers.mixture`. One request in eight fails on
+purpose: it is cancelled, its client disconnects, or its input is not audio or cannot be fetched.
+The samples cover the server's two processes, its folder of temporary files, and Cog's folders for
+these requests. The exit code is 1 if the last quarter of the run needs more than the second, or if
+a response was wrong.
 """
 
-import argparse
 import itertools
 import os
 import random
-import signal
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-
-import psutil
+from typing import TYPE_CHECKING
 
 from benchmarks.callers import Inputs, follows_melodies, mixture
-from musicgen.checkpoints import folders
-from musicgen.commands import server
+from musicgen.commands import options, server
+from musicgen.commands.client import CancelledError, Client, RefusedError
 from musicgen.serving.result_files import COG_FOLDER, LEFTOVER_SECONDS
 
-SAMPLES = 60  # of a whole run
-FAULTS = 1 / 8  # of the requests
-LONG = 300  # seconds of what is given up before it is done
-PATIENCE = 600  # seconds until an answer that does not come is a finding
-NO_AUDIO = "data:audio/wav;base64,UklGRg=="
-NOWHERE = "http://127.0.0.1:9/a.wav"
-# Files are kept for ten minutes: a shorter run than this sees their number grow.
+if TYPE_CHECKING:
+    import psutil
+
+SAMPLES = 60  # in a run
+FAULTS = 1 / 8  # share of the requests
+LONG = 300  # duration of the predictions that are cancelled or abandoned, seconds
+PATIENCE = 600  # seconds after which a missing response is a finding
+NOT_AUDIO = "data:audio/wav;base64,UklGRg=="
+UNREACHABLE = "http://127.0.0.1:9/a.wav"
+# Files are kept for ten minutes, so in a shorter run than this their number grows.
 MINUTES_FOR_FILES = 40
-# What is older than this should have been swept: that happens once a minute.
+# Older files should have been swept, which happens once a minute.
 STALE_SECONDS = LEFTOVER_SECONDS + 120
-# What -> how many times as much, and how much more, is not yet growth. Files and latency follow the
-# requests of the last minutes; allocators keep some of what they had. What the machine's other work
-# does to the latency it hardly does to the processor's time.
+# Measurement -> the factor and the amount that together are not yet growth. Files and latency
+# depend on the requests of the last minutes, and allocators keep some freed memory. Other work on
+# the machine affects the latency, but hardly the processor time.
 TOLERANCE: dict[str, tuple[float, float]] = {
     "memory_mb": (1.05, 50),
     "threads": (1.0, 2),
@@ -57,10 +56,10 @@ TOLERANCE: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """The server at one time, and what it did since the sample before.
+    """Measurements of the server at one time, and since the previous sample.
 
-    `stale` are files that should have been swept; `cpu` is seconds of a processor, and `latency`
-    seconds of waiting, the median, for a second of audio.
+    `stale` counts files that should have been swept. For each second of audio, `cpu` is the
+    processor time and `latency` the median waiting time, both in seconds.
     """
 
     minute: float
@@ -76,12 +75,12 @@ class Sample:
 
 
 class Traffic:
-    """Callers that go on until `stop`, and what came of it."""
+    """Callers that send requests until `stop`, and the results so far."""
 
     def __init__(self, url: str, seed: int) -> None:
-        self.url = url
-        self.name = f"soak-{os.getpid()}"  # Cog's folders of all servers are in one place
-        self.requests = mixture(1000, seed, follows_melodies(url))
+        self.client = Client(url)
+        self.name = f"soak-{os.getpid()}"  # prefix of the ids, since all servers share Cog's folder
+        self.requests = mixture(1000, seed, follows_melodies(self.client))
         self.chance = random.Random(seed)
         self.numbers = itertools.count()
         self.stop = threading.Event()
@@ -94,58 +93,57 @@ class Traffic:
         while not self.stop.is_set():
             number = next(self.numbers)
             inputs = self.requests[number % len(self.requests)]
-            faults = (self.cancelled, self.left, self.refused, self.unfetched)
-            fault = self.chance.choice(faults) if self.chance.random() < FAULTS else self.answered
+            faults = (self.cancelled, self.abandoned, self.not_audio, self.unreachable)
+            send = self.chance.choice(faults) if self.chance.random() < FAULTS else self.succeeded
             try:
-                fault(inputs, f"{self.name}-{number}")
-            except Exception as exc:  # whatever it is, it is a finding
-                self.wrong.append(f"{fault.__name__}: {exc!r}")
+                send(inputs, f"{self.name}-{number}")
+            except Exception as exc:  # any exception is a finding
+                self.wrong.append(f"{send.__name__}: {exc!r}")
             self.sent += 1
 
-    def answered(self, inputs: Inputs, name: str) -> None:
+    def succeeded(self, inputs: Inputs, name: str) -> None:
         start = time.perf_counter()
-        self.expect("succeeded", inputs, name)
+        self.client.predict(inputs, name, timeout=PATIENCE)
         self.latencies.append((time.perf_counter() - start) / inputs["duration"])
         self.audio += inputs["duration"]
 
-    def refused(self, inputs: Inputs, name: str) -> None:
-        self.expect("failed", {**inputs, "input_audio": NO_AUDIO}, name)
+    def not_audio(self, inputs: Inputs, name: str) -> None:
+        self.expect_refusal({**inputs, "input_audio": NOT_AUDIO}, name)
 
-    def unfetched(self, inputs: Inputs, name: str) -> None:
-        self.expect("failed", {**inputs, "input_audio": NOWHERE}, name)
+    def unreachable(self, inputs: Inputs, name: str) -> None:
+        self.expect_refusal({**inputs, "input_audio": UNREACHABLE}, name)
+
+    def expect_refusal(self, inputs: Inputs, name: str) -> None:
+        try:
+            self.client.predict(inputs, name, timeout=PATIENCE)
+        except RefusedError:
+            return
+        raise RuntimeError("succeeded, although its input is unusable")
 
     def cancelled(self, inputs: Inputs, name: str) -> None:
         timer = threading.Timer(self.chance.random(), self.cancel, [name])
         timer.start()
-        body = {"input": {**inputs, "duration": LONG}}
-        url = f"{self.url}/predictions/{name}"
-        status = server.call(url, body, "PUT", PATIENCE)["status"]
-        timer.join()
-        if status not in ("canceled", "failed"):  # failed: Cog was still preparing the inputs
-            raise RuntimeError(f"cancelled, and yet {status}")
+        try:
+            self.client.predict({**inputs, "duration": LONG}, name, timeout=PATIENCE)
+        except CancelledError:
+            return
+        finally:
+            timer.join()
+        raise RuntimeError("succeeded, although it was cancelled")
 
     def cancel(self, name: str) -> None:
-        while not self.stop.is_set():
-            with suppress(urllib.error.HTTPError):  # not there yet
-                server.call(f"{self.url}/predictions/{name}/cancel", {})
-                return
+        while not self.stop.is_set() and not self.client.cancel(name):
             time.sleep(0.05)
 
-    def left(self, inputs: Inputs, name: str) -> None:
-        body = {"id": name, "input": {**inputs, "duration": LONG}}
+    def abandoned(self, inputs: Inputs, name: str) -> None:
+        timeout = 0.1 + self.chance.random()
         with suppress(TimeoutError):
-            server.call(f"{self.url}/predictions", body, timeout=0.1 + self.chance.random())
-            raise RuntimeError("five minutes took less than two seconds")
-
-    def expect(self, status: str, inputs: Inputs, name: str) -> None:
-        body = {"id": name, "input": inputs}
-        answer = server.call(f"{self.url}/predictions", body, timeout=PATIENCE)
-        if answer["status"] != status:
-            raise RuntimeError(f"{answer['status']}: {answer.get('error')}")
+            self.client.predict({**inputs, "duration": LONG}, name, timeout=timeout)
+            raise RuntimeError(f"{LONG} s of audio took less than two seconds")
 
 
 def grown(samples: list[Sample]) -> list[str]:
-    """What the last quarter of a run has more of than the second; the first is for warming up."""
+    """The measurements that grew from the second quarter to the last; the first is the warm-up."""
     quarter = len(samples) // 4
     findings = []
     for name, (factor, more) in TOLERANCE.items():
@@ -160,10 +158,10 @@ def grown(samples: list[Sample]) -> list[str]:
     return findings
 
 
-def soak(weights: Path, minutes: float, callers: int, seed: int) -> list[str]:
-    """Run it, print a line for every sample; what is wrong, as text."""
+def soak(weights: Path | str, minutes: float, callers: int, seed: int) -> list[str]:
+    """Run the soak, print a line for every sample; the findings."""
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as log:
-        environment = {"MUSICGEN_WEIGHTS": str(weights.resolve()), "TMPDIR": folder}
+        environment = {"MUSICGEN_WEIGHTS": str(weights), "TMPDIR": folder}
         with server.running("predict", log, environment) as url:
             traffic = Traffic(url, seed)
             meter = Meter(traffic, folder)
@@ -183,18 +181,17 @@ def soak(weights: Path, minutes: float, callers: int, seed: int) -> list[str]:
 
 
 def main() -> None:
-    """Exit code 1 when something grew or went wrong."""
-    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--callers", type=int, default=8)
-    parser.add_argument("--weights", type=Path, help="what is served")
-    parser.add_argument("--seed", type=int, default=0, help="of the requests and faults")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server is ended too
-    findings = soak(
-        folders.resolve(options.weights), options.minutes, options.callers, options.seed
-    )
-    print("\n".join(findings) or "nothing grew, nothing went wrong")
+    """Exit with 1 if there are findings."""
+    parser = options.make_parser("soak", __doc__)
+    parser.add_argument("--minutes", type=float, default=60, help="default: %(default)g")
+    parser.add_argument("--callers", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    options.add_weights_option(parser)
+    parsed = parser.parse_args()
+    with options.exit_codes():
+        weights = options.choose_weights(parsed.weights)
+        findings = soak(weights, parsed.minutes, parsed.callers, parsed.seed)
+    print("\n".join(findings) or "No growth, no wrong responses.")
     sys.exit(bool(findings))
 
 
@@ -202,8 +199,10 @@ def _row(values: Iterable[object]) -> str:
     return "  ".join(f"{value:>11}" for value in values)
 
 
-def _processes(folder: str) -> list[psutil.Process]:
-    """Cog's server and its worker, known by their folder of temporary files."""
+def _processes(folder: str) -> "list[psutil.Process]":
+    """Cog's server and its worker, identified by their folder of temporary files."""
+    import psutil  # here, so that --help needs a bare Python only
+
     return [
         process
         for process in psutil.Process().children(recursive=True)
@@ -212,7 +211,7 @@ def _processes(folder: str) -> list[psutil.Process]:
 
 
 class Meter:
-    """Looks at a server from time to time."""
+    """Takes samples of a server."""
 
     def __init__(self, traffic: Traffic, folder: str) -> None:
         self.traffic = traffic
@@ -224,7 +223,7 @@ class Meter:
         traffic, processes = self.traffic, self.processes
         latencies, traffic.latencies = traffic.latencies, []
         cpu, audio = self._cpu(), traffic.audio
-        spent, made = cpu - self.cpu, audio - self.audio
+        spent, generated = cpu - self.cpu, audio - self.audio
         self.cpu, self.audio = cpu, audio
         files = list(ages(Path(self.folder), *COG_FOLDER.glob(f"{traffic.name}-*")))
         return Sample(
@@ -236,7 +235,7 @@ class Meter:
             descriptors=sum(process.num_fds() for process in processes),
             files=len(files),
             stale=sum(age > STALE_SECONDS for age in files),
-            cpu=round(spent / made, 3) if made else 0.0,
+            cpu=round(spent / generated, 3) if generated else 0.0,
             latency=round(median(latencies), 3) if latencies else 0.0,
         )
 
@@ -245,9 +244,9 @@ class Meter:
 
 
 def ages(*roots: Path) -> Iterator[float]:
-    """Seconds since each file and folder in `roots` was changed; some go while this looks."""
+    """Seconds since each file and folder in `roots` was changed. Some may vanish meanwhile."""
     for root in roots:
-        # Unlike a glob, a walk goes on where a folder is no more.
+        # Unlike a glob, os.walk continues if a folder has been deleted.
         for here, inside, files in os.walk(root):
             for name in (*inside, *files):
                 with suppress(FileNotFoundError):

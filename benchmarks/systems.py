@@ -1,9 +1,9 @@
-"""Who decodes: this engine, audiocraft, and transformers in its two forms.
+"""The systems compared: this engine and the baselines audiocraft and transformers (two variants).
 
-All get the same shapes and weights, guidance 3, top_k 250, and are driven by their own `generate`
-as their users call it: float16 as each of them does that on CUDA, float32 on the CPU (where this
-engine keeps weights in float16 if that loses nothing). Libraries are imported when their turn
-comes, so that one that is missing is merely absent.
+All have the same shapes and weights, guidance 3 and top_k 250, and run their own `generate` as
+their users call it: in float16 on CUDA, in float32 on the CPU (where this engine stores weights in
+float16 if they are exact in it). A baseline's library is imported when it is measured, so a missing
+library makes only that baseline absent.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,49 +14,54 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.work import Storage, Work
-from musicgen.checkpoints.transformers_musicgen import decoder_names
 from musicgen.decoder.clip import Clip, Conditions
 from musicgen.decoder.engine import Engine
+from musicgen.decoder.kernels import Ops
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
 from musicgen.decoder.weights import LMConfig
 
 TOP_K, GUIDANCE = 250, 3.0
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 Tick = Callable[[], None]
 
 
-class Absent(Exception):  # noqa: N818 - an answer, not an error
-    """This system does not take part; the message says why."""
+class SystemAbsentError(Exception):
+    """The system cannot be compared on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
 class System:
-    """`decode(prompt, tick)` goes on from prompt [K, T0] or from nothing, `tick`s after each step.
+    """A decoder: `decode(prompt, tick)` decodes a batch and calls `tick` after each step.
 
-    `tick` may raise to end it.
+    It continues prompt [K, T0] if there is one. `tick` may raise to end the call.
     """
 
     decode: Callable[[Tensor | None, Tick], object]
     storage: Storage
     warm_up: Callable[[], None] = lambda: None
-    note: str = ""
+    note: Callable[[], str] = lambda: ""  # known after the warm-up
 
 
-def ours(work: Work, state: State) -> System:
-    """This engine, set up as the pipeline does."""
-    lm = LM.from_audiocraft(work.config, state, device=work.device, dtype=work.half)
+def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
+    """Returns this engine, constructed as the pipeline does; `ops` replaces its operations."""
+    dtype = torch.float16 if ops else work.half  # float32 weights on a CPU belong to its operations
+    lm = LM.from_audiocraft(
+        work.config, state, device=work.device, dtype=dtype, threads=torch.get_num_threads()
+    )
+    no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(
         lm,
         max_length=work.frames,
         stride=max(1, work.frames // 2),
         slots=work.batch,
-        prefix=max(work.prefix_length, work.cross_length),
-        shared=torch.zeros(work.melody_length, work.config.dim) if work.melody_length else None,
+        max_prefix=max(work.prefix_length, work.cross_length),
+        shared_prefix=no_melody if work.melody_length else None,
+        ops=ops,
     )
     condition = work.condition().to(work.device)
     both = torch.stack([condition, torch.zeros_like(condition)])
-    prepended = Conditions(prefix=both, shared=work.shared)
+    prepended = Conditions(prefix=both, shared=work.shared_prefix)
     given = Conditions(cross=both) if work.cross_length else prepended
     sampling = Sampling(top_k=TOP_K, cfg_coef=GUIDANCE)
 
@@ -67,13 +72,12 @@ def ours(work: Work, state: State) -> System:
         ]
         return engine.generate(clips, progress=lambda done, total: tick())
 
-    # Weights that fbgemm packed are float16.
-    weight = lm.heads.element_size() if isinstance(lm.heads, Tensor) else 2
-    return System(decode, Storage(weight, work.half.itemsize), engine.warm_up)
+    storage = Storage(lm.heads.itemsize, work.half.itemsize)
+    return System(decode, storage, engine.warm_up, lambda: engine.description)
 
 
-def audiocraft(work: Work, state: State) -> System:
-    """audiocraft's LMModel, in the configuration of the published checkpoints."""
+def audiocraft(work: Work, state: StateDict) -> System:
+    """Returns audiocraft's LMModel, configured like the published checkpoints."""
     from musicgen.rendering.audiocraft import (
         ConditionFuser,
         ConditioningAttributes,
@@ -130,7 +134,7 @@ def audiocraft(work: Work, state: State) -> System:
 
 
 class FixedConditions(nn.Module):
-    """In the place of audiocraft's conditioners: the work's condition, zeros for its null."""
+    """Replaces audiocraft's conditioners: a given condition, zeros for unconditional rows."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -141,14 +145,14 @@ class FixedConditions(nn.Module):
         return attributes
 
     def forward(self, attributes: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Conditions [2 B, L, dim] and their mask."""
+        """Returns conditions [2 B, L, dim] and their mask."""
         return {"description": (self.both, torch.ones_like(self.both[..., 0]))}
 
 
-def transformers_eager(work: Work, state: State) -> System:
-    """transformers' MusicGen with the cache that it takes by default.
+def transformers_eager(work: Work, state: StateDict) -> System:
+    """Returns transformers' MusicGen with its default cache.
 
-    Its time to the first code is what it is: text models of transformers 5 prefill twice.
+    Its time to the first code includes a second prefill, which transformers 5 does for text models.
     """
     model, inputs = _transformers(work, state)
 
@@ -159,25 +163,25 @@ def transformers_eager(work: Work, state: State) -> System:
     return System(decode, Storage(work.half.itemsize, work.half.itemsize))
 
 
-def transformers_static(work: Work, state: State) -> System:
-    """transformers' MusicGen with a static cache, on which `generate` compiles the decoder.
+def transformers_static(work: Work, state: StateDict) -> System:
+    """Returns transformers' MusicGen with a static cache; `generate` then compiles the decoder.
 
-    The cache is handed over, as `cache_implementation="static"` is ignored by MusicGen's
-    `generate` of transformers 5 (text models) or fails in it (melody models). Attention reads all
-    of such a cache at every step, so where a window stands makes no difference: all begin at 0.
+    The cache is passed as an object, because MusicGen's `generate` in transformers 5 ignores
+    `cache_implementation="static"` (text models) or fails with it (melody models). Attention reads
+    the whole static cache at every step, so the context does not matter: all calls start at 0.
     """
     if work.device.type != "cuda":
-        raise Absent("transformers compiles itself on CUDA only")
+        raise SystemAbsentError("transformers compiles its decoder on CUDA only")
     return transformers_with_static_cache(work, state)
 
 
-def transformers_with_static_cache(work: Work, state: State) -> System:
-    """`transformers_static` on any device; it compiles nothing but on CUDA."""
+def transformers_with_static_cache(work: Work, state: StateDict) -> System:
+    """Returns `transformers_static` for any device; transformers compiles it on CUDA only."""
     from transformers import EncoderDecoderCache, StaticCache
 
     model, inputs = _transformers(work, state)
     decoder = model.decoder.config
-    # Text models of transformers 5 prefill a given cache twice: one more position.
+    # transformers 5 prefills a given cache twice with text models: one more position.
     cache = StaticCache(decoder, max_cache_len=work.prefix_length + work.steps + 1)
     if work.cross_length:
         cross = StaticCache(decoder, max_cache_len=work.cross_length)
@@ -190,11 +194,11 @@ def transformers_with_static_cache(work: Work, state: State) -> System:
         )
 
     storage = Storage(work.half.itemsize, work.half.itemsize)
-    return System(decode, storage, note="timed from context 0: its cache is read whole")
+    return System(decode, storage, note=lambda: "timed from context 0")
 
 
-def _transformers(work: Work, state: State) -> tuple[Any, dict[str, Any]]:
-    """The whole model, its encoders next to nothing, and the arguments of its `generate`."""
+def _transformers(work: Work, state: StateDict) -> tuple[Any, dict[str, Any]]:
+    """Returns the model, with minimal encoders, and the arguments of its `generate`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -205,7 +209,7 @@ def _transformers(work: Work, state: State) -> tuple[Any, dict[str, Any]]:
     )
     codec = transformers.EncodecConfig(num_filters=4, hidden_size=16, num_lstm_layers=1)
     with torch.device("meta"):
-        # The package lists only the composite's configuration; that knows the decoder's.
+        # transformers exports only the composite configuration, which contains the decoder's.
         composite = getattr(transformers, f"{family}Config")
         config = composite(text_encoder=text, audio_encoder=codec, decoder=_decoder(work.config))
         decoder = getattr(transformers, f"{family}ForCausalLM")(config.decoder).to(work.half)
@@ -214,7 +218,7 @@ def _transformers(work: Work, state: State) -> tuple[Any, dict[str, Any]]:
         audio_encoder=transformers.EncodecModel(codec),
         decoder=decoder,
     )
-    decoder.set_attn_implementation("sdpa")  # what `from_pretrained` chooses
+    decoder.set_attn_implementation("sdpa")  # the choice of `from_pretrained`
     decoder.to_empty(device=work.device)
     decoder.load_state_dict(_renamed(work.config, state))
     positions = decoder.model.decoder.embed_positions
@@ -241,7 +245,7 @@ def _transformers(work: Work, state: State) -> tuple[Any, dict[str, Any]]:
 
 
 def _decoder(config: LMConfig) -> dict[str, Any]:
-    """The same decoder in transformers' words."""
+    """Returns the decoder's configuration under transformers' names."""
     return {
         "vocab_size": config.card,
         "hidden_size": config.dim,
@@ -253,8 +257,10 @@ def _decoder(config: LMConfig) -> dict[str, Any]:
     }
 
 
-def _renamed(config: LMConfig, state: State) -> dict[str, Tensor]:
-    """An audiocraft decoder's state as transformers' ForCausalLM names it."""
+def _renamed(config: LMConfig, state: StateDict) -> dict[str, Tensor]:
+    """Returns an audiocraft decoder's weights under the names of transformers' ForCausalLM."""
+    from musicgen.checkpoints.transformers_musicgen import decoder_names
+
     names = decoder_names(config.num_layers, config.n_q)
     return {
         name.removeprefix("decoder."): part
@@ -264,7 +270,7 @@ def _renamed(config: LMConfig, state: State) -> dict[str, Tensor]:
 
 
 def _ticking(work: Work, tick: Tick) -> list[Callable[..., Tensor]]:
-    """Stopping criteria that never stop and are asked once a step."""
+    """Returns a stopping criterion that never stops and calls `tick` once per step."""
     never = torch.zeros(work.batch * work.config.n_q, dtype=torch.bool, device=work.device)
 
     def criterion(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
@@ -274,7 +280,7 @@ def _ticking(work: Work, tick: Tick) -> list[Callable[..., Tensor]]:
     return [criterion]
 
 
-SYSTEMS: dict[str, Callable[[Work, State], System]] = {
+SYSTEMS: dict[str, Callable[[Work, StateDict], System]] = {
     "ours": ours,
     "audiocraft": audiocraft,
     "transformers": transformers_eager,

@@ -1,4 +1,4 @@
-"""What is decoded: shapes of published checkpoints, random weights, and the bytes of a step."""
+"""The workload: shapes of published checkpoints, random weights, and the bytes of a step."""
 
 import math
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from musicgen.decoder.weights import LMConfig, decoder_shapes
 
 FRAME_RATE = 50
 MAX_SECONDS = 30.0  # one window
-TEXT = 12  # embeddings of a description of usual length
-MELODY = 235  # embeddings of a chromagram, as melody models pad it
+TEXT = 12  # embeddings of a text prompt of usual length
+MELODY = 235  # embeddings of a chromagram; melody models pad it to this length
 WEIGHT_STD = 0.02
-POOL_SLACK = 1 << 20  # elements by which tensors of one size differ in their place
+POOL_SLACK = 1 << 20  # elements; tensors start at different offsets up to this one
 
 
 def _config(dim: int, num_heads: int, num_layers: int, *, stereo: bool, melody: bool) -> LMConfig:
@@ -52,9 +52,9 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Work:
-    """`batch` clips of so many seconds, decoded from scratch with guidance.
+    """`batch` clips of `seconds` each, decoded with guidance and without an audio prompt.
 
-    Where the model takes melodies, each has one of its own; or, without `melodies`, none.
+    With a melody model each clip has a different melody or, if `melodies` is False, none.
     """
 
     model: str
@@ -73,7 +73,7 @@ class Work:
 
     @property
     def steps(self) -> int:
-        """Decode steps of the clip: its frames and the delay pattern's tail."""
+        """Returns the decode steps of a clip: its frames plus the tail of the delay pattern."""
         return self.frames + max(self.config.delays)
 
     @property
@@ -82,47 +82,50 @@ class Work:
 
     @property
     def melody_length(self) -> int:
-        """Embeddings of the melody; 0 for a model that takes none."""
+        """Returns the number of melody embeddings; 0 for a model without melody conditioning."""
         return 0 if self.config.cross_attention else MELODY
 
     @property
     def prefix_length(self) -> int:
-        """Positions in front of the codes."""
+        """Returns the number of positions before the codes."""
         return 0 if self.config.cross_attention else self.melody_length + self.text_length
 
     @property
-    def shared(self) -> tuple[int, int]:
-        """Of each row of a clip, how many positions are those of no melody, which all share."""
+    def shared_prefix(self) -> tuple[int, int]:
+        """Returns how many positions of a clip's conditional and unconditional row are shared.
+
+        All rows without a melody begin with the same positions.
+        """
         return (0 if self.melodies else self.melody_length, self.melody_length)
 
     @property
-    def repeated(self) -> int:
-        """Positions that rows share, of all rows together, but for the one time they are read."""
-        return max(0, self.batch * sum(self.shared) - self.melody_length)
+    def reused_positions(self) -> int:
+        """Returns the positions of all rows that are shared, minus the one copy that is read."""
+        return max(0, self.batch * sum(self.shared_prefix) - self.melody_length)
 
     @property
     def cross_length(self) -> int:
-        """Positions that cross-attention sees."""
+        """Returns the positions that cross-attention reads."""
         return self.text_length if self.config.cross_attention else 0
 
     @property
     def half(self) -> torch.dtype:
-        """What others compute in here: float16 on a GPU, float32 on the CPU."""
+        """Returns the baselines' data type: float16 on a GPU, float32 on the CPU."""
         return torch.float16 if self.device.type == "cuda" else torch.float32
 
     def condition(self) -> Tensor:
-        """What a clip is conditioned on, [prefix or cross length, dim] float32 on the CPU.
+        """Returns the condition of a clip, [prefix or cross length, dim] float32 on the CPU.
 
-        No melody is zeros, as the null is.
+        Without a melody its positions are zeros, like those of the unconditional row.
         """
         length = self.prefix_length or self.cross_length
         random = torch.Generator().manual_seed(1)
         condition = torch.randn(length, self.config.dim, generator=random)
-        condition[: self.shared[0]] = 0
+        condition[: self.shared_prefix[0]] = 0
         return condition
 
     def prompt(self, frames: int) -> Tensor:
-        """Random codes for a clip to go on from, [K, frames] on the CPU."""
+        """Returns random codes for a clip to continue, [K, frames] on the CPU."""
         shape = (self.config.n_q, frames)
         return torch.randint(
             self.config.card, shape, generator=torch.Generator().manual_seed(frames)
@@ -132,45 +135,47 @@ class Work:
         return replace(self, batch=batch)
 
     def tiny(self) -> "Work":
-        """One second of one clip with the smallest model of the kind."""
+        """Returns one second of one clip with a tiny model of the same kind."""
         model = "tiny" if self.config.cross_attention else "tiny-stereo-melody"
         return replace(self, model=model, seconds=1.0, batch=1)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes that a system keeps an element of the weights, and of keys and values, in."""
+    """Bytes per element of a system's weights, and of its keys and values."""
 
     weight: int
     cache: int
 
 
 def step_bytes(work: Work, storage: Storage) -> float:
-    """Bytes that one step must read, on average over the clip: each weight once, each key once.
+    """Returns the bytes that one step must read, on average over the clip.
+
+    Each weight and each key and value is read once.
 
     weights   layers * (4 D^2 + 2 D F  [+ 2 D^2: query and output of cross-attention]) + K card D
     cache     2 * layers * D * (2 B (prefix + (steps + 1) / 2  [+ cross length]) - (R - 1) * melody)
 
-    D the width, F the feed-forward's, B the clips (two rows each: conditioned and not), K the
-    codebooks, R the rows that begin with no melody: those positions are the same, and once is
-    enough. Not counted, as they are small: embeddings, norms, activations, what is written.
+    D is the width, F the feed-forward width, B the clips (two rows each, conditional and
+    unconditional), K the codebooks, R the rows without a melody, whose first positions are the same
+    and are read once. Embeddings, norms, activations and writes are small and not counted.
     """
     config = work.config
     attention = 6 if config.cross_attention else 4
     layer = attention * config.dim**2 + 2 * config.dim * config.ffn_dim
     weights = config.num_layers * layer + config.n_q * config.card * config.dim
     context = work.prefix_length + (work.steps + 1) / 2 + work.cross_length
-    positions = 2 * work.batch * context - work.repeated
+    positions = 2 * work.batch * context - work.reused_positions
     cache = 2 * config.num_layers * config.dim * positions
     return weights * storage.weight + cache * storage.cache
 
 
-def random_state(config: LMConfig) -> dict[str, Tensor]:
-    """Weights of a decoder as audiocraft names them, float16; always the same.
+def random_state_dict(config: LMConfig) -> dict[str, Tensor]:
+    """Returns float16 weights of a decoder under audiocraft's names; always the same.
 
-    All matrices are places in one pool of random numbers, so that even the largest decoder is
-    made at once and takes no memory. Whoever loads them must make copies, or its weights would
-    fit into the processor's cache.
+    All matrices are views of one pool of random numbers, so even the largest decoder is made
+    quickly and takes little memory. A system must copy them when it loads them; otherwise all of
+    its weights would fit into the processor's cache.
     """
     shapes = decoder_shapes(config)
     size = max(math.prod(shape) for shape in shapes.values()) + POOL_SLACK

@@ -1,33 +1,40 @@
-"""Any audio file -> wav [C, N] float32. Decodes by PyAV, which carries its own ffmpeg."""
+"""A slice of any audio file -> wav [C, N] float32 at the rate and channels of a model."""
 
-import errno
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from julius.resample import resample_frac
 from torch import Tensor
 
+from musicgen.audio_file import FIX, AudioFile, measure_length, open_audio
 from musicgen.errors import InputError
 
-FIX = "Send an audio file (wav, mp3, flac, m4a or ogg) that plays elsewhere"
-# ffmpeg's names of what is opened, whatever a file calls itself. Others are no sound, or lists that
-# would make it open further files.
-FORMATS = (
-    "aac ac3 aiff amr ape asf au avi caf dsf dts eac3 flac flv matroska mov mp3 mpc mpc8 mpeg "
-    "mpegts ogg tak tta voc w64 wav wv"
-)
-OPTIONS = {"format_whitelist": FORMATS.replace(" ", ","), "protocol_whitelist": "file"}
-RATES = range(1000, 768_001)  # Hz; a header can say anything
-# Elements of the filter between two sample rates: what they share of 44,100 and 32,000 makes it
-# small, but from 44,101 it would take 6 GB.
+# A float file with a peak above this is refused: its samples are probably integers.
+# Below, a file above full scale (1.0) is scaled down to it.
+MAX_PEAK = 8.0
+# A mean of channels with less than this fraction of their power has cancelled out: -20 dB.
+CANCELLED = 0.01
+# Elements of the resampling filter. The common divisor of 44,100 and 32,000 makes it small; from
+# 44,101 Hz it would take 6 GB.
 LARGEST_FILTER = 2**25
-FILTER_ZEROS = 24  # of julius' sinc, by default
+FILTER_ZEROS = 24  # zero crossings of julius' sinc filter, its default
+# Gain of each speaker in the left and the right channel, in the order of WAVE_FORMAT_EXTENSIBLE's
+# mask. As ffmpeg's default: centres and surrounds at -3 dB, no LFE.
+LEFT, RIGHT, BOTH, NONE = (1, 0), (0, 1), (1, 1), (0, 0)
+SPEAKERS = np.array(
+    [
+        *(LEFT, RIGHT, BOTH, NONE, LEFT, RIGHT),  # front, centre, LFE, back
+        *(LEFT, RIGHT, BOTH, LEFT, RIGHT),  # front of centre, back centre, side
+        *(BOTH, LEFT, BOTH, RIGHT, LEFT, BOTH, RIGHT),  # top
+    ],
+    np.float32,
+)
+SPEAKERS[2:] *= math.sqrt(0.5)
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +44,23 @@ def load_slice(
 ) -> Tensor:
     """The slice [start, end) seconds of `path`, at most `limit` seconds of it.
 
-    Returns wav [channels, N] at `sample_rate`. Decoding stops as soon as the slice is complete, so
-    a long upload costs no more memory than what is kept of it. Raises InputError for a file that
-    is not audio, or a slice that is not in it.
+    Returns wav [channels, N] at `sample_rate`, within full scale. Seconds count on the file's
+    timeline, as a player shows them. Decoding stops when the slice is complete, so a long upload
+    takes no more memory than its slice. Raises InputError for a file that is not audio, or a slice
+    outside of it.
     """
     stop = start + limit if end is None else min(end, start + limit)
-    heard = _decode(path, start, stop, sample_rate)
-    first, last = resolve_slice(start, end, heard.length, reached_end=heard.reached_end)
-    wav = heard.wav[:, : round(min(last, stop) * heard.rate) - round(first * heard.rate)]
-    if wav.shape[-1] * sample_rate < heard.rate:  # less than one sample at the new rate
+    with _open(path, start, sample_rate) as file:
+        wav, length, reached_end = _read(file, start, stop)
+        rate = file.rate
+    if not wav.shape[-1]:
+        length = measure_length(path)
+    first, last = resolve_slice(start, end, length, reached_end=reached_end)
+    wav = wav[:, : round(min(last, stop) * rate) - round(first * rate)]
+    if wav.shape[-1] * sample_rate < rate:  # less than one sample at the new rate
         raise InputError("input_audio", path.name, "the slice holds no sample", FIX)
-    if not torch.isfinite(wav).all():
-        raise InputError("input_audio", path.name, "holds NaN or infinite samples", FIX)
-    return resample(convert_channels(wav, channels), heard.rate, sample_rate)
+    wav = _to_channels(_within_full_scale(wav, path.name), channels)
+    return resample(wav, rate, sample_rate)
 
 
 def resolve_slice(
@@ -79,63 +90,6 @@ def resample(wav: Tensor, rate: int, new_rate: int) -> Tensor:
     return resampled
 
 
-def convert_channels(wav: Tensor, channels: int) -> Tensor:
-    """wav [C, N] of 1 or 2 channels -> [channels, N]: mean to mono, copy to stereo."""
-    if wav.shape[0] == channels:
-        return wav
-    return wav.mean(0, keepdim=True) if channels == 1 else wav.expand(channels, -1)
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """What was kept of a file: wav [1 or 2, N] from the slice's start on, at `rate` Hz."""
-
-    wav: Tensor
-    rate: int
-    length: float  # seconds of the file that were decoded
-    reached_end: bool
-
-
-def _decode(path: Path, start: float, stop: float, wanted_rate: int) -> _Heard:
-    """The samples of `path` from `start` seconds on, and to little more than `stop`.
-
-    More than two channels are downmixed by ffmpeg's matrix for their layout, so a 5.1 file keeps
-    its centre and surrounds.
-    """
-    try:
-        with av.open(str(path), options=OPTIONS, metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise InputError("input_audio", path.name, "holds no audio", FIX)
-            stream = container.streams.audio[0]
-            # Pictures, subtitles and other streams of a video are not even read.
-            context = stream.codec_context  # None where there is no decoder for it
-            rate, count = (context.sample_rate, context.channels) if context else (0, 0)
-            if rate not in RATES or not count:
-                raise InputError("input_audio", path.name, "its audio format is unknown", FIX)
-            if _filter_size(rate, wanted_rate) > LARGEST_FILTER:
-                rate = wanted_rate  # ffmpeg's own resampler, which makes its filter as it goes
-            resampler = av.AudioResampler("fltp", "mono" if count == 1 else "stereo", rate)
-            blocks, position, reached_end = [], 0, True
-            for block in _blocks(container, stream, resampler, path.name):
-                before = max(0, round(start * rate) - position)
-                position += block.shape[-1]
-                if before < block.shape[-1]:
-                    blocks.append(block[:, before:])
-                # One sample more than asked for proves that the file goes on.
-                if position > stop * rate:
-                    reached_end = False
-                    break
-    except av.error.FFmpegError as exc:
-        # What ffmpeg says of a format that it may not open is "Invalid argument".
-        reason = "not one of its formats" if exc.errno == errno.EINVAL else exc.strerror
-        problem = f"cannot be read as audio ({reason})"
-        raise InputError("input_audio", path.name, problem, FIX) from exc
-    if not position:
-        raise InputError("input_audio", path.name, "holds no audio samples", FIX)
-    wav = torch.from_numpy(np.concatenate(blocks, axis=-1)) if blocks else torch.zeros(1, 0)
-    return _Heard(wav, rate, position / rate, reached_end)
-
-
 def _filter_size(rate: int, new_rate: int) -> int:
     """Elements of julius' filter from one rate to the other."""
     shared = math.gcd(rate, new_rate)
@@ -143,24 +97,72 @@ def _filter_size(rate: int, new_rate: int) -> int:
     return new * (old + 2 * math.ceil(FILTER_ZEROS * old / min(old, new)))
 
 
-def _blocks(
-    container: av.container.InputContainer,
-    stream: av.AudioStream,
-    resampler: av.AudioResampler,
-    name: str,
-) -> Iterator[np.ndarray]:
-    """Decoded blocks [C, n] float32. Packets that do not decode are skipped, as players do."""
-    skipped = 0
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            skipped += 1
-            continue
-        for frame in frames:
-            for part in resampler.resample(frame):
-                yield part.to_ndarray()
-    for part in resampler.resample(None):
-        yield part.to_ndarray()
-    if skipped:
-        logger.warning("input_audio %s: skipped %d damaged packets", name, skipped)
+def convert_channels(wav: Tensor, channels: int) -> Tensor:
+    """wav [C, N] of 1 or 2 channels -> [channels, N]: mean to mono, copy to stereo."""
+    if wav.shape[0] == channels:
+        return wav
+    return wav.mean(0, keepdim=True) if channels == 1 else wav.expand(channels, -1)
+
+
+@contextmanager
+def _open(path: Path, start: float, sample_rate: int) -> Iterator[AudioFile]:
+    """The file at its own rate, or at `sample_rate` where julius' filter would be too large."""
+    with open_audio(path, start) as file:
+        if _filter_size(file.rate, sample_rate) <= LARGEST_FILTER:
+            yield file
+            return
+    with open_audio(path, start, rate=sample_rate) as file:
+        yield file
+
+
+def _read(file: AudioFile, start: float, stop: float) -> tuple[Tensor, float, bool]:
+    """wav [1 or 2, N] from `start` on, the seconds that were read, and whether the file ended."""
+    matrix = _downmix(file.channels, file.mask)
+    kept: list[np.ndarray] = []
+    position, reached_end = round(file.begin * file.rate), True
+    for block in file.blocks():
+        before = max(0, round(start * file.rate) - position)
+        position += len(block)
+        if before < len(block):
+            part = block[before:]
+            kept.append(part if matrix is None else part @ matrix)
+        # One sample more than requested proves that the file continues.
+        if position > stop * file.rate:
+            reached_end = False
+            break
+    wav = torch.from_numpy(np.concatenate(kept)) if kept else torch.zeros(0, 1)
+    return wav.T, position / file.rate, reached_end
+
+
+def _downmix(channels: int, mask: int) -> np.ndarray | None:
+    """Matrix [channels, 2] of more than two channels; the mean of all if speakers are unknown."""
+    if channels <= 2:
+        return None
+    speakers = [bit for bit in range(32) if mask >> bit & 1]
+    if len(speakers) == channels and speakers[-1] < len(SPEAKERS):
+        return SPEAKERS[speakers]
+    return np.full((channels, 2), 1 / channels, np.float32)
+
+
+def _within_full_scale(wav: Tensor, name: str) -> Tensor:
+    """wav, scaled down to full scale if it exceeds it. Raises InputError if it is far above."""
+    if not torch.isfinite(wav).all():
+        raise InputError("input_audio", name, "holds NaN or infinite samples", FIX)
+    peak = float(wav.abs().max())
+    if peak > MAX_PEAK:
+        problem = f"its samples reach {peak:.4g}; the full scale of a float file is 1"
+        raise InputError("input_audio", name, problem, "Send it scaled to -1 .. 1")
+    if peak > 1:
+        logger.info("input_audio: scaled from a peak of %.2f to full scale", peak)
+        return wav / peak
+    return wav
+
+
+def _to_channels(wav: Tensor, channels: int) -> Tensor:
+    """`convert_channels`; but the louder channel where the mean of two would cancel out."""
+    if channels == 1 and len(wav) == 2:
+        power = wav.double().square().mean(1)
+        if wav.double().mean(0).square().mean() < CANCELLED * power.mean():
+            logger.info("input_audio: its channels are in opposite phase; using the louder one")
+            wav = wav[power.argmax()][None]
+    return convert_channels(wav, channels)

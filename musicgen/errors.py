@@ -1,22 +1,22 @@
-"""Every error this package raises on purpose. Each message names what is wrong and how to fix it.
+"""The errors that this package raises. Each message says what is wrong and how to fix it.
 
 MusicGenError
 ├── InputError      a field of the request is wrong; nothing has run yet
 ├── WeightsError    a checkpoint is missing, damaged or of an unknown kind
-├── DecodeError     the decode loop failed, or memory ran out; the same request may succeed later
-├── OutputError     the audio was made but could not be encoded
-└── UploadError     the audio was made and encoded but is not in the bucket
+├── DecodeError     generation failed, or memory ran out; the same request may succeed later
+├── OutputError     the audio was generated but could not be encoded
+└── UploadError     the audio was generated and encoded, but could not be uploaded
 """
 
 
 class MusicGenError(Exception):
-    """Base of all errors below, for callers that want to tell ours from the rest."""
+    """Base class of all errors below."""
 
 
 class InputError(MusicGenError, ValueError):
-    """A request that cannot be served as asked.
+    """A request that cannot be served.
 
-    `field` is the input's name as the API spells it, `value` what was sent.
+    `field` is the name of the input in the API, `value` the value that was sent.
     """
 
     def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
@@ -25,16 +25,16 @@ class InputError(MusicGenError, ValueError):
 
 
 class WeightsError(MusicGenError):
-    """A checkpoint folder or a file in it cannot be used."""
+    """A checkpoint folder, or a file in it, cannot be used."""
 
 
 class DecodeError(MusicGenError):
-    """Generating failed through no fault of the request's."""
+    """Generation failed, and not because of the request."""
 
 
 class OutputError(MusicGenError):
-    """The encoder failed on audio that was generated."""
+    """The encoder failed on generated audio."""
 
 
 class UploadError(MusicGenError):
-    """The bucket did not take a finished file. The message is safe to show to who asked."""
+    """The bucket did not accept a finished file. The message is safe to show to the caller."""

@@ -1,20 +1,18 @@
-"""Generation -> normalized wav -> file -> what the API answers.
+"""Generation -> normalized wav -> file -> properties in the response.
 
-Targets are audiocraft's `audio_write` defaults: -14 LUFS, -18 dBFS RMS, -1 dBFS peak. What would
-pass the peak ceiling is limited smoothly, never cut, except by the strategy `clip`, which is that.
+Targets are audiocraft's `audio_write` defaults: -14 LUFS, -18 dBFS RMS, -1 dBFS peak. Peaks above
+the ceiling are limited smoothly; only the strategy `clip` cuts them.
 """
 
 import io
 import logging
 import secrets
-import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import imageio_ffmpeg
 import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF
@@ -23,11 +21,11 @@ from torch import Tensor
 from musicgen.errors import InputError, OutputError
 from musicgen.generation import Generation
 from musicgen.request import OUTPUT_FORMATS
-from musicgen.runtime import cancellation
+from musicgen.runtime import cancellation, ffmpeg
 from musicgen.runtime.timings import Timings
 
 with warnings.catch_warnings():
-    # It looks for a system ffmpeg when imported; ours comes with imageio-ffmpeg.
+    # On import it looks for a system ffmpeg and warns; imageio-ffmpeg brings ours.
     warnings.simplefilter("ignore")
     from pydub import AudioSegment
 
@@ -35,14 +33,14 @@ LOUDNESS_LUFS = -14.0
 RMS_DBFS = -18.0
 PEAK_DBFS = -1.0
 LOUDNESS_BLOCK = 0.4  # seconds, the gating block of BS.1770-4
-SILENCE_LUFS = -70.0  # its absolute gate: below this there is nothing to measure
+SILENCE_LUFS = -70.0  # its absolute gate
 LOUDNESS_TOLERANCE = 0.1  # LU
 LOUDNESS_ROUNDS = 12
-SILENCE = 1e-9  # peak, -180 dBFS: below what any format can hold
+SILENCE = 1e-9  # peak, -180 dBFS: below the resolution of any format
 LIMITER_SECONDS = 0.005
 MP3_BITRATE = "320k"
-# Levelling takes a dozen times the memory of a clip. Long ones do so one at a time, or else that
-# of all callers could add up to more than a machine has.
+# Normalization takes a dozen times the memory of a clip. Long clips are normalized one at a time,
+# so that the memory for all callers does not add up.
 LONG_SECONDS = 30.0
 
 _long_clips = threading.Lock()
@@ -81,8 +79,8 @@ def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
 
     A look-ahead limiter in three steps: the peak in a window around each sample (a sliding
     maximum), the gain that brings that peak to the ceiling, and the average of those gains over the
-    same window. Every gain in the average was made for a window that holds this sample, so none of
-    them, nor their average, lets it pass the ceiling.
+    same window. Every gain in the average belongs to a window that contains this sample, so the
+    average keeps it below the ceiling too.
     """
     peaks = wav.abs().amax(0)[None, None]
     if float(peaks.max()) <= ceiling:
@@ -100,9 +98,9 @@ def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
 def save(generation: Generation, path: str | Path) -> list[Path]:
     """Normalize the clips as the request says and write them; returns the files, in order.
 
-    The suffix of `path`, .mp3 or .wav, is the format. One clip goes to `path` itself; of several,
-    clip i goes to NAME-i. A file is replaced only once its successor is complete. Raises InputError
-    for another suffix, OutputError if a file cannot be written.
+    The suffix of `path`, .mp3 or .wav, is the format. A single clip is written to `path`, one of
+    several to NAME-0, NAME-1 and so on. An existing file is replaced only by a complete one. Raises
+    InputError for another suffix, OutputError if a file cannot be written.
     """
     path = Path(path)
     output_format = path.suffix.removeprefix(".").lower()
@@ -129,7 +127,7 @@ def write_clips(generation: Generation, folder: Path, timings: Timings) -> list[
 
 
 def describe(generation: Generation) -> dict[str, int | float | str]:
-    """What the API's object says of a result, besides the file."""
+    """Properties of the result in the API's output object."""
     return {
         "seed": generation.seed,
         "duration": round(generation.duration, 3),
@@ -155,7 +153,7 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> None
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         if output_format == "wav":
-            with partial.open("wb") as file:  # pydub would leave it open on a full disk
+            with partial.open("wb") as file:  # pydub would not close it on a full disk
                 segment.export(file, format="wav")
         else:
             _encode(segment, partial, output_format)
@@ -173,17 +171,12 @@ def _encode(segment: AudioSegment, target: Path, output_format: str) -> None:
     """
     wav = io.BytesIO()
     segment.export(wav, format="wav")
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
     options = ["-b:a", MP3_BITRATE, "-f", output_format]
-    done = subprocess.run(
-        [*ffmpeg, "-f", "wav", "-i", "pipe:0", *options, target],
-        input=wav.getbuffer(),
-        capture_output=True,
-    )
-    if done.returncode:
-        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        message = message.replace(f"{target.parent}/", "")
-        raise OutputError(f"{output_format} could not be written: {message}")
+    try:
+        ffmpeg.feed(wav.getbuffer(), ["-y", "-f", "wav", "-i", "pipe:0", *options, target])
+    except ffmpeg.FfmpegError as exc:
+        message = str(exc).replace(f"{target.parent}/", "")
+        raise OutputError(f"{output_format} could not be written: {message}") from exc
 
 
 def _normalized(generation: Generation) -> Iterator[Tensor]:
@@ -199,7 +192,7 @@ def _normalized(generation: Generation) -> Iterator[Tensor]:
 def _to_loudness(wav: Tensor, sample_rate: int) -> Tensor:
     """Gain to -14 LUFS through the limiter; the loudness that limiting takes is given back.
 
-    Ends where more gain no longer makes it louder: single clicks cannot reach the target.
+    Stops when more gain no longer makes it louder: single clicks cannot reach the target.
     """
     ceiling = _amplitude(PEAK_DBFS)
     wav = wav / wav.abs().max().clamp(min=1.0)
@@ -219,7 +212,7 @@ def _to_loudness(wav: Tensor, sample_rate: int) -> Tensor:
 
 
 def _to_rms(wav: Tensor, sample_rate: int) -> Tensor:
-    """RMS over all channels: audiocraft's, of their mean, is 0 for channels in opposite phase."""
+    """By the RMS over all channels; audiocraft's RMS of their mean is 0 for opposite phases."""
     rms = float(wav.double().square().mean().sqrt())
     return limit(wav * (_amplitude(RMS_DBFS) / rms), sample_rate, _amplitude(PEAK_DBFS))
 

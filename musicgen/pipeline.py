@@ -3,14 +3,16 @@
 request -> audio -> prompt codes -> windows -> conditions -> clips -> codes -> wav
 """
 
+import gc
 import logging
+import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, wait
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,37 +22,42 @@ from musicgen.audio import load_slice
 from musicgen.checkpoints import folders
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
 from musicgen.checkpoints.reading import damage_reported
-from musicgen.conditioning.conditioner import Conditioner
+from musicgen.conditioning.conditioner import MAX_TOKENS, Conditioner
+from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
-from musicgen.decoder.engine import BATCHES, Engine, slot_columns
+from musicgen.decoder.engine import BATCHES, Engine
+from musicgen.decoder.job import Job
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
-from musicgen.decoder.state import State
+from musicgen.decoder.slots import slots_that_fit
 from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
 from musicgen.request import Request
-from musicgen.runtime import cancellation, memory
+from musicgen.runtime import cancellation, memory, processors
+from musicgen.runtime.budget import Budget
 from musicgen.runtime.device_lock import DeviceLock
-from musicgen.runtime.devices import compute_dtype, resolve_device
+from musicgen.runtime.devices import compute_dtype, describe_device, resolve_device
 from musicgen.runtime.timings import Timings
 
 # Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
-# The fraction of the memory left after loading that the slots may take. The rest is for
-# separation, rendering and diffusion, and for other processes.
-SLOTS_SHARE = 0.6
 OUT_OF_MEMORY = (
     "Out of memory. Send a shorter duration, or try again when the server has less to do; its "
-    "operator can lower COG_MAX_CONCURRENCY."
+    "operator can set MUSICGEN_SLOTS to decode fewer clips at once."
 )
 FAILED = (
     "Generation failed because of a server error, not because of your request. Try again; the "
     "server's log has the details."
 )
-# Up to this width most operations of a decode step end before a second thread has woken up.
-ONE_THREAD_DIM = 256
 PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
+# The fraction of the memory left after loading that renderings may hold together. A rendering keeps
+# its tensors while it yields the device to others.
+RENDERING_SHARE = 0.25
+# Memory of a rendering at its peak, in copies of its wav (float32).
+RENDERING_COPIES = {"EnCodec": 6, "Multi-Band Diffusion": 17}
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +94,17 @@ class MusicGen:
             self.conditioner = Conditioner(checkpoint, device, self.device_lock.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        self.engine = self._build_engine(checkpoint.load_lm(device, compute_dtype(device)))
-        self.loop = Loop(self.engine)
+        lm = checkpoint.load_lm(device, compute_dtype(device), processors.available())
+        # Each slot has memory for the longest text. Where that is short, long texts are cut.
+        for self.conditioner.text.max_tokens in MAX_TOKENS:
+            if self._slots(lm) == _wanted_slots():
+                break
+        self.loop = self._start_decoding(lm)
+        self.engine = self.loop.engine
         weakref.finalize(self, self.loop.close)
+        self.renderings = Budget(int(RENDERING_SHARE * memory.free_bytes(device)))
+        if device.type == "cuda":
+            self._warm_up_codec_and_text()
 
     @classmethod
     def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
@@ -99,10 +114,18 @@ class MusicGen:
         or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. Raises
         WeightsError for a checkpoint that cannot be used.
         """
-        checkpoint = open_checkpoint(folders.resolve(weights))
-        if checkpoint.lm.dim <= ONE_THREAD_DIM:
-            torch.set_num_threads(1)
-        return cls(checkpoint, resolve_device(device))
+        begin = perf_counter()
+        model = cls(open_checkpoint(folders.resolve(weights)), resolve_device(device))
+        logger.info(
+            "%s is ready on %s: %s, %d clips at once, texts of %d tokens, loaded in %.1f s",
+            model.name,
+            describe_device(model.device),
+            model.engine.description,
+            model.engine.slots,
+            model.conditioner.text.max_tokens,
+            perf_counter() - begin,
+        )
+        return model
 
     @cached_property
     def diffusion(self) -> Renderer:
@@ -135,6 +158,7 @@ class MusicGen:
             raise
         except Exception as exc:
             logger.exception("generation failed")
+            cuda.exit_if_context_is_lost(self.device)
             raise DecodeError(OUT_OF_MEMORY if memory.is_exhausted(exc) else FAILED) from exc
 
     def _generate(self, request: Request, timings: Timings) -> Generation:
@@ -144,11 +168,12 @@ class MusicGen:
         with timings.stage("audio"):
             melody, prompt = self._read_melody(request), self._read_audio_prompt(request)
         with timings.stage("conditioning"), self.device_lock:
-            clips = self._prepare(request, melody, prompt)
+            clips = self._with_memory(lambda: self._prepare(request, melody, prompt))
         codes = self._decode(clips, timings)
-        with timings.stage("codec"), self.device_lock:
+        seeds, memory_needed = [clip.seed for clip in clips], self._rendering_bytes(request)
+        with timings.stage("codec"), self.renderings.take(memory_needed), self.device_lock:
             renderer = self.diffusion if request.multi_band_diffusion else self.codec
-            wavs = renderer.decode(codes, [clip.seed for clip in clips])
+            wavs = self._with_memory(lambda: renderer.decode(codes, seeds))
         return Generation(request, list(wavs), self.codec.sample_rate, self.name)
 
     def _check_model(self, request: Request) -> None:
@@ -219,10 +244,12 @@ class MusicGen:
     def _decode(self, clips: list[Clip], timings: Timings) -> Tensor:
         """Codes [B, K, T] of all clips, decoded beside other requests'; shows progress."""
         begin = perf_counter()
-        jobs = [self.loop.submit(clip) for clip in clips]
-        total = sum(job.steps for job in jobs)
-        bar = tqdm(desc="decode", unit="step", total=total, mininterval=1.0, delay=1e-9, position=0)
-        with cancellation.current.get().covers([*jobs]), bar:
+        jobs: list[Job] = []
+        bar = tqdm(desc="decode", unit="step", mininterval=1.0, delay=1e-9, position=0)
+        with cancellation.current.get().covers(jobs), bar:
+            for clip in clips:
+                jobs.append(self.loop.submit(clip))
+            bar.total = sum(job.steps for job in jobs)
             while True:
                 running = wait(jobs, PROGRESS_SECONDS, FIRST_EXCEPTION).not_done
                 bar.update(sum(job.done_steps for job in jobs) - bar.n)
@@ -234,25 +261,83 @@ class MusicGen:
         timings.add("decode", perf_counter() - begin - waited)
         return torch.stack(codes)
 
-    def _build_engine(self, lm: LM) -> Engine:
-        rate, prefix = self.codec.frame_rate, self.conditioner.longest
-        shared = self.conditioner.shared
-        max_length = int(self.max_duration * rate)
-        return Engine(
-            lm,
-            max_length=max_length,
-            stride=round(STRIDE * self.max_duration * rate),
-            slots=slots_that_fit(lm, max_length, prefix, shared is not None),
-            prefix=prefix,
-            shared=shared,
-        )
+    def _rendering_bytes(self, request: Request) -> int:
+        """Memory that rendering the request's clips takes at its peak, on the device or beside."""
+        name = "Multi-Band Diffusion" if request.multi_band_diffusion else "EnCodec"
+        samples = request.duration * self.codec.sample_rate * self.codec.channels
+        return int(4 * samples * request.clips * RENDERING_COPIES[name])
+
+    def _with_memory(self, stage: Callable[[], T]) -> T:
+        """Run a stage; if the GPU's memory runs out, empty PyTorch's cache and run it once more.
+
+        cuBLAS and cuDNN allocate outside of that cache, and cannot make it give memory back.
+        """
+        try:
+            return stage()
+        except RuntimeError as exc:
+            if self.device.type != "cuda" or not memory.is_exhausted(exc):
+                raise
+            logger.warning("out of GPU memory, retrying once: %s", exc)
+        torch.cuda.empty_cache()
+        return stage()
+
+    def _start_decoding(self, lm: LM) -> Loop:
+        """Start the decode thread with as many slots as fit.
+
+        If another process has taken the memory in the meantime, try half as many.
+        """
+        slots = self._slots(lm)
+        while True:
+            try:
+                return Loop(
+                    Engine(
+                        lm,
+                        max_length=self._max_length,
+                        stride=round(STRIDE * self.max_duration * self.codec.frame_rate),
+                        slots=slots,
+                        max_prefix=self.conditioner.longest,
+                        shared_prefix=self.conditioner.shared,
+                    )
+                )
+            except torch.OutOfMemoryError:
+                if slots == 1:
+                    raise
+                logger.warning("no memory for %d slots, trying %d", slots, slots // 2)
+            slots //= 2
+            gc.collect()  # the failed engine is part of a reference cycle
+            torch.cuda.empty_cache()
+
+    @property
+    def _max_length(self) -> int:
+        """Frames of the longest window."""
+        return int(self.max_duration * self.codec.frame_rate)
+
+    def _slots(self, lm: LM) -> int:
+        """How many slots fit beside what the first request for diffusion will load.
+
+        MUSICGEN_SLOTS can lower the number; clips above it wait.
+        """
+        diffusion = self.checkpoint.folder / DIFFUSION_FILE
+        reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
+        free = memory.free_bytes(self.device) - reserved
+        shared = self.conditioner.shared is not None
+        fit = slots_that_fit(lm, free, self._max_length, self.conditioner.longest, shared)
+        return min(_wanted_slots(), fit)
+
+    def _warm_up_codec_and_text(self) -> None:
+        """Run the other models once: the first call on a GPU loads libraries, which takes seconds.
+
+        cuDNN and cuBLAS would otherwise be loaded during the first request.
+        """
+        with torch.inference_mode():
+            self.conditioner("warm-up", None, [0.0])
+            silence = torch.zeros(self.codec.channels, self.codec.sample_rate)
+            self.codec.decode(self.codec.encode(silence)[None], [0])
 
 
-def slots_that_fit(lm: LM, max_length: int, prefix: int, shared: bool = False) -> int:
-    """How many clips can be decoded at once: the largest batch, or fewer if memory is short.
-
-    A slot has two rows of keys and values; a shared prefix takes one more row for all slots.
-    """
-    row = State.slot_bytes(lm, slot_columns(lm, max_length), prefix) / 2
-    rows = int(SLOTS_SHARE * memory.free_bytes(lm.device) / row) - shared
-    return max(1, min(BATCHES[-1], rows // 2))
+def _wanted_slots() -> int:
+    """The most clips to decode at once, by MUSICGEN_SLOTS. Raises MusicGenError."""
+    text = os.environ.get("MUSICGEN_SLOTS") or str(BATCHES[-1])
+    if not text.isdecimal() or not 1 <= int(text) <= BATCHES[-1]:
+        raise MusicGenError(f"MUSICGEN_SLOTS={text!r}: set a whole number from 1 to {BATCHES[-1]}.")
+    return int(text)

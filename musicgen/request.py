@@ -18,6 +18,10 @@ FILE_END = -1  # continuation_end: the end of the file
 # Far beyond any useful value, and well within the range of float32 arithmetic.
 MAX_VALUE = 1e9
 
+# Far more than the 512 tokens that T5 reads; tokenizing megabytes would stop all other requests.
+MAX_PROMPT = 10_000
+WHOLE_NUMBERS = ("top_k", "seed", "clips")
+
 DEFAULTS = Sampling()
 
 
@@ -49,6 +53,8 @@ class Request:
     clips: int = 1
 
     def __post_init__(self) -> None:
+        for field in WHOLE_NUMBERS:
+            object.__setattr__(self, field, _whole(field, getattr(self, field)))
         _check_values(self)
         _check_audio_fields(self)
         _check_slice(self)
@@ -98,10 +104,18 @@ class Request:
         )
 
 
+def _whole(field: str, value: float) -> int:
+    """A whole number as int: JSON allows 42.0 where the schema says integer."""
+    if not math.isfinite(value) or value != int(value):
+        raise InputError(field, value, "not a whole number", "Send it without a fraction")
+    return int(value)
+
+
 def _check_values(request: Request) -> None:
     """Each field by itself, for callers that do not come through the API's schema."""
     r, bounded = request, f"Send 0 to {MAX_VALUE:,.0f}"
     checks: tuple[tuple[str, bool, str], ...] = (
+        ("prompt", len(r.prompt or "") <= MAX_PROMPT, f"Send at most {MAX_PROMPT:,} characters"),
         ("duration", 0 < r.duration < math.inf, "Send a number of seconds above 0"),
         ("top_k", r.top_k >= 0, "Send 0 (no limit) or more"),
         ("top_p", 0 <= r.top_p <= 1, "Send a value from 0 to 1"),
@@ -126,7 +140,9 @@ def _check_values(request: Request) -> None:
     )
     for field, good, fix in checks:
         if not good:  # a NaN fails every comparison
-            raise InputError(field, getattr(request, field), "out of range", fix)
+            value = getattr(request, field)
+            shown = f"{value[:20]}..." if field == "prompt" else value
+            raise InputError(field, shown, "out of range", fix)
 
 
 def _check_audio_fields(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""A client of a Cog server, as a user writes one."""
+"""A running Cog server, with raw HTTP requests and access to its files and processes."""
 
 import base64
 import http.client
@@ -13,36 +13,40 @@ import numpy as np
 import psutil
 import soundfile
 
+from musicgen.commands.client import data_uri
+
+__all__ = ["CogClient", "content", "data_uri", "samples"]
+
 
 @dataclass(frozen=True)
 class CogClient:
-    """One server: its address, the folder that it has for temporary files, and its log."""
+    """One server: its address, its folder for temporary files, and its log."""
 
     url: str
     temporary: Path
     log: Path
 
     def post(self, prediction_id=None, **inputs):
-        """The HTTP response of one prediction, waited for."""
+        """The HTTP response of one prediction."""
         path = f"/predictions/{prediction_id}" if prediction_id else "/predictions"
         method = "PUT" if prediction_id else "POST"
         return httpx.request(method, self.url + path, json={"input": inputs}, timeout=None)
 
     def predict(self, **inputs):
-        """The answer of a prediction that has to succeed."""
+        """The JSON of a prediction that must succeed."""
         answer = self.post(**inputs).json()
         assert answer.get("status") == "succeeded", answer
         return answer
 
     def error(self, **inputs):
-        """The message of a prediction that has to fail."""
+        """The error message of a prediction that must fail."""
         answer = self.post(**inputs).json()
         assert answer.get("status") == "failed", answer
         assert "Traceback" not in str(answer)
         return answer["error"]
 
     def begin(self, prediction_id, **inputs):
-        """A connection on which a prediction was asked for, and nothing read."""
+        """A connection that has sent a prediction's request and read nothing."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"))
         body = json.dumps({"id": prediction_id, "input": inputs})
         connection.request("POST", "/predictions", body, {"Content-Type": "application/json"})
@@ -54,7 +58,7 @@ class CogClient:
         return any(f'"{prediction_id}"' in line and text in line for line in lines)
 
     def worker(self):
-        """The process that has the model."""
+        """The worker process, which has loaded the model."""
         [worker] = [
             process
             for process in psutil.process_iter(["cmdline"])
@@ -64,12 +68,8 @@ class CogClient:
         return worker
 
     def results(self):
-        """The folders in which this project keeps results for Cog to send."""
+        """The folders of results that Cog has still to send."""
         return set(self.temporary.glob("musicgen-*/tmp*"))
-
-
-def data_uri(path, kind="audio/wav"):
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def content(uri):

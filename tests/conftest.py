@@ -1,11 +1,19 @@
-"""What all tests share."""
+"""Fixtures for all tests. The expensive ones exist once per pytest-xdist worker."""
 
-from contextlib import ExitStack
+import os
+from contextlib import ExitStack, contextmanager, suppress
 
+# Idle OpenMP threads sleep. Otherwise the threads that one test needs (numba's, in test_kernels.py)
+# spin until the end, and every later test in the process takes several times as long.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+import httpx
 import pytest
-import tiny_checkpoints
+import sounds
 import torch
 from cog_client import CogClient
+from cog_server import cog_server
+from gate import until
 from storage import fault_proxy, storage_server
 
 from musicgen.commands import server
@@ -13,13 +21,52 @@ from musicgen.pipeline import MusicGen
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
-# The models here are so small that a second thread costs more than it brings.
+# File -> group of its tests. With pytest-xdist one worker runs all tests of a group, one after the
+# other: tests of `machine` use all processors, the other files have expensive fixtures.
+GROUPS = {
+    "test_cluster": "machine",
+    "test_soak": "machine",
+    "test_bench": "bench",
+    "test_demo": "demo",
+    "test_gpu_report": "gpu_report",
+    "test_image": "image",
+    "test_page": "page",
+    "test_prediction": "prediction",
+}
+# Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
+SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play"}
+SLOW_PLACES = {"benchmarks", "cluster", "deploy", "test_cli", "test_disk"}
+DEMO_PLACES = {"test_demo", "training"}
+
+# The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
+
+
+def pytest_sessionstart(session):
+    """Write the schema files that all servers read, before pytest-xdist starts the workers."""
+    if not hasattr(session.config, "workerinput"):
+        for predictor in server.PREDICTORS:
+            server.prepare(predictor, "127.0.0.1", 0)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
+        # A file's tests with servers share them.
+        shared = item.path.stem if "start_server" in fixtures else None
+        if group := GROUPS.get(item.path.stem, shared):
+            item.add_marker(pytest.mark.xdist_group(group))
+        if fixtures & SLOW_FIXTURES or places & SLOW_PLACES:
+            item.add_marker(pytest.mark.slow)
+        if places & DEMO_PLACES:
+            item.add_marker(pytest.mark.demo)
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """kind -> folder of a small random checkpoint in the upstream format."""
+    """kind -> folder of a small random checkpoint in the upstream format. Copy it to change it."""
+    import tiny_checkpoints  # imports audiocraft, which takes 6 s
+
     root = tmp_path_factory.mktemp("weights")
     for kind in configs.KINDS:
         tiny_checkpoints.write_checkpoint(root / kind, kind)
@@ -32,35 +79,59 @@ def models(checkpoints):
     return {kind: MusicGen.load(folder, "cpu") for kind, folder in checkpoints.items()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_server(checkpoints, tmp_path_factory):
-    """(predictor, checkpoint, **environment) -> a running Cog server; stopped after the tests."""
+    """(predictor, checkpoint, **environment) -> a running Cog server; stopped after the module."""
     with ExitStack() as stack:
 
         def start(predictor, checkpoint=checkpoints["stereo-melody"], **environment):
             folder = tmp_path_factory.mktemp(predictor)
-            log = stack.enter_context((folder / "server.log").open("w"))
-            (folder / "tmp").mkdir()
-            environment |= {
-                "MUSICGEN_WEIGHTS": str(checkpoint),
-                "MUSICGEN_DEVICE": "cpu",
-                "OMP_NUM_THREADS": "1",
-                "TMPDIR": str(folder / "tmp"),
-            }
-            url = stack.enter_context(server.running(predictor, log, environment))
-            return CogClient(url, folder / "tmp", folder / "server.log")
+            return stack.enter_context(cog_server(folder, checkpoint, predictor, **environment))
 
         yield start
 
 
-@pytest.fixture(scope="session")
-def predict_server(start_server):
-    return start_server("predict")
+def is_ready(url):
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health-check").json()["status"] == "READY"
+
+
+@contextmanager
+def shared_server(request, predictor):
+    """A server for many tests: of a tiny model, or of the demo in a container that runs already."""
+    if url := os.environ.get(f"{predictor.upper()}_URL"):
+        until(lambda: is_ready(url))
+        yield CogClient(url, None, None)
+        return
+    folder = request.getfixturevalue("tmp_path_factory").mktemp(predictor)
+    checkpoint = request.getfixturevalue("checkpoints")["stereo-melody"]
+    with cog_server(folder, checkpoint, predictor) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
-def songstarter_server(start_server):
-    return start_server("songstarter")
+def predict_server(request):
+    with shared_server(request, "predict") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def songstarter_server(request):
+    with shared_server(request, "songstarter") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def served_model():
+    """The name of the model that `predict_server` has."""
+    return "demo" if "PREDICT_URL" in os.environ else "stereo-melody"
+
+
+@pytest.fixture(scope="session")
+def tune(tmp_path_factory):
+    """A wav file with 3 s of melody at 32 kHz."""
+    path = tmp_path_factory.mktemp("tune") / "tune.wav"
+    return sounds.write(path, sounds.melody(3.0, 32000), 32000)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +143,7 @@ def storage_url():
 
 @pytest.fixture
 def proxy(storage_url, monkeypatch):
-    """What uploads go through: a proxy in front of that server, that breaks on demand."""
+    """A proxy in front of the storage server that all uploads use and that injects faults."""
     with fault_proxy(storage_url) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         monkeypatch.setitem(_BACK_OFF, "initial", 0.05)

@@ -6,12 +6,12 @@ path, small ones have git's hash. `cuts` and `damaged` cause faults.
 
 import hashlib
 import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlparse
 
 import huggingface_hub.constants
+from web import listening
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".bin", ".safetensors", ".th", ".model")
@@ -114,17 +114,10 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running(repositories):
     """Yields the hub while it serves at `hub.url`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.hub = Hub(repositories)
-    server.url = server.hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(Handler) as server:
+        server.hub = Hub(repositories)
+        server.hub.url = server.url
         yield server.hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def set_endpoint(monkeypatch, url):

@@ -1,4 +1,4 @@
-"""Serves one prediction where there is no network. A process of its own: see test_offline.py.
+"""Serves one prediction without a network. checkpoints/test_offline.py runs it as a process.
 
 Arguments: the checkpoint folder, a file for the server's log.
 """
@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 
 from musicgen.commands import server
+from musicgen.commands.client import Client
 from musicgen.commands.server import ROOT
 
 SET_FLAGS, UP_AND_RUNNING = 0x8914, 0x1 | 0x40
-ELSEWHERE = ("192.0.2.1", 443)  # reserved for documentation: nobody's address
+ELSEWHERE = ("192.0.2.1", 443)  # an address reserved for documentation
 
 
 def raise_loopback():
-    """A new network namespace has loopback, but down."""
+    """Turn on the loopback interface, which is off in a new network namespace."""
     with socket.socket() as any_socket:
         request = struct.pack("16sh14x", b"lo", UP_AND_RUNNING)
         fcntl.ioctl(any_socket, SET_FLAGS, request)
@@ -40,10 +41,10 @@ def main():
         assert not has_route()
     environment = {
         "COG_WEIGHTS": checkpoint,
-        "MUSICGEN_WEIGHTS": "/nowhere",  # COG_WEIGHTS comes first
+        "MUSICGEN_WEIGHTS": "/nowhere",  # COG_WEIGHTS takes precedence
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        # Without a namespace this refuses every connection but to loopback; it lists all tries.
+        # Refuses and lists connections to other machines, where namespaces are not available.
         "PYTHONPATH": str(Path(__file__).parent / "guard"),
     }
     inputs = {"prompt": "a song", "duration": 1, "output_format": "wav", "seed": 1}
@@ -56,11 +57,11 @@ def main():
         )
         try:
             server.wait_until_ready(url, process)
-            answer = server.call(f"{url}/predictions", {"input": inputs})
+            prediction = Client(url).predict(inputs)
         finally:
             server.stop(process, url)
-    output = answer["output"]
-    print(json.dumps({**output, "audio": len(output["audio"])}))
+    [audio] = prediction.audio
+    print(json.dumps({**prediction.facts, "audio": len(audio)}))
 
 
 if __name__ == "__main__":

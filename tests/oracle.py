@@ -36,7 +36,10 @@ def load(folder):
     if "self_wav" in conditioners:
         conditioners["self_wav"].match_len_on_eval = True
         conditioners["self_wav"]._use_masking = False
-    return MusicGen("oracle", codec, lm)
+    # The constructor strides by 18 s, which it refuses for windows shorter than that.
+    reference = MusicGen("oracle", codec, lm, max_duration=30)
+    reference.max_duration = checkpoint.max_duration
+    return reference
 
 
 # In audiocraft, Demucs shifts its input at random; this project turns that off.

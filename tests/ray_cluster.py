@@ -1,4 +1,4 @@
-"""A real cluster of this machine, as its operator starts it."""
+"""A real cluster on this machine, started as an operator does."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from musicgen.commands import server
 from musicgen.commands.server import ROOT
 
 MARK = "MUSICGEN_TEST_CLUSTER"
-# What to kill, and how its command line tells it.
+# Kind of process -> a word in its command line.
 KINDS = {"worker": "_run_worker", "server": "cog.server.http"}
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One scripts/cluster: its process, its ports, its log, and the mark of all it started."""
+    """One scripts/cluster: its process, ports and log, and the mark of all its processes."""
 
     process: subprocess.Popen
     port: int
@@ -36,9 +36,9 @@ class Cluster:
         return f"http://127.0.0.1:{self.port}"
 
     def processes(self, kind=""):
-        """All that it started and that runs; of one of KINDS, in the order of their start.
+        """Its running processes, or those of one of KINDS, oldest first.
 
-        Processes of Ray that write their title over their environment are not among them.
+        Processes of Ray that overwrite their environment with a title are missing.
         """
         found = []
         for process in psutil.process_iter():
@@ -49,7 +49,7 @@ class Cluster:
         return [process for _, _, process in sorted(found) if word in " ".join(process.cmdline())]
 
     def victim(self, kind):
-        """The youngest process of a kind; "replica" is the one of Ray that keeps a server."""
+        """The newest process of a kind; "replica" is Ray's process that runs a server."""
         if kind == "replica":
             return self.processes("server")[-1].parent()
         return self.processes(kind)[-1]
@@ -66,17 +66,17 @@ class Cluster:
         return httpx.post(f"{self.url}/predictions", json=body, timeout=None)
 
     def together(self, callers, requests):
-        """The responses of `requests`, so many at once."""
+        """The responses to `requests`, sent by `callers` threads."""
         with ThreadPoolExecutor(callers) as pool:
             return list(pool.map(lambda inputs: self.post(**inputs), requests))
 
     def update(self, *options):
-        """Replace what it serves, as an operator does."""
+        """Replace the running application, as an operator does."""
         command = [ROOT / "scripts" / "cluster", "--update", *options]
         subprocess.run(command, check=True)
 
     def wait_for(self, what):
-        """Return when `what()` is true; a test's own time limit ends the waiting."""
+        """Return when `what()` is true. The test's time limit is the only limit."""
         while not what():
             assert self.process.poll() is None
             time.sleep(0.2)
@@ -84,7 +84,7 @@ class Cluster:
 
 @contextmanager
 def started(log, *options, **environment):
-    """A cluster that serves; at the end it is interrupted as by ctrl-C."""
+    """A running cluster, interrupted at the end as by ctrl-C."""
     port, metrics, mark = server.free_port(), server.free_port(), uuid.uuid4().hex
     environment = {**os.environ, "MUSICGEN_DEVICE": "cpu", MARK: mark, **environment}
     ports = ["--port", str(port), "--metrics", str(metrics)]

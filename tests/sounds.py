@@ -1,8 +1,10 @@
-"""Audio for the tests: a melody, and files of every kind that people send."""
+"""Audio for the tests: a melody, and files in all formats that users send."""
 
+import subprocess
 from fractions import Fraction
 
 import av
+import imageio_ffmpeg
 import numpy as np
 
 RATES = {"mp3": 44100, "flac": 44100, "m4a": 48000, "ogg": 48000, "wav": 44100}
@@ -58,7 +60,7 @@ def write_picture(path):
 
 
 def write_video(path, wav, rate=48000):
-    """An mp4 with a picture and, if `wav` is not None, its sound."""
+    """An mp4 with video, and with sound unless `wav` is None."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=10)
         video.width = video.height = 64
@@ -77,3 +79,32 @@ def write_video(path, wav, rate=48000):
                 container.mux(audio.encode(sound))
             container.mux(audio.encode(None))
     return path
+
+
+def ffmpeg(*arguments):
+    """Run ffmpeg with these arguments; a failure is an error of the test."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-nostdin"]
+    subprocess.run([*command, *map(str, arguments)], check=True)
+
+
+def stairs(path, *options, seconds=4, channels=2, rate=44100):
+    """A file in which second k is a sine of 300 + 100 k Hz, so that time can be read off it.
+
+    `options` are ffmpeg's, for the output.
+    """
+    sine = "0.4*sin(2*PI*(300+100*floor(t))*t)"
+    source = f"aevalsrc='{'|'.join([sine] * channels)}':d={seconds}:s={rate}"
+    ffmpeg("-f", "lavfi", "-i", source, *options, path)
+    return path
+
+
+def pitches(wav, rate=32000):
+    """The pitch in Hz of each second of wav [N], rounded to 100 Hz; 0 where it is silent."""
+    wav = np.asarray(wav)
+    found = []
+    for second in range(round(len(wav) / rate)):
+        middle = wav[int((second + 0.2) * rate) : int((second + 0.8) * rate)]
+        spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+        hertz = float(spectrum.argmax()) * rate / len(middle)
+        found.append(0 if np.abs(middle).max() < 1e-3 else round(hertz / 100) * 100)
+    return found

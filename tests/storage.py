@@ -1,6 +1,6 @@
-"""A real storage server in its own process, and a proxy in front of it that breaks on demand.
+"""A real storage server in its own process, and a proxy in front of it that injects faults.
 
-Both are context managers, for any test that sets STORAGE_EMULATOR_HOST to `.url`.
+Both are context managers. Set STORAGE_EMULATOR_HOST to the URL.
 """
 
 import http.client
@@ -33,16 +33,17 @@ class Drop:
     after: int
 
 
-# What happens to one request; None lets it through, a number is answered as that status.
-# drop: the connection is reset after half of the body; lose: the request is served, its answer
-# is not sent; corrupt: a byte in the middle of the body changes; stall: no answer at all; sip: the
-# body is read a little at a time, for ever; drip: so is the answer. Behind a gate it waits.
+# The fault that one request meets. None: no fault. A number: an answer with that status.
+# drop: the connection is reset after half of the body. lose: the request is forwarded, but its
+# answer is not sent back. corrupt: a byte in the middle of the body changes. stall: there is no
+# answer. sip: the body is read slowly, 50 kB a second. drip: the answer is sent byte by byte,
+# without end. A gate: the request waits there.
 Fault = int | Drop | Gate | Literal["drop", "lose", "corrupt", "stall", "sip", "drip"] | None
 
 
 @contextmanager
 def storage_server(bucket: str = "songs") -> Iterator[str]:
-    """Runs gcp-storage-emulator in memory on a free port with one bucket; yields its URL."""
+    """The URL of gcp-storage-emulator, in memory, on a free port, with one bucket."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,7 +71,7 @@ def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as it reached the proxy."""
+    """A request as the proxy received it; its body is empty if it is never read whole."""
 
     method: str
     path: str
@@ -80,14 +81,14 @@ class Seen:
 
 @dataclass
 class Proxy:
-    """Forwards to a storage server; the n-th request meets the n-th fault, later ones none."""
+    """Forwards to a storage server. The n-th request meets the n-th fault, later requests none."""
 
     url: str = ""
     seen: list[Seen] = field(default_factory=list)
     _faults: Iterator[Fault] = field(default_factory=lambda: iter(()))
 
     def inject(self, faults: Iterable[Fault]) -> None:
-        """From now on: `[503, 503]` fails twice, `itertools.repeat(503)` for ever."""
+        """Use these faults from now on; `itertools.repeat(503)` fails every request."""
         self._faults = iter(faults)
 
 
@@ -101,13 +102,14 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
             fault = next(proxy._faults, None)
             length = int(self.headers.get("Content-Length", 0))
             if fault == "sip":
+                self.note(b"")
                 while self.rfile.read(1000) and not closing.wait(0.02):
                     pass
                 return
             if fault == "drop":
                 fault = Drop(length // 2)
             body = self.rfile.read(min(fault.after, length) if isinstance(fault, Drop) else length)
-            proxy.seen.append(Seen(self.command, self.path, dict(self.headers), body))
+            self.note(body)
             if isinstance(fault, int):
                 self.reply(fault, {}, b"{}")
             elif fault == "drip":
@@ -134,8 +136,11 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
                 if fault != "lose":
                     self.reply(*answer)
 
+        def note(self, body: bytes) -> None:
+            proxy.seen.append(Seen(self.command, self.path, dict(self.headers), body))
+
         def forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-            # The client's own Host header goes along, so URLs in the answer name the proxy.
+            # The client's Host header is forwarded, so that URLs in the answer name the proxy.
             connection = http.client.HTTPConnection(upstream.removeprefix("http://"))
             try:
                 connection.request(self.command, self.path, body, dict(self.headers))
@@ -156,7 +161,8 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve  # noqa: N815
 
-    with listening(Handler) as proxy.url:
+    with listening(Handler) as server:
+        proxy.url = server.url
         try:
             yield proxy
         finally:
@@ -164,5 +170,5 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
 
 
 def chain(exc: BaseException) -> str:
-    """All that a log could show of an error: texts, reprs, every cause."""
+    """All text that a log could contain about an error: messages, reprs, every cause."""
     return "".join(traceback.format_exception(exc)) + str(exc) + repr(exc) + repr(exc.args)

@@ -1,19 +1,15 @@
-"""Both predictors behind the real Cog server, as a client meets them."""
+"""Both predictors behind the real Cog server, as HTTP clients see them."""
 
-import functools
-import http.server
-import json
 import re
-import threading
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import sounds
 from cog_client import content, data_uri, samples
+from image_label import assert_contract
+from web import web_server
 
-CONTRACT = Path(__file__).parent / "contract"
 PROMPT = "lofi chill, warm piano, C minor, 80 bpm"
 
 
@@ -30,13 +26,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tune(folder):
+def tune_uri(folder):
     return data_uri(folder / "tune.wav")
 
 
 @pytest.fixture
 def server(request):
-    """The server of the predictor that a test is parametrized with."""
+    """The server of the predictor that the test is parametrized with."""
     return request.getfixturevalue(f"{request.param}_server")
 
 
@@ -46,14 +42,10 @@ both = pytest.mark.parametrize("server", ["predict", "songstarter"], indirect=Tr
 @pytest.mark.parametrize("predictor", ["predict", "songstarter"])
 def test_served_schema_is_the_contract(request, predictor):
     server = request.getfixturevalue(f"{predictor}_server")
-    document = httpx.get(f"{server.url}/openapi.json").json()
-    inputs = document["components"]["schemas"]["Input"]["properties"]
-    assert all(schema.pop("description") for schema in inputs.values())
-    contract = json.loads((CONTRACT / f"{predictor}.openapi.json").read_text())
-    assert document["components"] == contract["components"]
+    assert_contract(httpx.get(f"{server.url}/openapi.json").json(), predictor)
 
 
-def test_predict_returns_the_object(predict_server):
+def test_predict_returns_the_object(predict_server, served_model):
     output = predict_server.predict(prompt=PROMPT, duration=2, seed=7)["output"]
     kind, raw = content(output.pop("audio"))
     assert kind == "audio/mpeg"
@@ -64,7 +56,7 @@ def test_predict_returns_the_object(predict_server):
         "sample_rate": 32000,
         "channels": 2,
         "output_format": "mp3",
-        "model": "stereo-melody",
+        "model": served_model,
     }
 
 
@@ -78,7 +70,7 @@ def test_songstarter_returns_four_different_wavs(songstarter_server):
         assert 0.01 < np.abs(wav).max() < 0.9
 
 
-def test_defaults_are_the_contracts(predict_server):
+def test_defaults_are_those_of_the_contract(predict_server):
     output = predict_server.predict()["output"]
     assert (output["duration"], output["output_format"]) == (8.0, "mp3")
     assert 0 <= output["seed"] < 2**32
@@ -96,14 +88,16 @@ def test_defaults_are_the_contracts(predict_server):
     ],
     ids=["nothing", "text", "text and melody", "melody", "continuation"],
 )
-def test_the_same_request_gives_the_same_bytes(server, tune, inputs):
+def test_the_same_request_gives_the_same_bytes(server, tune_uri, inputs):
     inputs = {"duration": 2, "seed": 0, "output_format": "wav", **inputs}
     if inputs.pop("melody", False):
-        inputs["input_audio"] = tune
+        inputs["input_audio"] = tune_uri
     assert server.predict(**inputs)["output"] == server.predict(**inputs)["output"]
 
 
-def test_clip_i_of_one_face_is_seed_plus_i_of_the_other(predict_server, songstarter_server):
+def test_clip_i_of_songstarter_is_the_clip_of_predict_with_seed_plus_i(
+    predict_server, songstarter_server
+):
     clips = songstarter_server.predict(prompt=PROMPT, duration=1, seed=5)["output"]
     for index, clip in enumerate(clips):
         alone = predict_server.predict(
@@ -127,7 +121,9 @@ def test_songstarter_logs_the_seed(songstarter_server):
 
 @pytest.mark.parametrize("extension", sounds.RATES)
 @pytest.mark.parametrize("continuation", [False, True])
-def test_every_format_is_a_melody_and_a_prompt(predict_server, folder, extension, continuation):
+def test_every_audio_format_serves_as_melody_and_as_audio_prompt(
+    predict_server, folder, extension, continuation
+):
     uri = data_uri(folder / f"tune.{extension}", "application/octet-stream")
     output = predict_server.predict(
         input_audio=uri, continuation=continuation, duration=4, output_format="wav"
@@ -135,16 +131,13 @@ def test_every_format_is_a_melody_and_a_prompt(predict_server, folder, extension
     assert samples(output["audio"])[0].shape == (2, 4 * 32000)
 
 
-def test_input_by_http(predict_server, folder, tune):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
-        threading.Thread(target=files.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{files.server_port}"
-        inputs = {"duration": 1, "seed": 3}
-        fetched = predict_server.predict(input_audio=f"{root}/tune.wav", **inputs)["output"]
-        assert predict_server.error(input_audio=f"{root}/no.wav", **inputs)
-        files.shutdown()
-    assert fetched == predict_server.predict(input_audio=tune, **inputs)["output"]
+def test_input_by_http(predict_server, folder, tune_uri):
+    inputs = {"duration": 1, "seed": 3}
+    with web_server({"tune.wav": (folder / "tune.wav").read_bytes()}) as web:
+        url = f"{web.url}/whole/tune.wav"
+        fetched = predict_server.predict(input_audio=url, **inputs)["output"]
+        assert predict_server.error(input_audio=f"{web.url}/whole/missing.wav", **inputs)
+    assert fetched == predict_server.predict(input_audio=tune_uri, **inputs)["output"]
 
 
 @both
@@ -175,7 +168,7 @@ def test_input_by_http(predict_server, folder, tune):
         ({"input_audio": ""}, "input_audio='': not a file"),
     ],
 )
-def test_bad_input_is_one_clear_error_and_nothing_stays(server, folder, inputs, message):
+def test_bad_input_is_one_clear_error_and_the_server_goes_on(server, folder, inputs, message):
     inputs = dict(inputs)
     if "audio" in inputs:
         inputs["input_audio"] = data_uri(folder / inputs.pop("audio"))
@@ -245,7 +238,7 @@ def test_the_schema_is_enforced(server, inputs):
     ],
     ids=lambda inputs: str(inputs)[:40],
 )
-def test_the_edges_are_served(server, inputs):
+def test_values_at_the_bounds_are_served(server, inputs):
     output = server.predict(**{"duration": 1, "output_format": "wav", **inputs})["output"]
     wav, _ = samples(output[0] if isinstance(output, list) else output["audio"])
     assert wav.shape == (2, 32000)
@@ -253,8 +246,8 @@ def test_the_edges_are_served(server, inputs):
     assert np.abs(wav).max() <= 0.892
 
 
-def test_end_past_the_file_is_the_end(predict_server, tune):
-    inputs = {"input_audio": tune, "duration": 1, "seed": 1}
+def test_end_past_the_file_is_the_end(predict_server, tune_uri):
+    inputs = {"input_audio": tune_uri, "duration": 1, "seed": 1}
     late = predict_server.predict(**inputs, continuation_end=99)
     assert "continuation_end=99 is past the end" in late["logs"]
     assert late["output"] == predict_server.predict(**inputs)["output"]

@@ -1,4 +1,4 @@
-"""Whatever the schema lets through is served, or refused by the name of a field."""
+"""Every request that the schema accepts is served, or refused with the name of a field."""
 
 import math
 import re
@@ -10,19 +10,20 @@ from cog_client import data_uri
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-SECRETS = {"song_id", "key"}  # of the bucket, which tests/test_http_delivery.py has
+SECRETS = {"song_id", "key"}  # for the bucket: see test_http_delivery.py
 UNBOUNDED = 2**70
 AUDIO = ["", "/etc/passwd", "file:///etc/passwd", "data:audio/wav;base64,UklGRg==", "data:,"]
 
 
 @pytest.fixture(scope="module")
-def tune(tmp_path_factory):
+def tune_uri(tmp_path_factory):
+    """1.5 s of melody: shorter than some of the drawn durations, longer than others."""
     folder = tmp_path_factory.mktemp("tune")
     return data_uri(sounds.write(folder / "a.wav", sounds.melody(1.5, 32000), 32000))
 
 
 def numbers(schema):
-    """Integers and floats within the bounds, the bounds and the absurd among them."""
+    """Integers and floats within the bounds, including the bounds and extreme values."""
     low = schema.get("minimum", -UNBOUNDED)
     if schema["type"] == "integer":
         high = schema.get("maximum", UNBOUNDED)
@@ -35,22 +36,22 @@ def numbers(schema):
     )
 
 
-def values(name, schema, enums, tune):
-    """What the schema lets through for one field."""
+def values(name, schema, enums, tune_uri):
+    """Values that the schema accepts for one field."""
     if name == "duration":
         return st.sampled_from([1, 1, 1, 2, 3])
     if "allOf" in schema:
         return st.sampled_from(enums[name]["enum"])
     if schema.get("format") == "uri":
-        return st.sampled_from([tune, tune, tune, *AUDIO])
+        return st.sampled_from([tune_uri, tune_uri, tune_uri, *AUDIO])
     kinds = {"boolean": st.booleans(), "string": st.text(max_size=200)}
     return kinds[schema["type"]] if schema["type"] in kinds else numbers(schema)
 
 
-def requests(document, tune):
+def requests(document, tune_uri):
     schemas = document["components"]["schemas"]
     fields = {
-        name: values(name, schema, schemas, tune)
+        name: values(name, schema, schemas, tune_uri)
         for name, schema in schemas["Input"]["properties"].items()
         if name not in SECRETS
     }
@@ -58,7 +59,7 @@ def requests(document, tune):
     return st.fixed_dictionaries({"duration": duration}, optional=fields)
 
 
-def check(server, tune, examples):
+def check(server, tune_uri, examples):
     document = httpx.get(f"{server.url}/openapi.json").json()
     names = set(document["components"]["schemas"]["Input"]["properties"])
 
@@ -70,11 +71,11 @@ def check(server, tune, examples):
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(inputs=requests(document, tune))
+    @given(inputs=requests(document, tune_uri))
     def served_or_refused_by_name(inputs):
         response = server.post(**inputs)
         answer = response.json()
-        if response.status_code == 422:  # an integer that JSON readers take for something else
+        if response.status_code == 422:  # an integer that a JSON reader turns into another type
             assert answer["detail"][0]["loc"][-1] in names, answer
             return
         assert response.status_code == 200, answer
@@ -88,13 +89,13 @@ def check(server, tune, examples):
 
 
 @pytest.mark.parametrize("predictor", ["predict", "songstarter"])
-def test_every_request_is_served_or_refused_by_name(request, predictor, tune):
-    check(request.getfixturevalue(f"{predictor}_server"), tune, 40)
+def test_every_request_is_served_or_refused_by_name(request, predictor, tune_uri):
+    check(request.getfixturevalue(f"{predictor}_server"), tune_uri, 40)
 
 
 @pytest.mark.full
-def test_thousands_of_requests_are_served_or_refused_by_name(predict_server, tune):
-    check(predict_server, tune, 3000)
+def test_thousands_of_requests_are_served_or_refused_by_name(predict_server, tune_uri):
+    check(predict_server, tune_uri, 3000)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +105,12 @@ def test_thousands_of_requests_are_served_or_refused_by_name(predict_server, tun
         ({"classifier_free_guidance": 10**12}, "classifier_free_guidance=1000000000000: out of"),
     ],
 )
-def test_numbers_that_nothing_can_compute_with_are_refused(predict_server, inputs, message):
+def test_numbers_too_large_to_compute_with_are_refused(predict_server, inputs, message):
     assert message in predict_server.error(duration=1, **inputs)
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-9, 1e9])
-def test_the_coldest_and_the_hottest_are_served(predict_server, temperature):
+def test_extreme_temperatures_are_served(predict_server, temperature):
     output = predict_server.predict(duration=1, seed=1, temperature=temperature)["output"]
     if temperature < 1e-9:
         greedy = predict_server.predict(duration=1, seed=1, temperature=0)["output"]

@@ -1,4 +1,4 @@
-"""Every rule between the fields holds before anything runs, and its error says the fix."""
+"""Every rule between fields is checked before anything runs, and its error says how to fix it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from musicgen.audio import resolve_slice
 from musicgen.errors import InputError
-from musicgen.request import Request
+from musicgen.request import MAX_PROMPT, Request
 
 AUDIO = Path("a.wav")
 
@@ -17,7 +17,7 @@ def test_a_given_seed_is_used_as_it_is(seed):
 
 
 @pytest.mark.parametrize("given", [{}, {"seed": -1}], ids=str)
-def test_no_seed_draws_one_in_range(given):
+def test_without_a_seed_one_is_drawn_in_range(given):
     drawn = {Request(**given).seed for _ in range(50)}
     assert len(drawn) > 40
     assert all(0 <= value < 2**32 for value in drawn)
@@ -40,22 +40,31 @@ def test_a_request_is_frozen():
 
 @pytest.mark.parametrize("end", [None, -1])
 def test_no_end_is_the_end_of_the_file(end):
-    assert Request(input_audio=AUDIO, continuation_end=end).end is None
+    assert Request(input_audio=AUDIO, continuation_end=end).continuation_end is None
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"continuation": True}, "continuation=True: there is no input_audio.*Send input_audio"),
-        ({"start": 2}, "continuation_start=2: no input_audio to cut"),
-        ({"end": 3}, "continuation_end=3: no input_audio to cut"),
-        ({"audio": "/etc/passwd"}, "input_audio='/etc/passwd': not a file.*URL"),
-        ({"audio": ""}, "input_audio='': not a file"),
-        ({"audio": AUDIO, "start": -1}, "continuation_start=-1: out of range"),
-        ({"audio": AUDIO, "end": -2}, "continuation_end=-2: out of range"),
-        ({"audio": AUDIO, "end": 0}, "continuation_end=0: .*empty or reversed.*above 0"),
-        ({"audio": AUDIO, "start": 3, "end": 3}, "continuation_end=3: .*start=3 is empty"),
-        ({"audio": AUDIO, "start": 5, "end": 3}, "continuation_end=3: .*above 5"),
+        ({"continuation_start": 2}, "continuation_start=2: no input_audio to cut"),
+        ({"continuation_end": 3}, "continuation_end=3: no input_audio to cut"),
+        ({"input_audio": "/etc/passwd"}, "input_audio='/etc/passwd': not a file.*URL"),
+        ({"input_audio": ""}, "input_audio='': not a file"),
+        ({"input_audio": AUDIO, "continuation_start": -1}, "continuation_start=-1: out of range"),
+        ({"input_audio": AUDIO, "continuation_end": -2}, "continuation_end=-2: out of range"),
+        (
+            {"input_audio": AUDIO, "continuation_end": 0},
+            "continuation_end=0: .*empty or reversed.*above 0",
+        ),
+        (
+            {"input_audio": AUDIO, "continuation_start": 3, "continuation_end": 3},
+            "continuation_end=3: .*start=3 is empty",
+        ),
+        (
+            {"input_audio": AUDIO, "continuation_start": 5, "continuation_end": 3},
+            "continuation_end=3: .*above 5",
+        ),
         ({"duration": 0}, "duration=0"),
         ({"duration": float("nan")}, "duration=nan"),
         ({"duration": float("inf")}, "duration=inf"),
@@ -72,7 +81,7 @@ def test_no_end_is_the_end_of_the_file(end):
         ({"output_format": "ogg"}, "output_format='ogg': .*wav, mp3"),
     ],
 )
-def test_what_cannot_be_served_is_refused(fields, message):
+def test_invalid_fields_and_combinations_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         Request(**fields)
 
@@ -86,10 +95,10 @@ def test_what_cannot_be_served_is_refused(fields, message):
         {"temperature": 0},
         {"classifier_free_guidance": 0},
         {"duration": 300},
-        {"prompt": "🎹 ピアノ " * 10_000},
+        {"prompt": "🎹 ピアノ " * 1_400},
     ],
 )
-def test_the_edges_are_served(fields):
+def test_values_at_the_bounds_are_accepted(fields):
     Request(**fields)
 
 
@@ -109,16 +118,34 @@ def test_slices(start, end, length, expected):
         (500, 0, r"prompt of 10.00 s or more.*continuation_end=7\."),
     ],
 )
-def test_a_prompt_that_fills_the_duration_is_refused(frames, start, message):
+def test_an_audio_prompt_that_fills_the_duration_is_refused(frames, start, message):
     request = Request(input_audio=AUDIO, continuation=True, continuation_start=start)
     with pytest.raises(InputError, match=message):
         request.check_audio_prompt(frames, 50)
 
 
-def test_the_fix_names_no_slice_where_none_is_short_enough():
+def test_no_slice_is_suggested_if_none_is_short_enough():
     with pytest.raises(InputError, match=r"above 1\.00\.$"):
         Request(input_audio=AUDIO, continuation=True, duration=1).check_audio_prompt(50, 50)
 
 
-def test_a_prompt_one_frame_shorter_is_served():
+def test_an_audio_prompt_one_frame_shorter_is_accepted():
     Request(input_audio=AUDIO, continuation=True).check_audio_prompt(399, 50)
+
+
+@pytest.mark.parametrize("field", ["top_k", "seed", "clips"])
+def test_a_whole_number_sent_as_a_float_is_that_number(field):
+    value = getattr(Request(**{field: 42.0}), field)
+    assert value == 42
+    assert isinstance(value, int)
+    with pytest.raises(InputError, match=f"{field}=1.5: not a whole number"):
+        Request(**{field: 1.5})
+    with pytest.raises(InputError, match=f"{field}=nan: not a whole number"):
+        Request(**{field: float("nan")})
+
+
+def test_a_prompt_too_long_to_be_meant_is_refused_without_quoting_it():
+    Request(prompt="a" * MAX_PROMPT)
+    with pytest.raises(InputError, match=r"prompt='a{20}\.\.\.': .*at most 10,000") as caught:
+        Request(prompt="a" * (MAX_PROMPT + 1))
+    assert len(str(caught.value)) < 200

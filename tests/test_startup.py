@@ -1,19 +1,19 @@
-"""A server is ready soon: what is heavy is imported when it is needed, if it is."""
+"""Start-up stays short: libraries that are slow to import are imported on first use."""
 
 import subprocess
 import sys
 
-HEAVY = ("audiocraft", "transformers", "demucs", "google.cloud", "librosa", "scipy.signal", "spacy")
+SLOW = ("audiocraft", "transformers", "demucs", "google.cloud", "librosa", "scipy.signal", "spacy")
 
 
 def imported(code):
-    """Which of the heavy libraries a process has imported after `code`."""
-    check = f"import sys; {code}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    """The slow libraries that a process has imported after `code`."""
+    check = f"import sys; {code}; print(*[name for name in {SLOW} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
-def test_a_server_with_text_alone_imports_nothing_heavy(checkpoints):
+def test_a_server_with_text_alone_imports_no_slow_library(checkpoints):
     load = "from musicgen.pipeline import MusicGen; from musicgen.request import Request; "
     load += f"m = MusicGen.load({str(checkpoints['stereo-melody'])!r}, 'cpu'); "
     load += "m.generate(Request(prompt='x', duration=1))"

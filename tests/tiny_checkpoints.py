@@ -48,8 +48,11 @@ from training.configs import (
 SEED = 20230608
 
 
-def write_checkpoint(folder: Path, kind: str) -> None:
-    """Write a random checkpoint of `kind` into `folder`, about 11 MB, always the same bytes."""
+def write_checkpoint(folder: Path, kind: str, segment_duration: int = 30) -> None:
+    """Write a random checkpoint of `kind` into `folder`, about 11 MB, always the same bytes.
+
+    `segment_duration` is the length of the model's window in seconds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -57,6 +60,7 @@ def write_checkpoint(folder: Path, kind: str) -> None:
         warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated")
         torch.manual_seed(SEED)
         config = lm_config(kind)
+        config["dataset"]["segment_duration"] = segment_duration
         torch.save(
             {"xp.cfg": OmegaConf.to_yaml(OmegaConf.create(config)), "best_state": lm_state(config)},
             folder / LM_FILE,

@@ -1,4 +1,4 @@
-"""audiocraft's LMModel with random weights, small, as the oracle of the engine's tests.
+"""A small audiocraft LMModel with random weights, the oracle of the engine's tests.
 
 Its one conditioner takes a description "SEED:LENGTH" and returns that many random vectors, zeros
 for the null, so that a test can hand the same tensors to the engine.
@@ -115,13 +115,13 @@ def oracle_lm(config: LMConfig, seed: int = 0, half: bool = False, **layers: Any
     return lm
 
 
-def engine_lm(oracle: LMModel, config: LMConfig, **options: bool) -> LM:
+def engine_lm(oracle: LMModel, config: LMConfig) -> LM:
     state = oracle.state_dict()
-    return LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32, **options)
+    return LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)
 
 
 def conditions(config: LMConfig, text: str) -> Conditions:
-    """What `RandomText` makes of a description and of its null."""
+    """The conditions that `RandomText` makes of a description, and their null."""
     cond = vectors(text, config.dim)
     both = torch.stack([cond, torch.zeros_like(cond)])
     return Conditions(cross=both) if config.cross_attention else Conditions(prefix=both)
@@ -153,7 +153,7 @@ def prompt_codes(config: LMConfig, frames: int) -> Tensor | None:
 
 
 def oracle_codes(oracle: LMModel, clip: Clip, text: str = "1:5") -> Tensor:
-    """What audiocraft's `_generate_tokens` makes of a clip: [K, length]."""
+    """The codes [K, length] that audiocraft's `_generate_tokens` decodes for a clip."""
     codec = SimpleNamespace(eval=lambda: None, frame_rate=FRAME_RATE, sample_rate=FRAME_RATE)
     musicgen = MusicGen("tiny", codec, oracle, max_duration=MAX_LENGTH / FRAME_RATE)
     wanted = clip.sampling

@@ -1,1 +1,1 @@
-"""Makes weights/demo: composes and synthesizes music, trains a codec and a language model on it."""
+"""Makes weights/demo: composes and synthesizes music, then trains a codec and a language model."""

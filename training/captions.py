@@ -1,4 +1,4 @@
-"""Puts a song into words, as people write prompts: parts in any order, some left out."""
+"""Describes songs as people write prompts: parts in any order, some omitted."""
 
 import numpy as np
 
@@ -40,36 +40,36 @@ SWING_WORDS = ("swing", "swung", "shuffle")
 FILLERS = ("instrumental", "loop", "track", "music", "high quality", "melody", "beat", "zzz")
 PACES = ("fast", "energetic"), ("slow", "relaxed")
 FAST, SLOW = 130, 90
-#    what a caption names, how often
+# What a caption may name -> how often it does.
 NAMED = {
     "style": 0.8, "chords": 0.6, "lead": 0.6, "drums": 0.2, "side": 0.2,
     "mood": 0.25, "pace": 0.2, "key": 0.85, "tempo": 0.85, "filler": 0.2,
     "turn": 0.6, "swing": 0.6,
 }  # fmt: skip
 SENTENCE = "a {mood} {style} song with {chords} and {lead} in {key} at {tempo}"
-SENTENCES = 0.15  # how many captions are one
+SENTENCES = 0.15  # share of the captions that are a whole sentence
 
 
 def key_name(song: Song, rng: np.random.Generator | None = None) -> str:
-    """ "A# minor"; with `rng` at times "Bb minor" or "Bbm"."""
+    """Returns the key, such as "A# minor"; with `rng` sometimes as "Bb minor" or "Bbm"."""
     names = SHARP if rng is None or rng.random() < 0.6 else FLAT
     short = rng is not None and song.mode == "minor" and rng.random() < 0.15
     return names[song.tonic] + ("m" if short else f" {song.mode}")
 
 
 def caption(song: Song, rng: np.random.Generator) -> str:
-    """One of many captions of the song: "lofi chill, warm piano, C minor, 80 bpm"."""
+    """Returns a random caption of the song: "lofi chill, warm piano, C minor, 80 bpm"."""
     words = describe(song, rng)
     if rng.random() < SENTENCES:
         return SENTENCE.format(**words)
-    said = [text for name, text in words.items() if rng.random() < NAMED[name]]
+    parts = [text for name, text in words.items() if rng.random() < NAMED[name]]
     if rng.random() < 0.5:
-        rng.shuffle(said)
-    return ", ".join(said)
+        rng.shuffle(parts)
+    return ", ".join(parts)
 
 
 def describe(song: Song, rng: np.random.Generator) -> dict[str, str]:
-    """What can be said of the song, each thing in one of its ways."""
+    """Returns a random wording for each property of the song."""
     choices = {
         "style": STYLE_WORDS[song.style],
         "chords": SOUND_WORDS[song.chord_sound],
@@ -90,7 +90,7 @@ def describe(song: Song, rng: np.random.Generator) -> dict[str, str]:
 
 
 def vocabulary() -> list[str]:
-    """Every text that captions are made of, without tempos and the unknown word."""
+    """Returns every text that captions contain, without tempos and the unknown word."""
     tables = (STYLE_WORDS, SOUND_WORDS, MOODS, SIDES, DRUM_WORDS, TURN_WORDS)
     texts = [text for table in tables for words in table.values() for text in words]
     minors = [f"{name}m" for name in (*SHARP, *FLAT)]

@@ -1,8 +1,8 @@
-"""Trains EnCodec, audiocraft's classes, on synthesized music: mono, 32 kHz, 50 frames/s, K = 5.
+"""Trains EnCodec with audiocraft's classes on synthesized music: mono, 32 kHz, 50 frames/s, K = 5.
 
-In one loss the tones take all codes and hats are lost: they last for 20 ms and lie 30 dB below. So
-each of BANDS is learned by a codec of its own, with a loss of its own. Side by side they are one
-EnCodec; at last its decoder is trained on, with the codes as they are.
+With a single loss, all codes go to the tones and hats are lost, because hats last 20 ms and are
+30 dB quieter. So a separate codec with a separate loss learns each of BANDS. Joined, they are one
+EnCodec, whose decoder is then trained further with the codes unchanged.
 """
 
 import warnings
@@ -30,18 +30,19 @@ from training.run import Run, precision
 CARD = 512
 SEED = 1
 COMMITMENT = 0.25
-HELD_OUT = 10_000_000  # seeds from here on are never trained on
+HELD_OUT = 10_000_000  # seeds from here on are never used for training
 REPORT_EVERY = 50
-NEAR_REST = 0.2  # share of the songs that are cut where they may rest
-FIRST_GAIN, LAST_GAIN = 4.0, 0.03  # how loud a band above others begins to hear and to sound
-TAPS = 127  # of the filter that takes a band out of the sound
+NEAR_REST = 0.2  # share of the songs that are cut near a rest
+FIRST_GAIN, LAST_GAIN = 4.0, 0.03  # initial gains of a high band's first and last convolution
+TAPS = 127  # of the filter that separates a band from the audio
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A batch: this many segments, cut of both sides of drawn songs.
+class Batches:
+    """Batches of segments that are cut from the left and right channels of random songs.
 
-    Of `alone` of the songs it is one of `parts` only; of all but `both` the drums' side only.
+    `alone` is the share of songs of which only one of `parts` is used; `both` is the share of which
+    both channels are used, not only the drums' channel.
     """
 
     segments: int
@@ -53,16 +54,16 @@ class Heard:
 
 @dataclass(frozen=True)
 class Band:
-    """A codec of what lies above `above` Hz, and how it is trained.
+    """A codec of the frequencies above `above` Hz, and its training.
 
-    The first `unquantized` steps pass by the quantizer: all that an encoder says before it hears
-    anything would fall into one code.
+    The first `unquantized` steps skip the quantizer: the output of an untrained encoder would
+    collapse into one code.
     """
 
     filters: int
     dimension: int
     codebooks: int
-    heard: Heard
+    batches: Batches
     loss: Loss
     steps: int
     rate: float
@@ -74,7 +75,7 @@ LOW = Band(
     filters=16,
     dimension=64,
     codebooks=4,
-    heard=Heard(12, 1.0, ("bass", "chords", "lead"), alone=0.25),
+    batches=Batches(12, 1.0, ("bass", "chords", "lead"), alone=0.25),
     loss=Loss((2048, 1024, 512, 256), floor=3e-4, samples=1.0, amplitudes=1.0, logarithms=0.5),
     steps=3000,
     rate=1e-3,
@@ -83,7 +84,7 @@ HIGH = Band(
     filters=8,
     dimension=8,
     codebooks=1,
-    heard=Heard(12, 0.5, ("drums",), alone=0.35, both=0.4),
+    batches=Batches(12, 0.5, ("drums",), alone=0.35, both=0.4),
     loss=Loss((1024, 512, 256, 128), floor=3e-5, samples=0.5, amplitudes=1.0, logarithms=1.0),
     steps=1500,
     rate=2e-3,
@@ -92,8 +93,8 @@ HIGH = Band(
 )
 BANDS = {"low": LOW, "high": HIGH}
 
-# What the decoder of all bands is trained with, once the codes are what they are.
-DECODER_HEARD = Heard(8, 0.75, synth.PARTS, alone=0.2)
+# The training of the joined decoder, with fixed codes.
+DECODER_BATCHES = Batches(8, 0.75, synth.PARTS, alone=0.2)
 DECODER_LOSS = replace(LOW.loss, floor=2e-5, logarithms=0.7, levels=0.03)
 DECODER_RATE = 1.5e-4
 CODEBOOKS = sum(band.codebooks for band in BANDS.values())
@@ -101,7 +102,7 @@ STEPS = {name: band.steps for name, band in BANDS.items()} | {"decoder": 1000}
 
 
 def config(bands: Iterable[Band] = BANDS.values()) -> dict[str, Any]:
-    """audiocraft's configuration of a codec of these bands."""
+    """Returns audiocraft's configuration of a codec of these bands."""
     filters, dimension, codebooks = (
         sum(getattr(band, name) for band in bands) for name in ("filters", "dimension", "codebooks")
     )
@@ -112,7 +113,7 @@ def config(bands: Iterable[Band] = BANDS.values()) -> dict[str, Any]:
 
 
 def build(bands: Iterable[Band] = BANDS.values()) -> EncodecModel:
-    """The untrained codec, always the same."""
+    """Returns the untrained codec, always the same."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated")
         torch.manual_seed(SEED)
@@ -120,21 +121,21 @@ def build(bands: Iterable[Band] = BANDS.values()) -> EncodecModel:
 
 
 def train(folder: Path, steps: Mapping[str, int] = STEPS, device: str = "cpu") -> EncodecModel:
-    """Train, or go on with, the codec whose bands and decoder have their states in `folder`."""
+    """Returns the trained codec; the states of its bands and decoder in `folder` are resumed."""
     parts = [train_band(folder / name, band, steps[name], device) for name, band in BANDS.items()]
     whole = join(parts, build())
     return train_decoder(folder / "decoder", whole, steps["decoder"], device)
 
 
 def train_band(folder: Path, band: Band, steps: int, device: str) -> EncodecModel:
-    """The codec of one band, on the CPU."""
+    """Returns the trained codec of one band, on the CPU."""
     model = build([band])
     if band.above:
-        listen_above(model, band.above)
+        initialize_above(model, band.above)
     model.to(device)
 
-    def hear(wav: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The band rebuilt, and what its encoder's numbers cost."""
+    def reconstruct(wav: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the reconstructed band and the penalty of its latents."""
         if step >= band.unquantized:
             result = model(wav)
             return result.x, COMMITMENT * result.penalty.mean()
@@ -144,62 +145,62 @@ def train_band(folder: Path, band: Band, steps: int, device: str) -> EncodecMode
     target = partial(above, hertz=band.above)
     adam = AdamW(model.parameters(), band.rate, (0.9, 0.98), weight_decay=0.01)
     run = Run(folder, model, steps, [adam])
-    _train(run, hear, target, band.heard, band.loss, device)
+    _train(run, reconstruct, target, band.batches, band.loss, device)
     return model.cpu().eval()
 
 
 def train_decoder(folder: Path, model: EncodecModel, steps: int, device: str) -> EncodecModel:
-    """The decoder alone learns, from the codes as they are: of all bands together, and of rests."""
+    """Train only the decoder, with fixed codes, on all bands together and on rests."""
     model.to(device).requires_grad_(False).eval()
     model.decoder.requires_grad_(True)
 
-    def hear(wav: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def reconstruct(wav: Tensor, step: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             latent = model.quantizer.decode(model.encode(wav)[0])
         return model.decoder(latent)[..., : wav.shape[-1]], wav.new_zeros(())
 
     adam = AdamW(model.decoder.parameters(), DECODER_RATE, (0.8, 0.98), weight_decay=0.0)
     run = Run(folder, model, steps, [adam])
-    _train(run, hear, nn.Identity(), DECODER_HEARD, DECODER_LOSS, device)
+    _train(run, reconstruct, nn.Identity(), DECODER_BATCHES, DECODER_LOSS, device)
     return model.eval()
 
 
 def _train(
     run: Run,
-    hear: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    reconstruct: Callable[[Tensor, int], tuple[Tensor, Tensor]],
     target: Callable[[Tensor], Tensor],
-    heard: Heard,
+    batches: Batches,
     loss: Loss,
     device: str,
 ) -> None:
-    """Bring what `hear` makes of segments, at a cost, near to their `target`."""
-    held_out = segments(HELD_OUT, heard).to(device)
+    """Minimize the loss between the reconstruction and `target` of segments, plus the penalty."""
+    held_out = segments(HELD_OUT, batches).to(device)
     for step in run:
         torch.manual_seed(step)
         run.model.train()
-        wav = segments(step, heard).to(device)
+        wav = segments(step, batches).to(device)
         with precision(device):
-            rebuilt, cost = hear(wav, step)
-        apart = loss(target(wav), rebuilt.float())
-        run.update(apart + cost.float())
+            rebuilt, penalty = reconstruct(wav, step)
+        distance = loss(target(wav), rebuilt.float())
+        run.update(distance + penalty.float())
         if step % REPORT_EVERY == 0 or step + 1 == run.steps:
             run.model.eval()
             with torch.inference_mode():
-                rebuilt, _ = hear(held_out, step)
+                rebuilt, _ = reconstruct(held_out, step)
                 wanted = target(held_out)
             run.note(
                 step,
-                loss=apart.item(),
+                loss=distance.item(),
                 held_out=loss(wanted, rebuilt).item(),
-                si_sdr=si_sdr(wanted, rebuilt).nanmean().item(),  # silence has none
+                si_sdr=si_sdr(wanted, rebuilt).nanmean().item(),  # undefined for silence
             )
 
 
 @torch.no_grad()
-def listen_above(model: EncodecModel, hertz: float) -> None:
-    """Let the first filters begin as bands above `hertz`, and the last be quiet.
+def initialize_above(model: EncodecModel, hertz: float) -> None:
+    """Initialize the first filters as bandpass filters above `hertz`, and the last ones quietly.
 
-    From chance alone, louder and lower sounds are all that is heard for long.
+    From random weights, the codec would learn only louder and lower sounds for a long time.
     """
     first, last = (part.conv.conv for part in (model.encoder.model[0], model.decoder.model[-1]))
     filters, _, taps = first.weight_v.shape
@@ -209,7 +210,7 @@ def listen_above(model: EncodecModel, hertz: float) -> None:
     time = (torch.arange(taps) - taps // 2) / synth.SAMPLE_RATE
     window = torch.hann_window(taps + 2, periodic=False)[1:-1]
     waves = window * (2 * torch.pi * centres * time + phases).cos()
-    waves -= window * waves.sum(1, keepdim=True) / window.sum()  # nothing constant passes
+    waves -= window * waves.sum(1, keepdim=True) / window.sum()  # no response to a constant
     first.weight_v.copy_(FIRST_GAIN * waves[:, None])
     first.weight_g.copy_(first.weight_v.flatten(1).norm(dim=1)[:, None, None])
     first.bias.zero_()
@@ -217,36 +218,36 @@ def listen_above(model: EncodecModel, hertz: float) -> None:
 
 
 def above(wav: Tensor, hertz: float) -> Tensor:
-    """What of wav [B, 1, N] lies above `hertz`."""
+    """Returns the part of wav [B, 1, N] above `hertz`."""
     if not hertz:
         return wav
     taps = firwin(TAPS, hertz, pass_zero="highpass", fs=synth.SAMPLE_RATE)
     return F.conv1d(wav, torch.from_numpy(taps).to(wav)[None, None], padding=TAPS // 2)
 
 
-def segments(seed: int, heard: Heard = LOW.heard) -> Tensor:
-    """A batch [segments, 1, N]."""
+def segments(seed: int, batches: Batches = LOW.batches) -> Tensor:
+    """Returns batch number `seed`, [segments, 1, N]."""
     rng = np.random.default_rng([SEED, seed])
-    length = round(heard.seconds * synth.SAMPLE_RATE)
-    sides: list[np.ndarray] = []
-    while len(sides) < heard.segments:
+    length = round(batches.seconds * synth.SAMPLE_RATE)
+    channels: list[np.ndarray] = []
+    while len(channels) < batches.segments:
         drawn, start = song.draw(rng), int(rng.integers(500))
         if rng.random() < NEAR_REST:
-            drawn, start = replace(drawn, turn="break"), _near_break(drawn, heard.seconds, rng)
-        stems = synth.render(drawn, heard.seconds + 0.05, start)
-        if rng.random() < heard.alone:
-            stems = {"part": stems[heard.parts[int(rng.integers(len(heard.parts)))]]}
-        # Recordings that people bring do not begin on our frames.
+            drawn, start = replace(drawn, turn="break"), _near_break(drawn, batches.seconds, rng)
+        stems = synth.render(drawn, batches.seconds + 0.05, start)
+        if rng.random() < batches.alone:
+            stems = {"part": stems[batches.parts[int(rng.integers(len(batches.parts)))]]}
+        # Users' recordings do not begin on a boundary of the codec's frames.
         shift = 0 if rng.random() < 0.7 else int(rng.integers(synth.FRAME))
         gain = np.exp(rng.normal(0, 0.3)) if rng.random() < 0.3 else 1.0
         wav = gain * synth.mix(stems)[:, shift:][:, :length]
         drums = int(drawn.lead_side > 0)
-        sides += [*wav] if rng.random() < heard.both else [wav[drums]]
-    return torch.from_numpy(np.stack(sides[: heard.segments]).astype(np.float32))[:, None]
+        channels += [*wav] if rng.random() < batches.both else [wav[drums]]
+    return torch.from_numpy(np.stack(channels[: batches.segments]).astype(np.float32))[:, None]
 
 
 def _near_break(drawn: song.Song, seconds: float, rng: np.random.Generator) -> int:
-    """A frame from which on a part of the break at the end of four bars is heard."""
+    """Returns a start frame such that a segment contains part of the break after four bars."""
     first = (song.BARS * song.BEATS - 1) * drawn.beat_frames
     return max(
         0, first + int(rng.integers(-round(seconds / 2 * song.FRAME_RATE), drawn.beat_frames // 2))

@@ -1,6 +1,6 @@
-"""What the language model is trained on: synthesized clips, encoded, with captions and melodies.
+"""The language model's training data: encoded synthesized clips with captions and melodies.
 
-No file of them is kept: clip number n is the same each time it is made.
+Clips are not stored in files: clip number n is the same each time it is made.
 """
 
 from dataclasses import dataclass, fields
@@ -22,38 +22,37 @@ CHROMA_HOP = CHROMA_WINDOW // 4
 MELODY_FRAMES = SECONDS * synth.SAMPLE_RATE // CHROMA_HOP + 1
 CLIPS, SEED = range(18000), 3
 HELD_OUT_CLIPS = 16
-K = 2 * codec.CODEBOOKS  # of both sides
-LONGEST_START = 8.0  # seconds into the song at which a clip may begin
+K = 2 * codec.CODEBOOKS  # both channels
+LONGEST_START = 8.0  # latest start of a clip in its song, seconds
 # Shares of the clips.
 FROM_START, WITH_MELODY, MELODY_ALONE, WITHOUT_TEXT = 0.6, 0.4, 0.7, 0.12
-CUT_INSIDE = 0.4  # share of the beginnings that are cut from anywhere in a clip
-MISTAKES, PASSAGE = 0.05, 5  # share of the codes that are heard wrong; frames of wrong passages
+CUT_INSIDE = 0.4  # share of the short batches' clips that are cut from inside a clip
+MISTAKES, PASSAGE = 0.05, 5  # share of wrong input codes; frames of wrong passages
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Batches of clips, of this many frames of each."""
+    """The size of a batch: `batch` clips of `frames` frames."""
 
     frames: int
     batch: int
 
 
-# What is asked of every position besides its codes, and the number of answers: the key, and how
-# many frames it is until the next beat. Words decide so few of the codes that from these alone it
-# takes long to learn what they mean.
-QUESTIONS = {"key": 24, "beat": song.FRAME_RATE + 1}
+# Auxiliary targets of every position -> number of classes: the key, and the frames until the next
+# beat. The text determines so few codes that its meaning is learned slowly from the codes alone.
+AUXILIARY = {"key": 24, "beat": song.FRAME_RATE + 1}
 
-# Only the beginning of a clip has to be guessed from text and melody, the rest follows from what
-# was heard: a model learns what words mean from many beginnings.
+# Only the beginning of a clip depends mainly on text and melody; later codes follow from earlier
+# ones. So many beginnings teach the meaning of the text.
 BEGINNING = Kind(80, 40)
 WHOLE = Kind(SECONDS * song.FRAME_RATE, 8)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as it is trained on: codes [K, T], pitch classes of lead and mix [frames].
+    """A training clip: codes [K, T], pitch classes of lead and mix [frames].
 
-    It begins `start` frames into the song.
+    `start` is its first frame in the song.
     """
 
     song: song.Song
@@ -65,11 +64,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Batch:
-    """codes [B, K, T] as they should be and as they are heard, tokens [B, L], has_text [B] as 0
-    or 1, chroma [B, frames] pitch classes, and [B, T] the answer to each of QUESTIONS."""
+    """A training batch.
+
+    Target codes and input codes [B, K, T], tokens [B, L], has_text [B] (0 or 1), chroma [B, frames]
+    as pitch classes, and the AUXILIARY targets [B, T].
+    """
 
     codes: Tensor
-    heard: Tensor
+    inputs: Tensor
     tokens: Tensor
     has_text: Tensor
     chroma: Tensor
@@ -81,13 +83,13 @@ class Batch:
 
 
 class Clips:
-    """Clip number `index`, always the same. Each is made when first drawn, then kept as codes."""
+    """Clips by number, always the same. Each is made when first used, then kept as codes."""
 
     def __init__(self, encodec: EncodecModel, device: str) -> None:
         self.encodec, self.device = encodec, device
         self.extractor = Chroma(synth.SAMPLE_RATE, configs.N_CHROMA, CHROMA_EXPONENT, argmax=True)
         self.tokenizer = text.tokenizer()
-        # What the server embeds when no melody comes.
+        # The server's chroma for requests without a melody.
         self.no_melody = self.chroma(torch.zeros(1, 1)).repeat(MELODY_FRAMES)[:MELODY_FRAMES]
         self.clip = cache(self._make)
 
@@ -109,21 +111,21 @@ class Clips:
         return Clip(drawn, start, codes.short().cpu(), lead, mix)
 
     def chroma(self, wav: Tensor) -> Tensor:
-        """wav [1, N] -> pitch classes [frames]."""
+        """Returns the pitch classes [frames] of wav [1, N]."""
         return self.extractor(wav)[0].argmax(-1).to(torch.uint8)
 
     def batch(self, kind: Kind, indices: list[int], rng: np.random.Generator) -> Batch:
-        """Those clips, each with a caption of its own and at times with its melody."""
+        """Returns these clips, each with a random caption and sometimes with its melody."""
         clips = [self.clip(index) for index in indices]
         firsts = [self._first(kind, rng) for _ in clips]
         captioned = [captions.caption(clip.song, rng) for clip in clips]
-        tokens = torch.tensor([said.ids for said in self.tokenizer.encode_batch(captioned)])
+        tokens = torch.tensor([encoded.ids for encoded in self.tokenizer.encode_batch(captioned)])
         has_text = torch.from_numpy(rng.random(len(clips)) >= WITHOUT_TEXT)
         cuts = list(zip(clips, firsts, strict=True))
         codes = torch.stack([clip.codes[:, n : n + kind.frames] for clip, n in cuts]).long()
         return Batch(
             codes=codes,
-            heard=codes,
+            inputs=codes,
             tokens=tokens,
             has_text=has_text.float(),
             chroma=torch.stack([self._melody(clip, first, rng) for clip, first in cuts]).long(),
@@ -132,33 +134,34 @@ class Clips:
         )
 
     def held_out(self, kind: Kind) -> Batch:
-        """Clips that are never trained on."""
+        """Returns a batch of clips that are never used for training."""
         indices = list(range(codec.HELD_OUT, codec.HELD_OUT + HELD_OUT_CLIPS))
         return self.batch(kind, indices, np.random.default_rng(SEED))
 
     def _first(self, kind: Kind, rng: np.random.Generator) -> int:
-        """Which frame of a clip comes first."""
+        """Returns the first frame that is used of a clip."""
         inside = kind.frames < WHOLE.frames and rng.random() < CUT_INSIDE
         return int(rng.integers(WHOLE.frames - kind.frames)) if inside else 0
 
     def _melody(self, clip: Clip, first: int, rng: np.random.Generator) -> Tensor:
-        # A melody's frames are longer than the codes': it can only begin where the clip does.
+        # Chroma frames are longer than code frames, so a melody must start with its clip.
         if first or rng.random() >= WITH_MELODY:
             return self.no_melody
         return clip.lead if rng.random() < MELODY_ALONE else clip.mix
 
 
 def encode(encodec: EncodecModel, wav: Tensor) -> Tensor:
-    """wav [2, N] -> codes [K, T], left and right interleaved."""
+    """Returns the codes [K, T] of wav [2, N], left and right interleaved."""
     left, right = encodec.encode(wav[:, None])[0]
     return torch.stack([left, right], dim=1).flatten(0, 1)
 
 
 def with_mistakes(codes: Tensor, rng: np.random.Generator) -> Tensor:
-    """codes [B, K, T] of which some are another clip's: single ones, and passages of one side.
+    """Returns codes [B, K, T] of which some are replaced by another clip's.
 
-    A model that has only ever heard right codes is lost at the first wrong one of its own: it
-    believes a beat that came too early more than the beat that it has kept so far.
+    Single codes are replaced, and passages of one channel. A model that has only seen correct codes
+    does not recover from its first wrong one: it follows a beat that came too early instead of the
+    beat so far.
     """
     clips, _, frames = codes.shape
     share = torch.from_numpy(2 * MISTAKES * rng.random((clips, 1, 1, 1)))
@@ -173,5 +176,5 @@ def _key(drawn: song.Song) -> int:
 
 
 def _until_beat(clip: Clip, first: int, frames: int) -> Tensor:
-    """How many frames it is until a beat, from frame `first` of the clip on [frames]."""
+    """Returns the frames until the next beat, [frames], from frame `first` of the clip on."""
     return -(clip.start + first + torch.arange(frames)) % clip.song.beat_frames

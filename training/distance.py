@@ -1,4 +1,4 @@
-"""How far one sound is from another, as a loss and as a figure."""
+"""Distances between two signals: the codec's training loss, and SI-SDR."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ SILENCE = -100.0  # dBFS
 
 @dataclass(frozen=True)
 class Loss:
-    """What a difference costs: in samples, in the amplitudes of spectra, in their logarithms, and
-    in each dB of the level of 20 ms.
+    """A weighted sum of differences: samples, spectral amplitudes, their logarithms, and levels.
 
-    `floor` is the amplitude below which a spectrum is silent; a full-scale sine has 0.5.
+    `levels` weighs each dB of the level of 20 ms. `floor` is the amplitude below which a spectrum
+    counts as silent; a full-scale sine has 0.5.
     """
 
     windows: tuple[int, ...]
@@ -27,32 +27,32 @@ class Loss:
     levels: float = 0.0
 
     def __call__(self, wav: Tensor, other: Tensor) -> Tensor:
-        """How far `other` [B, 1, N] is from `wav`, relative to it."""
+        """Returns the distance of `other` [B, 1, N] from `wav`, relative to `wav`."""
         total = self.samples * (wav - other).abs().mean() / wav.abs().mean()
         for size in self.windows:
             a, b = spectrum(wav, size), spectrum(other, size)
-            apart = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a)
+            amplitudes = torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a)
             logarithms = F.l1_loss((a + self.floor).log(), (b + self.floor).log())
-            weighted = self.amplitudes * apart + self.logarithms * logarithms
+            weighted = self.amplitudes * amplitudes + self.logarithms * logarithms
             total = total + weighted / len(self.windows)
         return total + self.levels * F.l1_loss(level(wav), level(other))
 
 
 def level(wav: Tensor) -> Tensor:
-    """Mean power in dB of each 20 ms of wav [B, 1, N], of silence SILENCE."""
+    """Returns the mean power in dB of each 20 ms of wav [B, 1, N]; SILENCE for silence."""
     return 10 * (F.avg_pool1d(wav.square(), FRAME) + 10 ** (SILENCE / 10)).log10()
 
 
 def spectrum(wav: Tensor, size: int) -> Tensor:
-    """Amplitudes [B, size / 2 + 1, frames] of wav [B, 1, N]; a full-scale sine gives 0.5."""
+    """Returns amplitudes [B, size / 2 + 1, frames] of wav [B, 1, N]; a full-scale sine has 0.5."""
     window = torch.hann_window(size, device=wav.device)
     bins = torch.stft(wav[:, 0], size, size // 4, window=window / window.sum(), return_complex=True)
-    # The root of nothing has no slope.
+    # The gradient of a square root is infinite at 0.
     return (bins.real.square() + bins.imag.square() + 1e-14).sqrt()
 
 
 def si_sdr(wav: Tensor, other: Tensor) -> Tensor:
-    """Scale-invariant ratio of signal to distortion (Le Roux 2019) of each of [B, 1, N] in dB."""
+    """Returns the scale-invariant signal-to-distortion ratio (Le Roux 2019) of each wav in dB."""
     wav, other = (x - x.mean(-1, keepdim=True) for x in (wav, other))
     scale = (wav * other).sum(-1, keepdim=True) / wav.square().sum(-1, keepdim=True)
     error = other - scale * wav

@@ -1,8 +1,8 @@
-"""The command: measures a checkpoint over fixed seeds, beside the same one untrained or another.
+"""training/evaluate: measure a checkpoint over fixed seeds, beside an untrained or an earlier one.
 
-Songs are drawn from seeds that training never uses. What is asked of a model is asked of the
-songs themselves too ("recordings"): no model can be expected to do better than those. As a set,
-other songs stand in for them.
+Songs are drawn from seeds that training never uses. The measures are also taken of the songs
+themselves ("recordings"), as an upper bound for any model. Measures of a set use a second set of
+songs there.
 """
 
 import argparse
@@ -31,8 +31,8 @@ FIRST_SEED = codec.HELD_OUT * 2
 SEEDS = 20
 SECONDS = float(dataset.SECONDS)
 PROMPT_SECONDS = 3.0
-SEEN_AHEAD = 0.2  # seconds before the prompt's end whose rendering depends on what follows
-FEW = 10  # prompts of which there is less to ask, or whose clips are looked at
+LOOKAHEAD = 0.2  # seconds; the codec renders the end of a prompt depending on what follows it
+FEW = 10  # prompts of the slower measures and of the spectrograms
 SPEED_SECONDS = 8
 HIGHEST_SHOWN = 14000  # Hz
 T = TypeVar("T")
@@ -41,7 +41,7 @@ TEMPO, KEY = "tempo within 5%", "key in the first 3"
 
 @dataclass(frozen=True)
 class Recording:
-    """A held-out song: wav [2, N], its lead alone [2, N], the prompt that describes it."""
+    """A held-out song: wav [2, N], its lead alone [2, N], and its prompt."""
 
     song: song.Song
     seed: int
@@ -73,38 +73,39 @@ def recordings(count: int, first: int = FIRST_SEED) -> list[Recording]:
     return made
 
 
-class Judge:
-    """What one model makes of the recordings."""
+class Evaluator:
+    """Measures one model on the recordings."""
 
-    def __init__(self, model: MusicGen, heard: list[Recording], folder: Path) -> None:
-        self.model, self.heard, self.folder = model, heard, folder
+    def __init__(self, model: MusicGen, songs: list[Recording], folder: Path) -> None:
+        self.model, self.songs, self.folder = model, songs, folder
         self.prompted = cache(self._prompted)
 
     def generate(self, recording: Recording, **fields: object) -> np.ndarray:
-        """One clip [2, N]; `audio` may be a wav [C, N]."""
+        """Returns one generated clip [2, N]; `audio` [C, N] is sent as input_audio."""
         audio = fields.pop("audio", None)
         if audio is not None:
             path = self.folder / "audio.wav"
             soundfile.write(path, np.asarray(audio).T, synth.SAMPLE_RATE, subtype="FLOAT")
-            fields["audio"] = path
+            fields["input_audio"] = path
         seed = recording.seed % 2**16
         request = Request(**{"duration": SECONDS, "seed": seed} | fields)  # type: ignore[arg-type]
         return self.model.generate(request).wavs[0].numpy()
 
     def _prompted(self, count: int | None = None) -> list[np.ndarray]:
-        """What the prompts of the first recordings, or of all, give."""
-        return [self.generate(one, prompt=one.prompt) for one in self.heard[:count]]
+        """Returns clips generated from the prompts of the first `count` recordings, or of all."""
+        return [self.generate(one, prompt=one.prompt) for one in self.songs[:count]]
 
     def rebuild(self, wav: np.ndarray) -> np.ndarray:
-        """wav [2, N] through the codec."""
+        """Returns wav [2, N] encoded and decoded by the codec."""
         codes = self.model.codec.encode(torch.from_numpy(wav))
         return self.model.codec.decode(codes[None], [0])[0].numpy()[:, : wav.shape[1]]
 
     def codec(self) -> dict[str, float]:
-        rebuilt = [self.rebuild(one.wav) for one in self.heard]
+        """Returns distances of the recordings from their encoded and decoded versions."""
+        rebuilt = [self.rebuild(one.wav) for one in self.songs]
         pairs = [
             (one.wav[side], wav[side])
-            for one, wav in zip(self.heard, rebuilt, strict=True)
+            for one, wav in zip(self.songs, rebuilt, strict=True)
             for side in (0, 1)
         ]
         return {
@@ -115,32 +116,33 @@ class Judge:
         }
 
     def text(self) -> dict[str, float]:
-        """How many prompts' clips have the tempo, and the key, that was asked for."""
-        pairs = list(zip(self.heard, self.prompted(), strict=True))
+        """Returns how many clips have the tempo and the key of their prompt."""
+        pairs = list(zip(self.songs, self.prompted(), strict=True))
         return {
             TEMPO: sum(one.has_tempo(wav) for one, wav in pairs),
             KEY: sum(one.has_key(wav) for one, wav in pairs),
         }
 
     def sound(self) -> dict[str, float]:
-        """How near the clips of all prompts come to the recordings, as a set."""
-        return sound(self.prompted(), [one.wav for one in self.heard])
+        """Returns measures of the set of all clips, and its distance from the recordings."""
+        return sound(self.prompted(), [one.wav for one in self.songs])
 
     def melody(self) -> dict[str, float]:
-        """Chroma cosine with a melody that was given, and of other songs' clips with it."""
+        """Returns the chroma cosine with the melody, for clips with and without that melody."""
         given = mean(
             measures.chroma_similarity(self.generate(one, audio=one.lead), one.lead)
-            for one in self.heard
+            for one in self.songs
         )
-        others = zip(self.heard, others_of(self.prompted()), strict=True)
+        others = zip(self.songs, others_of(self.prompted()), strict=True)
         not_given = mean(measures.chroma_similarity(wav, one.lead) for one, wav in others)
         return {"melody: cosine, given": given, "melody: cosine, not given": not_given}
 
     def continuation(self) -> dict[str, float]:
+        """Returns measures of continuations: the prompt's rendering, the seam, the tempo."""
         cut = round(PROMPT_SECONDS * synth.SAMPLE_RATE)
-        kept = cut - round(SEEN_AHEAD * synth.SAMPLE_RATE)
+        kept = cut - round(LOOKAHEAD * synth.SAMPLE_RATE)
         differences, seams, tempos = [], [], []
-        for one in self.heard:
+        for one in self.songs:
             prompt = one.wav[:, :cut]
             wav = self.generate(one, audio=prompt, continuation=True)
             differences.append(np.abs(wav[:, :kept] - self.rebuild(prompt)[:, :kept]).max())
@@ -153,22 +155,24 @@ class Judge:
         }
 
     def greedy(self) -> dict[str, float]:
-        """How many of the first prompts give the same clip twice at temperature 0."""
+        """Returns how many prompts give the same clip with two seeds at temperature 0."""
         pairs = [
             [
                 self.generate(one, prompt=one.prompt, temperature=0.0, duration=2, seed=seed)
                 for seed in (1, 2)
             ]
-            for one in self.heard[:FEW]
+            for one in self.songs[:FEW]
         ]
         return {"temperature 0: the same clip twice": sum(np.array_equal(*pair) for pair in pairs)}
 
     def speed(self) -> dict[str, float]:
+        """Returns the seconds of generating one clip."""
         started = time.perf_counter()
-        self.generate(self.heard[0], prompt=self.heard[0].prompt, duration=SPEED_SECONDS)
+        self.generate(self.songs[0], prompt=self.songs[0].prompt, duration=SPEED_SECONDS)
         return {f"seconds for {SPEED_SECONDS} s of audio": time.perf_counter() - started}
 
     def everything(self) -> dict[str, float]:
+        """Returns all measures except the speed, and prints them."""
         parts: list[Callable[[], dict[str, float]]] = [
             self.codec, self.text, self.sound, self.melody, self.continuation, self.greedy
         ]  # fmt: skip
@@ -181,7 +185,7 @@ class Judge:
 
 
 def sound(wavs: list[np.ndarray], recorded: list[np.ndarray]) -> dict[str, float]:
-    """Level of rests, power of hats, and the distance of wavs [2, N] from what was recorded."""
+    """Returns the level of rests, the power of hats, and the distance from `recorded`."""
     return {
         "rests: level, dBFS": measures.floor(wavs),
         "hats: power from 6 to 12 kHz, dBFS": measures.hats(wavs),
@@ -189,27 +193,27 @@ def sound(wavs: list[np.ndarray], recorded: list[np.ndarray]) -> dict[str, float
     }
 
 
-def reference(heard: list[Recording]) -> dict[str, float]:
-    """The same questions asked of the recordings themselves."""
+def reference(songs: list[Recording]) -> dict[str, float]:
+    """Returns the same measures of the recordings themselves."""
     cut = round(PROMPT_SECONDS * synth.SAMPLE_RATE)
-    pairs = list(zip(heard, others_of(heard), strict=True))
-    more = recordings(len(heard), FIRST_SEED + len(heard))
+    pairs = list(zip(songs, others_of(songs), strict=True))
+    more = recordings(len(songs), FIRST_SEED + len(songs))
     return {
-        **sound([one.wav for one in more], [one.wav for one in heard]),
-        TEMPO: sum(one.has_tempo(one.wav) for one in heard),
-        KEY: sum(one.has_key(one.wav) for one in heard),
+        **sound([one.wav for one in more], [one.wav for one in songs]),
+        TEMPO: sum(one.has_tempo(one.wav) for one in songs),
+        KEY: sum(one.has_key(one.wav) for one in songs),
         "melody: cosine, given": mean(
-            measures.chroma_similarity(one.wav, one.lead) for one in heard
+            measures.chroma_similarity(one.wav, one.lead) for one in songs
         ),
         "melody: cosine, not given": mean(
             measures.chroma_similarity(other.wav, one.lead) for one, other in pairs
         ),
-        "continuation: tempo carries on": sum(one.has_tempo(one.wav[:, cut:]) for one in heard),
+        "continuation: tempo carries on": sum(one.has_tempo(one.wav[:, cut:]) for one in songs),
     }
 
 
 def others_of(songs: list[T]) -> list[T]:
-    """For each song's, what is another's."""
+    """Returns the list rotated by three, so that each item is paired with another song's."""
     return [*songs[3:], *songs[:3]]
 
 
@@ -218,7 +222,7 @@ def mean(values) -> float:
 
 
 def spectrograms(titled: dict[str, np.ndarray], path: Path) -> None:
-    """Draw the spectrogram of each wav [N]."""
+    """Plot the spectrogram of each wav [N]."""
     from matplotlib.figure import Figure
 
     figure = Figure((10, 1.6 * len(titled)), layout="constrained")
@@ -234,10 +238,10 @@ def _specgram(axis: Any, wav: np.ndarray) -> None:
     axis.set_ylim(0, HIGHEST_SHOWN)
 
 
-def judged(weights: Path, seeds: int) -> dict[str, float]:
-    """Everything but the speed, which wants the machine for itself."""
+def evaluate(weights: Path, seeds: int) -> dict[str, float]:
+    """Returns all measures except the speed, which needs an idle machine."""
     with tempfile.TemporaryDirectory() as folder:
-        return Judge(MusicGen.load(weights), recordings(seeds), Path(folder)).everything()
+        return Evaluator(MusicGen.load(weights), recordings(seeds), Path(folder)).everything()
 
 
 def main() -> None:
@@ -247,9 +251,9 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=folders.DEFAULT)
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--before", type=Path, help="the earlier one; its clips are looked at, too")
+    parser.add_argument("--before", type=Path, help="the earlier checkpoint; look.png shows it too")
     options = parser.parse_args()
-    heard = recordings(options.seeds)
+    songs = recordings(options.seeds)
     with tempfile.TemporaryDirectory() as folder:
         name, other = "before", options.before
         if other is None:
@@ -257,24 +261,26 @@ def main() -> None:
             export(codec.build(), lm.Demo(), other, "untrained")
         weights = {"trained": options.model, name: other}
         with ProcessPoolExecutor(len(weights), get_context("spawn")) as pool:
-            found = pool.map(judged, weights.values(), [options.seeds] * len(weights))
+            found = pool.map(evaluate, weights.values(), [options.seeds] * len(weights))
             results = dict(zip(weights, found, strict=True))
-        judges = {key: Judge(MusicGen.load(w), heard, Path(folder)) for key, w in weights.items()}
-        for key, judge in judges.items():
-            results[key] |= judge.speed()
-        draw(judges["trained"], judges[name], name, options.model / "spectrograms.png")
+        evaluators = {
+            key: Evaluator(MusicGen.load(w), songs, Path(folder)) for key, w in weights.items()
+        }
+        for key, evaluator in evaluators.items():
+            results[key] |= evaluator.speed()
+        draw(evaluators["trained"], evaluators[name], name, options.model / "spectrograms.png")
         if options.before:
-            shown = {key: judge.prompted(FEW) for key, judge in judges.items()}
-            shown["recording"] = [one.wav for one in heard[:FEW]]
-            look(shown, [one.prompt for one in heard], options.model / "look.png")
-    results["recordings"] = reference(heard)
+            shown = {key: evaluator.prompted(FEW) for key, evaluator in evaluators.items()}
+            shown["recording"] = [one.wav for one in songs[:FEW]]
+            look(shown, [one.prompt for one in songs], options.model / "look.png")
+    results["recordings"] = reference(songs)
     (options.model / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(table(results, len(heard)))
+    print(table(results, len(songs)))
 
 
-def draw(trained: Judge, other: Judge, name: str, path: Path) -> None:
-    """Spectrograms of the first recording, of both codecs' rendering, of what its prompt gives."""
-    one = trained.heard[0]
+def draw(trained: Evaluator, other: Evaluator, name: str, path: Path) -> None:
+    """Plot the first recording, both codecs' versions of it, and the clip of its prompt."""
+    one = trained.songs[0]
     given = trained.generate(one, prompt=one.prompt)
     pictures = {}
     for channel, side in enumerate(("left", "right")):
@@ -288,7 +294,7 @@ def draw(trained: Judge, other: Judge, name: str, path: Path) -> None:
 
 
 def look(shown: dict[str, list[np.ndarray]], prompts: list[str], path: Path) -> None:
-    """Spectrograms of wavs [2, N], each prompt's in a drawn order; prints what is what."""
+    """Plot wavs [2, N], those of each prompt in a random order; print the order."""
     from matplotlib.figure import Figure
 
     names, rows = list(shown), len(next(iter(shown.values())))
@@ -304,7 +310,7 @@ def look(shown: dict[str, list[np.ndarray]], prompts: list[str], path: Path) -> 
 
 
 def table(results: dict[str, dict[str, float]], seeds: int) -> str:
-    """The results as Markdown."""
+    """Returns the results as a Markdown table."""
     lines = [f"| over {seeds} seeds | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
     for name in results["trained"]:
         cells = (found.get(name) for found in results.values())

@@ -1,6 +1,6 @@
-"""Writes what was trained as a checkpoint: in upstream's format first, then as the server loads it.
+"""Exports the trained models as a checkpoint: in upstream's format, then converted for the server.
 
-Everything is stored in fp16 but the text encoder and the projections of the conditions.
+Everything is stored in fp16 except the text encoder and the projections of the conditions.
 """
 
 import json
@@ -22,11 +22,11 @@ from training.configs import N_CHROMA
 from training.dataset import CHROMA_WINDOW
 
 LICENCE = "MIT"
-WINDOW = f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"  # a buffer that audiocraft saves along
+WINDOW = f"{PROVIDER_PREFIX}self_wav.chroma.spec.window"  # a buffer that audiocraft saves
 
 
 def export(encodec: EncodecModel, demo: lm.Demo, folder: Path, name: str = "demo") -> None:
-    """Write the checkpoint into `folder`, in place of the one that is there."""
+    """Write the checkpoint into `folder`, replacing the checkpoint there."""
     if (folder / MANIFEST_FILE).exists():
         for file in (*read_manifest(folder).files, MANIFEST_FILE):
             (folder / file).unlink(missing_ok=True)
@@ -36,7 +36,7 @@ def export(encodec: EncodecModel, demo: lm.Demo, folder: Path, name: str = "demo
 
 
 def write_upstream(encodec: EncodecModel, demo: lm.Demo, folder: Path) -> None:
-    """The checkpoint in audiocraft's format."""
+    """Write the checkpoint in audiocraft's format."""
     state = half(demo.lm)
     state[WINDOW] = torch.hann_window(CHROMA_WINDOW)
     assert state[f"{PROVIDER_PREFIX}self_wav.output_proj.weight"].shape[1] == N_CHROMA
@@ -52,7 +52,7 @@ def save(path: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> 
 
 
 def half(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state with its numbers in fp16."""
+    """Returns the state dict with its numbers in fp16."""
     return {
         name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()

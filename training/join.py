@@ -1,4 +1,4 @@
-"""Puts codecs side by side as one: the sum of their sounds, the codes of all."""
+"""Joins codecs into one, whose output is the sum of theirs and whose codes are all of theirs."""
 
 from itertools import accumulate, pairwise
 
@@ -6,15 +6,14 @@ import torch
 from audiocraft.models.encodec import EncodecModel
 from torch import Tensor
 
-V, G = "weight_v", "weight_g"  # direction and size, as weight norm keeps a convolution's weight
+V, G = "weight_v", "weight_g"  # weight norm stores a direction and a magnitude
 
 
 @torch.no_grad()
 def join(parts: list[EncodecModel], whole: EncodecModel) -> EncodecModel:
-    """`whole`, with the filters, dimensions and codebooks of `parts` in this order.
+    """Returns `whole` with the filters, dimensions and codebooks of `parts`, in this order.
 
-    Nothing leads from one part's filters to another's, and each codebook sees its own part's
-    dimensions alone.
+    No weight connects the filters of two parts, and each codebook uses only its part's dimensions.
     """
     states, joined = [part.state_dict() for part in parts], whole.state_dict()
     for name in joined:
@@ -44,7 +43,7 @@ def _norm(weight: Tensor) -> Tensor:
 
 
 def _blocks(weights: list[Tensor], shape: torch.Size) -> Tensor:
-    """Weights [a, b, kernel] along a diagonal; the sound's one channel is all parts'."""
+    """Returns weights [a, b, kernel] as a block diagonal; all parts share the audio channel."""
     placed = torch.zeros(shape)
     rows, columns = (_ends([w.shape[axis] for w in weights], shape[axis]) for axis in (0, 1))
     for weight, row, column in zip(weights, rows, columns, strict=True):
@@ -53,7 +52,7 @@ def _blocks(weights: list[Tensor], shape: torch.Size) -> Tensor:
 
 
 def _ends(sizes: list[int], whole: int) -> list[slice]:
-    """Where each part lies: one after the other, unless all share one channel."""
+    """Returns the slice of each part: consecutive, unless all share one channel."""
     if whole == 1:
         return [slice(0, 1)] * len(sizes)
     return [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]

@@ -1,7 +1,7 @@
-"""Trains the language model, audiocraft's classes, on codes of synthesized stereo music.
+"""Trains the language model with audiocraft's classes on codes of synthesized stereo music.
 
-Conditions stand before the codes as in musicgen-stereo-melody: chroma of the melody, then the
-text. Each is left out at times, so that guidance has something to compare with.
+The conditions precede the codes as in musicgen-stereo-melody: chroma of the melody, then the text.
+Each is omitted in some examples, as classifier-free guidance requires.
 """
 
 from dataclasses import replace
@@ -22,11 +22,11 @@ from torch.optim import AdamW, Optimizer
 
 from training import codec, configs, song, synth, text
 from training.dataset import (
+    AUXILIARY,
     BEGINNING,
     CHROMA_EXPONENT,
     CHROMA_HOP,
     MELODY_FRAMES,
-    QUESTIONS,
     SECONDS,
     SEED,
     WHOLE,
@@ -40,26 +40,31 @@ from training.run import Run, precision
 
 TEXT_NAME = "t5-demo"
 STEPS, RATE = 17000, 2e-3
-LEVEL_WEIGHTS = (2.0, 1.2, 0.5, 0.3, 0.6)  # the first carry pitch and rhythm, the last hats
-ASKED_LAYER, ASKED_WEIGHT = 2, 0.15  # which layer knows the answers to QUESTIONS
+LEVEL_WEIGHTS = (
+    2.0,
+    1.2,
+    0.5,
+    0.3,
+    0.6,
+)  # pitch and rhythm are first, hats last
+AUXILIARY_LAYER, AUXILIARY_WEIGHT = 2, 0.15  # the layer with the auxiliary heads
 BEGINNINGS = 0.25  # share of the batches
 REPORT_EVERY = 100
-SLOWER = synth.FRAME / CHROMA_HOP  # chroma frames of a code
+SLOWER = synth.FRAME / CHROMA_HOP  # chroma frames per code
 OFFSET = MELODY_FRAMES + text.LENGTH  # positions before the first code: chroma, then text
 SHARPNESS = 1.2
-MARK, CONSTANT, ATTENTION = 0.7, 28, 11.0  # size of words' mark, constant waves, how sharply
+MARK, CONSTANT, ATTENTION = 0.7, 28, 11.0  # size of the mark, constant dimensions, sharpness
 
 
 def config() -> dict[str, Any]:
-    """audiocraft's configuration of the language model."""
+    """Returns audiocraft's configuration of the language model."""
     values = configs.lm_config("stereo-melody")
     values["dataset"]["segment_duration"] = SECONDS
     values["transformer_lm"] |= {
         "dim": 256, "num_heads": 4, "num_layers": 4, "card": codec.CARD, "n_q": K
     }  # fmt: skip
     values["codebooks_pattern"]["delay"]["delays"] = [k // 2 for k in range(K)]
-    # Nothing is separated: the training melodies are clean, and Demucs has no place in so small
-    # a model.
+    # No source separation: the training melodies are clean, and Demucs is larger than the model.
     melody = {"radix2_exp": CHROMA_EXPONENT, "separator": "none"}
     values["conditioners"]["self_wav"]["chroma_stem"] |= melody
     values["conditioners"]["description"]["t5"]["name"] = TEXT_NAME
@@ -89,63 +94,63 @@ class Demo(nn.Module):
             **arguments,
         )
         with torch.no_grad():
-            for table in self.lm.emb:  # as loud as the positions that are added to them
+            for table in self.lm.emb:  # as large as the positional embeddings added to them
                 table.weight *= 3
-        self.questions = nn.ModuleDict({n: nn.Linear(dim, a) for n, a in QUESTIONS.items()})
-        self.asked: Tensor | None = None  # what the last run of ASKED_LAYER gave
-        self.lm.transformer.layers[ASKED_LAYER].register_forward_hook(self._keep)
+        self.auxiliary = nn.ModuleDict({n: nn.Linear(dim, a) for n, a in AUXILIARY.items()})
+        self.hidden: Tensor | None = None  # the last output of AUXILIARY_LAYER
+        self.lm.transformer.layers[AUXILIARY_LAYER].register_forward_hook(self._keep)
         first = self.lm.transformer.layers[0].self_attn
-        look_along_the_melody(first, dim)
-        look_at_the_text(first, conditioners["description"].output_proj, dim)
+        initialize_melody_head(first, dim)
+        initialize_text_head(first, conditioners["description"].output_proj, dim)
         for layer in self.lm.transformer.layers:
-            # torch's attention; asked for when building it, audiocraft would look for xformers.
+            # Selects PyTorch's attention. As a constructor argument it would require xformers.
             layer.self_attn.memory_efficient = True
 
     def _keep(self, layer: nn.Module, arguments: Any, output: Tensor) -> None:
-        self.asked = output
+        self.hidden = output
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy in nats: of each codebook as "codes" [K], of each of QUESTIONS."""
+        """Returns cross-entropies in nats: "codes" [K], and one for each AUXILIARY target."""
         project = self.lm.condition_provider.conditioners
         words = self.text(input_ids=batch.tokens).last_hidden_state
         described = project["description"].output_proj(words) * batch.has_text[:, None, None]
         melody = project["self_wav"].output_proj(F.one_hot(batch.chroma, configs.N_CHROMA).float())
-        # The order in which audiocraft's provider gives them: the melody comes to stand first.
+        # In the order of audiocraft's provider, which results in the melody being first.
         conditions = {"description": (described, None), "self_wav": (melody, None)}
         pattern = self.lm.pattern_provider.get_pattern(batch.codes.shape[-1])
-        heard, sequence = (
+        inputs, sequence = (
             pattern.build_pattern_sequence(codes, codec.CARD)[0]
-            for codes in (batch.heard, batch.codes)
+            for codes in (batch.inputs, batch.codes)
         )
-        logits = self.lm(heard[..., :-1], [], conditions)
+        logits = self.lm(inputs[..., :-1], [], conditions)
         losses = [
             F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=codec.CARD)
             for scores, targets in zip(logits.unbind(1), sequence[..., 1:].unbind(1), strict=True)
         ]
-        assert self.asked is not None
-        first, frames = self.asked.shape[1] - logits.shape[2], batch.codes.shape[2]
-        known = self.asked[:, first : first + frames].flatten(0, 1)
-        answers = {
-            name: F.cross_entropy(question(known), getattr(batch, name).flatten())
-            for name, question in self.questions.items()
+        assert self.hidden is not None
+        first, frames = self.hidden.shape[1] - logits.shape[2], batch.codes.shape[2]
+        hidden = self.hidden[:, first : first + frames].flatten(0, 1)
+        auxiliary = {
+            name: F.cross_entropy(head(hidden), getattr(batch, name).flatten())
+            for name, head in self.auxiliary.items()
         }
-        return {"codes": torch.stack(losses), **answers}
+        return {"codes": torch.stack(losses), **auxiliary}
 
 
 @torch.no_grad()
-def look_along_the_melody(attention: nn.Module, dim: int) -> None:
-    """Let one head begin by attending from each code to the chroma frame of the same moment.
+def initialize_melody_head(attention: nn.Module, dim: int) -> None:
+    """Initialize one head so that each code attends to the chroma frame of the same time.
 
-    Positions are waves of falling frequencies. Code t stands at t + OFFSET and its chroma frame
-    near t * SLOWER: two waves whose frequencies differ by that factor agree there. Found by
-    training alone, this would take longer than two cores have.
+    Positional embeddings are waves of falling frequencies. Code t is at position t + OFFSET and its
+    chroma frame near t * SLOWER, where two waves whose frequencies differ by that factor agree.
+    Learning this from random weights would take too long on two cores.
     """
     frequencies = 10000 ** (-torch.arange(dim // 2) / (dim // 2 - 1))
-    apart = int((frequencies > SLOWER).sum())  # how much further a wave is that much slower
+    apart = int((frequencies > SLOWER).sum())  # index distance of a wave slower by this factor
     slower = float(frequencies[apart])
     width = dim // attention.num_heads
     used = torch.arange(width // 2)
-    # In the middle of the clip the line is exact.
+    # The alignment is exact in the middle of the clip.
     lag = slower * OFFSET - (SLOWER - slower) * SECONDS * song.FRAME_RATE / 2
     shift = frequencies[used] * lag
     query, key = torch.zeros(2, 2, width // 2, 2, dim // 2)
@@ -157,10 +162,10 @@ def look_along_the_melody(attention: nn.Module, dim: int) -> None:
 
 
 @torch.no_grad()
-def look_at_the_text(attention: nn.Module, projection: nn.Linear, dim: int) -> None:
-    """Let another head begin by attending from every position to all words alike.
+def initialize_text_head(attention: nn.Module, projection: nn.Linear, dim: int) -> None:
+    """Initialize another head so that every position attends equally to all words.
 
-    The bias of the projection of text marks words; positions' slowest waves are nearly constant.
+    The bias of the text projection marks words; the slowest positional waves are nearly constant.
     """
     mark = torch.randn(dim).sign()
     projection.bias.copy_(MARK * mark)
@@ -180,7 +185,7 @@ def train(
     rate: float,
     drawn: range,
 ) -> Demo:
-    """Train `model` on the clips numbered `drawn`, or go on with the state that is in `folder`."""
+    """Train `model` on the clips numbered `drawn`; a state in `folder` is resumed."""
     run = Run(folder, model.to(device), steps, optimizers(model, rate))
     clips = Clips(encodec, device)
     levels = torch.tensor(LEVEL_WEIGHTS, device=device).repeat_interleave(2)
@@ -191,18 +196,18 @@ def train(
         kind = BEGINNING if rng.random() < BEGINNINGS else WHOLE
         indices = rng.integers(drawn.start, drawn.stop, size=kind.batch).tolist()
         batch = clips.batch(kind, indices, rng)
-        batch = replace(batch, heard=with_mistakes(batch.codes, rng)).to(device)
+        batch = replace(batch, inputs=with_mistakes(batch.codes, rng)).to(device)
         with precision(device):
             losses = model(batch)
-        answers = sum(losses[name] for name in QUESTIONS)
-        run.update((losses["codes"] * levels).sum() + ASKED_WEIGHT * answers)
+        auxiliary = sum(losses[name] for name in AUXILIARY)
+        run.update((losses["codes"] * levels).sum() + AUXILIARY_WEIGHT * auxiliary)
         if step % REPORT_EVERY == 0 or step + 1 == steps:
             run.note(step, **measure(model, *held_out(), device))
     return model.eval()
 
 
 def optimizers(model: Demo, rate: float) -> list[Optimizer]:
-    """Muon for the decoder's matrices, which learns from fewer steps; AdamW for all else."""
+    """Returns Muon for the decoder's matrices, which needs fewer steps, and AdamW for the rest."""
     matrices = [p for p in model.lm.transformer.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
@@ -214,7 +219,7 @@ def optimizers(model: Demo, rate: float) -> list[Optimizer]:
 
 @torch.inference_mode()
 def measure(model: Demo, whole: Batch, beginning: Batch, device: str) -> dict[str, float]:
-    """Held-out losses; of beginnings also with another clip's text or melody, and of QUESTIONS."""
+    """Returns held-out losses; for beginnings also with another clip's text or melody."""
     batches = {
         "held_out": whole,
         "beginning": beginning,
@@ -224,4 +229,4 @@ def measure(model: Demo, whole: Batch, beginning: Batch, device: str) -> dict[st
     with precision(device):
         losses = {name: model(batch) for name, batch in batches.items()}
     codes = {name: found["codes"].mean().item() for name, found in losses.items()}
-    return codes | {name: losses["beginning"][name].item() for name in QUESTIONS}
+    return codes | {name: losses["beginning"][name].item() for name in AUXILIARY}

@@ -1,6 +1,6 @@
-"""What is measured of audio: how alike two recordings or two sets are, tempo, key, melody, a seam.
+"""Measures of audio: distances of recordings and of sets, tempo, key, melody, seams.
 
-Beats, chroma and keys are librosa's: no code of the model that is judged.
+Beats, chroma and keys are computed by librosa, independently of the model that is evaluated.
 """
 
 from collections.abc import Iterable
@@ -17,15 +17,15 @@ from training.synth import FRAME, SAMPLE_RATE
 OCTAVES = (0.5, 1.0, 2.0)
 TEMPO_TOLERANCE = 0.05
 SIZES = (2048, 1024, 512)
-RANGE = 80.0  # dB below a clip's loudest bin; what is quieter counts as silence
-QUIETEST = 0.005  # share of a set's frames whose level is its floor: songs seldom rest
-SILENCE = -120.0  # dBFS; no floor is lower
+RANGE = 80.0  # dB below a clip's loudest bin; quieter bins count as silence
+QUIETEST = 0.005  # share of a set's frames that define its floor; songs seldom rest
+SILENCE = -120.0  # dBFS, the lowest possible floor
 HATS = (6000.0, 12000.0)  # Hz
 MEL_BANDS, MEL_WINDOW = 64, 2048
 
 
 def log_spectral_distance(wav: np.ndarray, other: np.ndarray) -> float:
-    """Mean over resolutions and frames of the root mean square difference in dB of [N] and [N]."""
+    """Returns the RMS difference of spectra in dB, averaged over resolutions and frames."""
     found = []
     for size in SIZES:
         levels = [
@@ -41,13 +41,13 @@ def _levels(wav: np.ndarray, size: int, full: float) -> np.ndarray:
 
 
 def si_sdr(wav: np.ndarray, other: np.ndarray) -> float:
-    """Scale-invariant ratio of signal to distortion of `other` [N] in dB (Le Roux et al. 2019)."""
+    """Returns the scale-invariant signal-to-distortion ratio of `other` in dB (Le Roux 2019)."""
     pair = (torch.from_numpy(signal)[None, None] for signal in (wav, other))
     return distance.si_sdr(*pair).item()
 
 
 def floor(wavs: Iterable[np.ndarray]) -> float:
-    """Mean power in dB of the quietest frames, 20 ms of a side each, of a set of wavs [C, N]."""
+    """Returns the mean power in dB of the quietest 20 ms frames of a set of wavs [C, N]."""
     sides = [side[: len(side) // FRAME * FRAME].reshape(-1, FRAME) for wav in wavs for side in wav]
     power = np.sort(np.square(np.concatenate(sides)).mean(1))
     quiet = power[: max(1, round(QUIETEST * len(power)))].mean()
@@ -55,7 +55,7 @@ def floor(wavs: Iterable[np.ndarray]) -> float:
 
 
 def hats(wavs: Iterable[np.ndarray]) -> float:
-    """Mean power in dB of what wavs [C, N] have where hats sound, both sides together."""
+    """Returns the mean power in dB of wavs [C, N] in the hats' band, summed over channels."""
     found = []
     for wav in wavs:
         power = np.square(np.abs(np.fft.rfft(wav))) * 2 / wav.shape[1] ** 2
@@ -65,10 +65,10 @@ def hats(wavs: Iterable[np.ndarray]) -> float:
 
 
 def frechet_distance(wavs: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
-    """Between two sets of wavs [C, N], as sets of log-mel frames in units of 10 dB.
+    """Returns the Fréchet distance of two sets of wavs [C, N], over log-mel frames in 10 dB.
 
-    Each set is taken for a Gaussian (Heusel et al. 2017, Kilgour et al. 2019); in the place of a
-    trained network's embedding stands the mel spectrum of each side.
+    Each set is modelled as a Gaussian (Heusel et al. 2017, Kilgour et al. 2019). The mel spectrum
+    of each channel replaces the embedding of a trained network.
     """
     (mean, cov), (mean_2, cov_2) = (_gaussian(set_) for set_ in (wavs, others))
     root = scipy.linalg.sqrtm(cov @ cov_2).real
@@ -76,7 +76,7 @@ def frechet_distance(wavs: Iterable[np.ndarray], others: Iterable[np.ndarray]) -
 
 
 def _gaussian(wavs: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [MEL_BANDS] and covariance of the frames."""
+    """Returns the mean [MEL_BANDS] and the covariance of the frames."""
     power = [
         librosa.feature.melspectrogram(
             y=side, sr=SAMPLE_RATE, n_fft=MEL_WINDOW, hop_length=MEL_WINDOW, n_mels=MEL_BANDS
@@ -89,26 +89,26 @@ def _gaussian(wavs: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tempo(wav: np.ndarray) -> float:
-    """Beats a minute that librosa's beat tracker finds in wav [C, N]; 0 if none."""
+    """Returns the beats per minute that librosa finds in wav [C, N]; 0 if none."""
     return float(np.ravel(librosa.beat.beat_track(y=wav.mean(0), sr=SAMPLE_RATE)[0])[0])
 
 
 def is_tempo(found: float, wanted: float) -> bool:
-    """Whether two tempos agree within 5%, or within 5% of half or double."""
+    """Returns whether two tempos agree within 5%, or one with half or double the other."""
     return any(abs(found * factor / wanted - 1) <= TEMPO_TOLERANCE for factor in OCTAVES)
 
 
 def keys(wav: np.ndarray) -> tuple[str, ...]:
-    """All 24 keys of wav [C, N], the most likely first: "A minor"; none of silence."""
+    """Returns all 24 keys of wav [C, N], most likely first ("A minor"); none for silence."""
     return analysis.keys(wav.mean(0), SAMPLE_RATE)
 
 
 def chroma_similarity(wav: np.ndarray, other: np.ndarray) -> float:
-    """Mean cosine of the chroma frames of [C, N] and [C', N], from 0 to 1."""
+    """Returns the mean cosine of the chroma frames of [C, N] and [C', N], from 0 to 1."""
     return analysis.similarity(*(analysis.chroma(x.mean(0), SAMPLE_RATE) for x in (wav, other)))
 
 
 def seam(wav: np.ndarray, sample: int, reach: int = 32) -> float:
-    """Largest step between samples around `sample`, over the 99.9th percentile of wav's [C, N]."""
+    """Returns the largest step around `sample`, relative to the 99.9th percentile of all steps."""
     steps = np.abs(np.diff(wav, axis=1)).max(0)
     return float(steps[sample - reach : sample + reach].max() / np.percentile(steps, 99.9))

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024) in the precision of the gradients.
 
-torch's own computes in bfloat16 whatever the device. On a CPU that does not multiply that number
-format, this takes three times as long as all the rest of a training step.
+PyTorch's Muon always computes in bfloat16. On a CPU without bfloat16 multiplication, that takes
+three times as long as the rest of a training step.
 """
 
 import math
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, Jordan's
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic iteration
 ITERATIONS = 5
 EPS = 1e-7
 
 
 class Muon(Optimizer):
-    """For matrices. An update is as large as AdamW's (Liu et al. 2025), so rates are shared."""
+    """Muon for matrices. Updates are as large as AdamW's (Liu et al. 2025), so rates are shared."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class Muon(Optimizer):
     def _update(self, matrix: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
         mean = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
         mean.lerp_(matrix.grad, 1 - momentum)
-        direction = orthogonal(matrix.grad.lerp(mean, momentum))  # Nesterov's look ahead
+        direction = orthogonal(matrix.grad.lerp(mean, momentum))  # Nesterov momentum
         matrix.mul_(1 - lr * weight_decay)
         matrix.sub_(direction, alpha=0.2 * math.sqrt(max(matrix.shape)) * lr)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Near the closest matrix whose singular values are all 1: they come to lie near it."""
+    """Returns a nearly orthogonal matrix close to `matrix`: all singular values are near 1."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

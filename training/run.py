@@ -1,4 +1,4 @@
-"""What both trainings share: a folder with the state to go on from, and the losses as a table."""
+"""A training run that can be resumed: its folder holds the state and a table of the losses."""
 
 import csv
 import math
@@ -12,20 +12,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 STATE, LOSSES = "state.pt", "losses.csv"
-BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what x86 and ARM call multiplying it
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # the x86 and ARM capabilities for multiplying it
 
 
 def precision(device: str) -> torch.autocast:
-    """bfloat16 where the processor multiplies it; a CPU that does not takes far longer with it."""
+    """Returns autocast to bfloat16, enabled where the device multiplies that format quickly."""
     able = torch.cpu.get_capabilities()
     fast = device != "cpu" or any(able.get(name, False) for name in BFLOAT16)
     return torch.autocast(device, torch.bfloat16, enabled=fast)
 
 
 class Run:
-    """A training of `model` over `steps` steps; it continues from what is in `folder`.
+    """A training of `model` over `steps` steps; it resumes from the state in `folder`.
 
-    The rates of `optimizers` are the highest that `schedule` gives.
+    The learning rates of `optimizers` are the peak of `schedule`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Run:
             self._resume()
 
     def __iter__(self) -> Iterator[int]:
-        """The steps that are left; the state is saved between them and at the end."""
+        """Yields the remaining steps; saves the state between them and at the end."""
         for step in range(self.first, self.steps):
             for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
                 for group in optimizer.param_groups:
@@ -56,7 +56,7 @@ class Run:
                 self.save(step + 1)
 
     def update(self, loss: torch.Tensor) -> None:
-        """One step of the optimizers, the gradient's norm held to 1."""
+        """Take one step of the optimizers, with the gradient's norm clipped to 1."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -65,7 +65,7 @@ class Run:
             optimizer.step()
 
     def note(self, step: int, **values: float) -> None:
-        """Add a line to the table of losses."""
+        """Add and print a line of the table of losses."""
         self.table.append({"step": step, **{key: f"{value:.4f}" for key, value in values.items()}})
         print(" ".join(f"{key} {value}" for key, value in self.table[-1].items()), flush=True)
 
@@ -90,11 +90,11 @@ class Run:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.first, self.table = state["step"], state["table"]
-        print(f"going on from step {self.first}", flush=True)
+        print(f"resuming at step {self.first}", flush=True)
 
 
 def schedule(step: int, steps: int, warmup: int = 100) -> float:
-    """Share of the learning rate: a linear rise, then half a cosine down to 2%."""
+    """Returns the share of the learning rate: linear warm-up, then a half cosine down to 2%."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)

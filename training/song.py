@@ -1,8 +1,8 @@
-"""Composes: draws a song at random and writes down its notes.
+"""Composes random songs as lists of notes.
 
-Times are beats until a note is placed, then frames of the codec (20 ms): a beat is a whole number
-of them and every onset falls on one, so that the same bar is the same codes wherever it stands.
-That moves a tempo by 3% at most.
+Times are in beats until a note is placed, then in frames of the codec (20 ms). A beat is a whole
+number of frames and every onset is on a frame, so the same bar gives the same codes at any
+position. This changes a tempo by 3% at most.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ import numpy as np
 FRAME_RATE = 50
 BEATS = 4  # of a bar
 BARS = 4  # until the harmony repeats
-LAST_BEAT = BEATS - 1  # of the last bar, which a turn plays another way
+LAST_BEAT = BEATS - 1  # of the last bar; a break or fill replaces it
 TEMPOS = (60, 180)
 
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 MINOR = (0, 2, 3, 5, 7, 8, 10)
 SCALES = {"major": MAJOR, "minor": MINOR}
-# Degrees of the scale, one a bar, that begin at home so that the key is heard.
+# Degrees of the scale, one per bar. All begin on the tonic, so that the key is audible.
 PROGRESSIONS = {
     "major": ((0, 4, 5, 3), (0, 3, 4, 0), (0, 5, 3, 4), (0, 3, 0, 4)),
     "minor": ((0, 5, 2, 6), (0, 3, 4, 0), (0, 5, 3, 6), (0, 6, 5, 6)),
@@ -27,10 +27,10 @@ PROGRESSIONS = {
 LOWEST_BASS, LOWEST_CHORD, LOWEST_LEAD = 33, 54, 67  # MIDI: A1, F#3, G4
 LEAD_RANGE = 17  # semitones
 
-TURNS = ("plain", "break", "fill")  # all are silent, or the drums roll
+TURNS = ("plain", "break", "fill")  # break: all parts rest; fill: the drums roll
 TURN_SHARES = (0.5, 0.3, 0.2)
 SWINGING = 0.15  # share of the songs
-SWUNG = 2 / 3  # where a beat's second half begins then
+SWUNG = 2 / 3  # start of a beat's second half in swing
 
 CHORD_SOUNDS = ("piano", "organ", "pad")
 LEAD_SOUNDS = ("flute", "bell", "saw", "marimba")
@@ -41,11 +41,11 @@ Event = tuple[str, str, int, float, float]  # part, sound, pitch, beat, beats
 
 @dataclass(frozen=True)
 class Style:
-    """What a genre plays in a bar: beats at which drums sound, and bass and chord together."""
+    """One bar of a genre: the beats of the drums, and those of bass and chord together."""
 
     drums: dict[str, tuple[float, ...]]
     strikes: tuple[float, ...]
-    arpeggio: bool = False  # one note of the chord after the other
+    arpeggio: bool = False  # plays the chord's notes one after another
 
 
 def _every(step: float, first: float = 0.0) -> tuple[float, ...]:
@@ -70,7 +70,7 @@ STYLES = {
     ),
     "ambient": Style({}, EIGHTHS, arpeggio=True),
 }
-# A bar of the lead, as beats at which its notes begin.
+# Bars of the lead, as the beats of its onsets.
 RHYTHMS = (
     (0, 1, 2, 3),
     (0, 1, 2),
@@ -84,7 +84,7 @@ RHYTHMS = (
 
 @dataclass(frozen=True)
 class Note:
-    """A note of `part`: MIDI pitch, first frame, length in frames. A drum's pitch is 0."""
+    """A note of `part`: MIDI pitch, first frame, length in frames. Drums have pitch 0."""
 
     part: str
     sound: str
@@ -95,7 +95,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Song:
-    """All that a song is drawn from; the same fields always give the same notes."""
+    """The random choices of a song; the same fields always give the same notes."""
 
     style: str
     tempo: int  # beats a minute
@@ -105,13 +105,13 @@ class Song:
     lead_sound: str
     drums: bool
     lead_side: int  # -1 left, 1 right; bass and chords are on the other
-    seed: int  # of progression and melody
-    turn: str  # how the last beat of four bars is played, one of TURNS
+    seed: int  # for progression and melody
+    turn: str  # one of TURNS, for the last beat of four bars
     swing: bool
 
     @cached_property
     def scale(self) -> tuple[int, ...]:
-        """Pitch classes of the key, from its tonic on."""
+        """Returns the pitch classes of the key, starting with its tonic."""
         return tuple((self.tonic + step) % 12 for step in SCALES[self.mode])
 
     @property
@@ -119,7 +119,7 @@ class Song:
         return round(60 / self.tempo * FRAME_RATE)
 
     def notes(self, seconds: float) -> list[Note]:
-        """Every note that begins in the song's first `seconds`."""
+        """Returns every note that begins in the song's first `seconds`."""
         bars = int(np.ceil(seconds * FRAME_RATE / (BEATS * self.beat_frames)))
         loop = self._loop()
         placed = [self._place(bar, *event) for bar in range(bars) for event in loop[bar % BARS]]
@@ -127,7 +127,7 @@ class Song:
 
     @property
     def fills(self) -> bool:
-        """Whether drums are there to roll."""
+        """Returns whether the song has a drum fill."""
         return self.turn == "fill" and self.drums and bool(STYLES[self.style].drums)
 
     def _place(
@@ -138,12 +138,12 @@ class Song:
         return Note(part, sound, pitch, first, max(last - first, 1))
 
     def _swung(self, beat: float) -> float:
-        """When it is played what is written at `beat`."""
+        """Returns the time at which the note written at `beat` is played."""
         whole, part = divmod(beat, 1)
         return whole + float(np.interp(part, (0, 0.5, 1), (0, SWUNG if self.swing else 0.5, 1)))
 
     def _loop(self) -> list[list[Event]]:
-        """What is played in each bar of the harmony's round."""
+        """Returns the events of each bar, until the harmony repeats."""
         rng = np.random.default_rng(self.seed)
         style = STYLES[self.style]
         progression = PROGRESSIONS[self.mode][rng.integers(len(PROGRESSIONS[self.mode]))]
@@ -172,7 +172,7 @@ class Song:
         return [*bars[:-1], self._turned(bars[-1])]
 
     def _turned(self, bar: list[Event]) -> list[Event]:
-        """The last bar, with its turn."""
+        """Returns the last bar with its break or fill."""
         if self.turn == "break":
             return [
                 (part, sound, pitch, beat, min(beats, LAST_BEAT - beat))
@@ -187,9 +187,9 @@ class Song:
 
 
 def draw(rng: np.random.Generator) -> Song:
-    """A song at random; every choice is independent of the others."""
+    """Returns a random song; every choice is independent of the others."""
 
-    def pick(options):  # numpy's choice would turn names into its own strings
+    def pick(options):  # numpy's choice would convert names to numpy strings
         return options[int(rng.integers(len(options)))]
 
     return Song(
@@ -212,12 +212,12 @@ def _above(pitch_class: int, lowest: int) -> int:
 
 
 def _spans(beats: tuple[float, ...]) -> list[tuple[float, float]]:
-    """(beat, length), each note lasting until the next begins."""
+    """Returns (beat, length) of each note; it lasts until the next begins."""
     return [(a, b - a) for a, b in zip(beats, (*beats[1:], BEATS), strict=True)]
 
 
 def _step(rng: np.random.Generator, pitch: int, classes) -> int:
-    """A pitch of `classes` near `pitch`, in the lead's range."""
+    """Returns a random pitch of `classes` near `pitch`, in the lead's range."""
     span = range(LOWEST_LEAD, LOWEST_LEAD + LEAD_RANGE + 1)
     near = sorted(
         (p for p in span if p % 12 in classes and p != pitch), key=lambda p: abs(p - pitch)

@@ -1,4 +1,4 @@
-"""Reads a demo that was exported before, to be trained further."""
+"""Reads an exported demo, to train it further."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from musicgen.checkpoints.checkpoint import CODEC_TENSORS, LM_TENSORS
 from training import codec, lm
 from training.export import WINDOW
 
-TRAINED = 0.6  # how far from what was read to what was trained the language model's weights end
+TRAINED = 0.6  # weight of the trained language model in the average with the one it started from
 
 
 def read(folder: Path) -> tuple[EncodecModel, lm.Demo]:
-    """The codec and the language model with its text encoder, in float32.
+    """Returns the codec and the language model with its text encoder, in float32.
 
-    What trainings keep for themselves, as the answers to questions, begins anew.
+    Parts that are only used in training, such as the auxiliary heads, are initialized again.
     """
     encodec, demo = codec.build(), lm.Demo()
     encodec.load_state_dict(load_file(folder / CODEC_TENSORS))
@@ -31,6 +31,6 @@ def read(folder: Path) -> tuple[EncodecModel, lm.Demo]:
 
 @torch.no_grad()
 def average(before: nn.Module, after: nn.Module) -> None:
-    """Move `after` to a point between both, often better than either (Wortsman et al. 2022)."""
+    """Average the weights into `after`, often better than either model (Wortsman et al. 2022)."""
     for old, new in zip(before.parameters(), after.parameters(), strict=True):
         new.lerp_(old, 1 - TRAINED)

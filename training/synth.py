@@ -1,7 +1,6 @@
-"""Renders notes as sound: additive synthesis and shaped noise, nothing recorded.
+"""Synthesizes notes by additive synthesis and filtered noise, without recordings.
 
-A sound begins with the same phase each time and its noise is drawn once, so that a note is always
-the same samples.
+A sound always starts with the same phase and the same noise, so a note always has the same samples.
 """
 
 from dataclasses import dataclass
@@ -14,20 +13,20 @@ from training.song import FRAME_RATE, Note, Song
 
 SAMPLE_RATE = 32000
 FRAME = SAMPLE_RATE // FRAME_RATE
-HIGHEST = 4500.0  # Hz; no partial lies above
-RELEASE = 2 * FRAME  # samples in which a note that ends dies away
-LONGEST = 4.2  # seconds; no note lasts longer
+HIGHEST = 4500.0  # Hz, the highest partial
+RELEASE = 2 * FRAME  # samples of a note's fade-out
+LONGEST = 4.2  # seconds, the longest note
 NOISE_SEED = 1
 PARTS = ("drums", "bass", "chords", "lead")
 
 
 @dataclass(frozen=True)
 class Sound:
-    """Partials (multiple of the pitch, amplitude) under an envelope."""
+    """Partials (multiple of the pitch, amplitude) with an envelope."""
 
     partials: tuple[tuple[float, float], ...]
     attack: float  # seconds
-    decay: float  # seconds to 1/e; higher partials die faster
+    decay: float  # seconds to 1/e; higher partials decay faster
     gain: float = 1.0
 
 
@@ -45,7 +44,7 @@ SOUNDS = {
     "marimba": Sound(((1, 1.0), (4, 0.3)), 0.002, 0.25, 1.2),
     "bass": Sound(((1, 1.0), (2, 0.4), (3, 0.2)), 0.008, 0.8),
 }
-#         drum -> (band of its noise in Hz, seconds to 1/e, tone in Hz from and to, share of tone)
+# Drum -> (noise band in Hz, seconds to 1/e, tone in Hz from and to, share of the tone).
 DRUMS = {
     "kick": ((100, 1000), 0.07, (160.0, 48.0), 0.97),
     "snare": ((800, 6000), 0.06, (220.0, 180.0), 0.5),
@@ -54,9 +53,9 @@ DRUMS = {
     "soft hat": ((6000, 12000), 0.018, (1.0, 1.0), 0.0),
     "open hat": ((5500, 12000), 0.07, (1.0, 1.0), 0.0),
 }
-#       of a part, or of a drum -> (level, side: 1 the lead's, -1 the other)
-# Each side is encoded by itself. Sounds that are apart there are apart in the codes, which is what
-# lets so small a model learn to write them.
+# Part or drum -> (level, channel: 1 the lead's, -1 the other).
+# Each channel is encoded separately. Sounds in different channels have different codes, which makes
+# them easier to learn for a small model.
 MIX = {
     "kick": (0.4, -1),
     "bass": (0.15, -1),
@@ -73,7 +72,7 @@ MIX = {
 def render(
     song: Song, seconds: float, start: int = 0, parts: tuple[str, ...] = PARTS
 ) -> dict[str, np.ndarray]:
-    """Stems of the song from frame `start` on: each of `parts` as [2, samples] in float32."""
+    """Returns the stems of the song from frame `start` on: each of `parts` [2, samples] float32."""
     first, length = start * FRAME, round(seconds * FRAME_RATE) * FRAME
     stems = {part: np.zeros((2, length), np.float32) for part in parts}
     for note in song.notes((first + length) / SAMPLE_RATE):
@@ -88,12 +87,12 @@ def render(
 
 
 def mix(stems: dict[str, np.ndarray]) -> np.ndarray:
-    """All parts together [2, samples], below full scale."""
+    """Returns the sum of all parts [2, samples], within full scale."""
     return np.clip(sum(stems.values()), -1, 1)
 
 
 def _gains(note: Note, song: Song) -> np.ndarray:
-    """Gains [2, 1] of a note on the left and the right."""
+    """Returns the gains [2, 1] of a note on the left and the right."""
     level, side = MIX[note.sound if note.part == "drums" else note.part]
     on_the_right = side * song.lead_side > 0
     return level * np.array([[not on_the_right], [on_the_right]], np.float32)
@@ -109,7 +108,7 @@ def _wave(note: Note) -> np.ndarray:
 
 @lru_cache(maxsize=512)
 def _tone(sound: str, pitch: int) -> np.ndarray:
-    """The sound held for as long as any note lasts."""
+    """Returns the sound held for the length of the longest note."""
     shape = SOUNDS[sound]
     time = np.arange(round(LONGEST * SAMPLE_RATE)) / SAMPLE_RATE
     frequency = 440.0 * 2 ** ((pitch - 69) / 12)

@@ -1,4 +1,4 @@
-"""The text encoder: a tokenizer of whole words, and a T5 encoder small enough to train along."""
+"""The text encoder: a tokenizer of whole words, and a small T5 encoder that is trained as well."""
 
 import re
 from pathlib import Path
@@ -13,20 +13,20 @@ from training.song import TEMPOS
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 WIDTH = 128
-LENGTH = 24  # tokens of any caption, padded: the music always begins at the same position
+LENGTH = 24  # tokens of every caption, padded, so that the codes always start at the same position
 SEED = 2
 WORD = r"[a-z]+#?|[0-9]+"
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption may hold, tempos as whole words, sorted."""
+    """Returns all words of the captions, sorted; each tempo is one word."""
     words = set(re.findall(WORD, " ".join(captions.vocabulary()).lower()))
     words |= {str(tempo) for tempo in range(TEMPOS[0], TEMPOS[1] + 1)}
     return [PAD, END, UNKNOWN, *sorted(words)]
 
 
 def tokenizer() -> Tokenizer:
-    """Words in lower case, then `</s>`, then padding; a word that is not known is `<unk>`."""
+    """Returns a tokenizer of lower-case words, `</s>` and padding; unknown words are `<unk>`."""
     ids = {word: index for index, word in enumerate(vocabulary())}
     made = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     made.normalizer = normalizers.Lowercase()
@@ -38,7 +38,7 @@ def tokenizer() -> Tokenizer:
 
 
 def build() -> T5EncoderModel:
-    """The untrained encoder. Tempos begin as neighbours of each other, Db as what C# is."""
+    """Returns the untrained encoder. Near tempos start with near embeddings, Db with that of C#."""
     words = vocabulary()
     ids = {word: index for index, word in enumerate(words)}
     with torch.random.fork_rng(devices=[]):
@@ -66,13 +66,13 @@ def build() -> T5EncoderModel:
 
 
 def tempo_features(tempo: int) -> np.ndarray:
-    """Waves over the logarithm of the tempo, from half a turn to 32 turns [WIDTH]."""
+    """Returns [WIDTH] sine waves of the tempo's logarithm, from half a period to 32 periods."""
     place = np.log(tempo / TEMPOS[0]) / np.log(TEMPOS[1] / TEMPOS[0])
-    turns = np.geomspace(0.5, 32, WIDTH // 2) * 2 * np.pi * place
-    return np.sqrt(2) * np.concatenate([np.sin(turns), np.cos(turns)]).astype(np.float32)
+    phases = np.geomspace(0.5, 32, WIDTH // 2) * 2 * np.pi * place
+    return np.sqrt(2) * np.concatenate([np.sin(phases), np.cos(phases)]).astype(np.float32)
 
 
 def save(model: T5EncoderModel, folder: Path) -> None:
-    """Write both as transformers does."""
+    """Write the encoder and the tokenizer in transformers' format."""
     model.save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))

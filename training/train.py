@@ -1,5 +1,7 @@
-"""The command: trains the codec's bands, its decoder and the language model in turn, then writes
-the checkpoint. With `--start` the last two only, of a demo that is there."""
+"""training/train: train the codec's bands, its decoder and the language model.
+
+With `--start`, train only the decoder and the language model of an existing demo.
+"""
 
 import argparse
 import csv
@@ -19,13 +21,13 @@ STEPS = codec.STEPS | {"lm": lm.STEPS}
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="training/train",
-        description="Train the demo checkpoint; goes on where an earlier run stopped.",
+        description="Train the demo checkpoint. An interrupted run is resumed.",
     )
     parser.add_argument(
         "--start",
         type=Path,
         metavar="DEMO",
-        help="train this demo's decoder and language model further; its codes stay as they are",
+        help="train the decoder and the language model of this demo further; codes stay the same",
     )
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "training")
     parser.add_argument("--output", type=Path, default=folders.DEFAULT)
@@ -38,7 +40,7 @@ def main() -> None:
         type=numbers,
         default=f"{CLIPS.start}-{CLIPS.stop}",
         metavar="FIRST-END",
-        help="of the language model; default: %(default)s",
+        help="training clips of the language model; default: %(default)s",
     )
     options = parser.parse_args()
     work, device = options.work, options.device
@@ -65,13 +67,13 @@ def main() -> None:
 
 
 def numbers(text: str) -> range:
-    """The numbers that "2-5" stands for: 2, 3 and 4."""
+    """Returns the range of a text such as "2-5": 2, 3 and 4."""
     first, end = (int(number) for number in text.split("-"))
     return range(first, end)
 
 
 def plot(work: Path, path: Path) -> None:
-    """Draw the losses of each training."""
+    """Plot the losses of each training."""
     from matplotlib.figure import Figure
 
     tables = {name: table for name in STEPS if (table := work / name / LOSSES).exists()}

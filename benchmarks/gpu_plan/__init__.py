@@ -1,1 +1,1 @@
-"""Predicts a decode step's time on GPUs that are not available, from the launches it would make."""
+"""Predicts the time of a decode step on a GPU that is not available, from recorded launches."""

@@ -1,4 +1,4 @@
-"""What a prediction knows of hardware: a handful of constants, each with where it is from."""
+"""Constants of the hardware that predictions use, each with its source."""
 
 import itertools
 import math
@@ -9,61 +9,60 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks import machine
-from musicgen.decoder.kernels import cpu_ops
-from musicgen.decoder.kernels.products import linear, pack_float16
+from musicgen.decoder.kernels import cpu_ops, cpu_team, pack
 
-# Of all GPUs. `sources` in the printed plan says the same.
-LAUNCH = 1.3e-6  # s from one kernel of a CUDA graph to the next
-DEPENDENT_LAUNCH = LAUNCH / 2  # where one begins before the other has ended
-REACHED = 0.92  # of the data sheet's bandwidth that a kernel which only reads can have
-MEMORY_LATENCY = 0.6e-6  # s until a read comes back from a memory that is busy
-CACHE_LATENCY = 0.25e-6  # s from the cache that all processors share
-# Threads and programs that fit a processor, by compute capability.
+# The same for all GPUs. SOURCES, which a plan prints, lists where they are from.
+LAUNCH = 1.3e-6  # s between the starts of two empty kernels of a CUDA graph
+DEPENDENT_LAUNCH = LAUNCH / 2  # s, where a kernel starts before the previous one ends
+REACHABLE = 0.92  # share of the data sheet's bandwidth that a kernel can reach by reading only
+MEMORY_LATENCY = 0.6e-6  # s, a read from busy memory
+CACHE_LATENCY = 0.25e-6  # s, a read from the L2 cache, which all processors share
+# Most resident threads and programs (blocks) of one processor (SM), by compute capability.
 THREADS = {75: 1024, 80: 2048, 89: 1536, 90: 2048, 100: 2048}
 PROGRAMS = {75: 16, 80: 32, 89: 24, 90: 32, 100: 32}
-CACHE_BYTES = 32  # a processor gets from that cache in a clock cycle
+CACHE_BYTES = 32  # from the L2 cache to one processor, per clock cycle
 SOURCES = """\
 predicted from NVIDIA's data sheets: bandwidth, processors, clock, float16 arithmetic
-predicted from what others measured: 1.3 us a launch in a graph, on H100 (Spector et al. 2025,
-predicted from   "Look Ma, No Bubbles!", Hazy Research), taken for all GPUs
-predicted from assumptions: 92% of the bandwidth within reach; 0.6 us for a read from busy memory,
-predicted from   0.25 us from the shared cache; 32 bytes a cycle from there to a processor; half of
-predicted from   the 1.3 us where launches overlap (MUSICGEN_DEPENDENT_LAUNCHES=1)"""
+predicted from a published measurement: 1.3 us per launch in a CUDA graph, on H100 (Spector et al.
+predicted from   2025, "Look Ma, No Bubbles!", Hazy Research); used for all GPUs
+predicted from assumptions: 92% of the bandwidth is reachable; a read takes 0.6 us from busy memory
+predicted from   and 0.25 us from the L2 cache; a processor receives 32 bytes per cycle from L2;
+predicted from   overlapped launches (MUSICGEN_DEPENDENT_LAUNCHES=1) take half of the 1.3 us"""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Hardware on which a number of processors reads one memory; seconds, bytes, operations."""
+    """Processors that read one memory. Units are seconds, bytes and operations (FLOP)."""
 
     name: str
-    capability: int  # of the GPU for which launches are recorded
-    bandwidth: float  # the data sheet's, or the measured one
+    capability: int  # launches are recorded for this compute capability
+    bandwidth: float  # bytes/s, from the data sheet or measured
     processors: int
-    arithmetic: float  # operations a second, all processors together
-    reachable: float  # bytes a second, all processors together
-    processor_bytes: float  # a second that one processor can take in
-    shared_memory: int  # bytes a processor
-    threads: int  # that fit a processor, and
-    programs: int  # of them at most
+    arithmetic: float  # operations/s of all processors
+    reachable: float  # bytes/s from memory that all processors together can reach
+    processor_bytes: float  # bytes/s that one processor can receive
+    shared_memory: int  # bytes per processor
+    threads: int  # most resident threads per processor
+    programs: int  # most resident programs per processor
     launch: float
     dependent_launch: float
     memory_latency: float
     cache_latency: float
-    overlaps: bool  # whether it computes while it reads: GPUs copy asynchronously
+    overlaps: bool  # whether it computes while it reads, as GPUs do with asynchronous copies
 
 
 def gpu(
     name: str, capability: int, terabytes: float, processors: int, gigahertz: float, tera: float,
     shared_memory: int,
 ) -> Card:  # fmt: skip
-    """One of NVIDIA's."""
+    """Returns an NVIDIA GPU by the figures of its data sheet."""
     return Card(
         name=name,
         capability=capability,
         bandwidth=terabytes * 1e12,
         processors=processors,
         arithmetic=tera * 1e12,
-        reachable=REACHED * terabytes * 1e12,
+        reachable=REACHABLE * terabytes * 1e12,
         processor_bytes=CACHE_BYTES * gigahertz * 1e9,
         shared_memory=shared_memory * 1024,
         threads=THREADS[capability],
@@ -76,7 +75,7 @@ def gpu(
     )
 
 
-# TB/s, processors, GHz, TFLOP/s of dense float16, KiB of shared memory to a processor
+# Capability, TB/s, processors, GHz, TFLOP/s of dense float16, KiB of shared memory per processor.
 GPUS = {
     "h100": gpu("H100 SXM", 90, 3.35, 132, 1.83, 989, 228),
     "h200": gpu("H200 SXM", 90, 4.8, 132, 1.83, 989, 228),
@@ -86,7 +85,8 @@ GPUS = {
     "b200": gpu("B200", 100, 8.0, 148, 1.965, 2250, 228),
 }
 
-# What the driver calls them. Others of a family (PCIe, NVL) have other memory, and no plan.
+# Names as the driver reports them. Other cards of a family (PCIe, NVL) have other memory and are
+# not predicted.
 DEVICES = {
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H200": "h200",
@@ -98,20 +98,30 @@ DEVICES = {
 
 
 def this_cpu(rows: int) -> Card:
-    """This machine, from pieces of work that fit its caches and from reading its memory.
+    """Returns this machine, from measurements of its memory and of small operations in cache.
 
-    No piece is a decode step, so a step of `rows` rows that comes out as predicted says something
-    for the model.
+    None of the measurements is a decode step, so a step of `rows` rows that matches its prediction
+    confirms the model.
     """
     cpu, threads = torch.device("cpu"), torch.get_num_threads()
-    # In device_lock, so that none is in a cache, and so short that nobody comes between.
+    # Each buffer is read after 31 others, so none is in a cache. Each read is short, so that some
+    # are not interrupted by other processes.
     parts = itertools.cycle(torch.ones(32, 1 << 23))
     bandwidth = 4 * (1 << 23) / _seconds(lambda: next(parts).sum())
-    weight, x = pack_float16(torch.randn(512, 512)), torch.randn(rows, 512)
-    product = _seconds(lambda: linear(x, weight))
-    # So little attention that one thread does it alone.
+    team = cpu_team(threads)
+    ops = cpu_ops(team)
+    weight, x = pack(torch.randn(512, 512).half(), team), torch.randn(rows, 512)
+    product = _seconds(lambda: ops.replay(lambda o, x: o.linear(x, weight), (x,), key="product"))
+    # Small enough to run in one thread.
     q, keys, one = torch.randn(2, 512), torch.randn(2, 8, 256, 64), torch.arange(2)
-    attend = _seconds(lambda: cpu_ops().attention(q, keys, keys, one, torch.full((2,), 256)))
+    alone, given = cpu_ops(cpu_team(1)), (q, one, torch.full((2,), 256))
+    attend = _seconds(
+        lambda: alone.replay(
+            lambda ops, q, rows, lengths: ops.attention(q, keys, keys, rows, lengths),
+            given,
+            "attend",
+        )
+    )
     number = torch.zeros(1)
     launch = _seconds(lambda: number.add_(1))
     return Card(
@@ -134,9 +144,9 @@ def this_cpu(rows: int) -> Card:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """The shortest call of two seconds' calls: some find the processors free."""
-    least, end = math.inf, time.perf_counter() + 2
+    """Returns the shortest call within two seconds: some run while the processors are idle."""
+    fastest, end = math.inf, time.perf_counter() + 2
     while (start := time.perf_counter()) < end:
         run()
-        least = min(least, time.perf_counter() - start)
-    return least
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

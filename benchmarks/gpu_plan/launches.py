@@ -1,4 +1,4 @@
-"""The launches of one decode step of a published decoder, without a GPU or room for its weights."""
+"""Records the launches of one decode step of a published decoder, without a GPU or its weights."""
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,27 +11,37 @@ from musicgen.decoder.lm import LM
 from musicgen.decoder.state import State, decode_step
 from musicgen.decoder.weights import LMConfig, decoder_shapes
 
-PREFIX = 256  # positions of conditions that a server makes room for
+PREFIX = 256  # positions of conditions in each slot
 CUDA = torch.device("cuda", 0)
 
 
-def step_launches(config: LMConfig, clips: int, capability: int) -> list[Launch]:
-    """What the engine would launch for a step of so many clips on such a GPU (90: Hopper)."""
+def step_launches(
+    config: LMConfig,
+    clips: int,
+    capability: int,
+    *,
+    slots: int | None = None,
+    prefix: int = PREFIX,
+) -> list[Launch]:
+    """Returns the launches of a decode step with `clips` clips on a GPU (90: Hopper).
+
+    `slots` (by default as many as clips) and `prefix` are the sizes of the server's state.
+    """
     lm = _decoder(config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         lm = lm.to_empty(device=CUDA)
         lm.device, lm.offsets = CUDA, torch.empty_like(lm.offsets, device=CUDA)
         columns = slot_columns(lm, round(MAX_SECONDS * FRAME_RATE))
-        state = State.empty(lm, clips, columns, PREFIX, shared=not config.cross_attention)
-        slots = torch.zeros(clips, dtype=torch.int64, device=CUDA)
+        state = State.empty(lm, slots or clips, columns, prefix, shared=not config.cross_attention)
+        rows = torch.zeros(clips, dtype=torch.int64, device=CUDA)
         ops = kernels.triton_ops(divmod(capability, 10))
         with recorded(capability) as launches:
-            decode_step(lm, ops, state, slots)
+            decode_step(lm, ops, state, rows)
     return launches
 
 
 def _decoder(config: LMConfig) -> LM:
-    """A decoder in float16 that takes no memory."""
+    """Returns a float16 decoder on the meta device, which takes no memory."""
     shapes = decoder_shapes(config)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     return LM.from_audiocraft(config, state, device="meta", dtype=torch.float16)

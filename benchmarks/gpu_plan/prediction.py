@@ -1,8 +1,9 @@
-"""scripts/bench --plan: what a decode step should take on a GPU that is not at hand.
+"""scripts/bench --plan: predict the time of a decode step on a GPU that is not available.
 
-Every launch of the step takes the longest of what its memory, its processors, its programs' own
-reads and the arithmetic need, after a constant time to begin. Nothing of it is measured, so it is
-printed and kept apart from what is, and each line says so.
+A launch takes a constant start time, then the longest of four: its traffic from memory, the traffic
+of the busiest processor, the latency-bound reads of one program, and its arithmetic. Nothing of
+this is measured: each printed line begins with "predicted", and results keep predictions apart from
+measurements.
 """
 
 import math
@@ -15,38 +16,40 @@ import torch
 
 from benchmarks.gpu_plan import cards
 from benchmarks.gpu_plan.cards import Card
+from benchmarks.gpu_plan.cost import Cost, launch_cost
 from benchmarks.gpu_plan.launches import step_launches
-from benchmarks.gpu_plan.traffic import Traffic, traffic
 from benchmarks.work import MAX_SECONDS, Storage, Work, step_bytes
 
 HALF = Storage(2, 2)
 
 
-def seconds(launch: Traffic, card: Card) -> float:
-    """How long a launch takes, alone on the card."""
-    begin = card.dependent_launch if launch.dependent else card.launch
-    begin += launch.waits * card.cache_latency
-    if launch.memory and not launch.fetches:
-        begin += card.memory_latency
+def seconds(launch: Cost, card: Card) -> float:
+    """Returns the time of a launch that runs alone on the card."""
+    start = card.dependent_launch if launch.dependent else card.launch
+    start += launch.waits * card.cache_latency
+    if launch.memory and not launch.prefetches:
+        start += card.memory_latency
     if not launch.programs:
-        return begin + max(launch.memory / card.reachable, launch.operations / card.arithmetic)
-    places = card.processors * min(
-        card.shared_memory // (launch.shared + 1024), card.threads // launch.threads, card.programs
+        return start + max(launch.memory / card.reachable, launch.operations / card.arithmetic)
+    resident = card.processors * min(
+        card.shared_memory // (launch.shared_memory + 1024),
+        card.threads // launch.threads,
+        card.programs,
     )
-    waves = [places] * (launch.programs // places) + [launch.programs % places]
-    return begin + sum(_wave(launch, card, programs) for programs in waves if programs)
+    waves = [resident] * (launch.programs // resident) + [launch.programs % resident]
+    return start + sum(_wave(launch, card, programs) for programs in waves if programs)
 
 
-def _wave(launch: Traffic, card: Card, programs: int) -> float:
-    """Programs that all run at once, as evenly spread as they can be."""
-    of_one = math.ceil(programs / card.processors)  # on the processor that has most
+def _wave(launch: Cost, card: Card, programs: int) -> float:
+    """Returns the time of programs that all run at once, spread evenly over the processors."""
+    busiest = math.ceil(programs / card.processors)  # programs of one processor, at most
     read = launch.memory + launch.cached
     reading = max(
         programs * launch.memory / card.reachable,
-        of_one * read / card.processor_bytes,
-        read * card.memory_latency / launch.flight,
+        busiest * read / card.processor_bytes,
+        read * card.memory_latency / launch.in_flight,
     )
-    computing = of_one * launch.operations * card.processors / card.arithmetic
+    computing = busiest * launch.operations * card.processors / card.arithmetic
     return max(reading, computing) if card.overlaps else reading + computing
 
 
@@ -62,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A step of `work` on a card."""
+    """The predicted decode step of `work` on a card."""
 
     card: Card
     work: Work
@@ -75,12 +78,12 @@ class Prediction:
 
     @property
     def floor(self) -> float:
-        """Seconds in which the card's bandwidth moves what a step must read."""
+        """Returns the seconds of reading a step's bytes once at the card's bandwidth."""
         return step_bytes(self.work, self.storage) / self.card.bandwidth
 
     @property
     def real_time(self) -> float:
-        """Seconds of audio, of all clips, per second."""
+        """Returns seconds of audio, of all clips together, per second of decoding."""
         return self.work.batch * self.work.seconds / (self.work.steps * self.step)
 
     def record(self) -> dict[str, Any]:
@@ -100,11 +103,11 @@ class Prediction:
 
 
 def predict(work: Work, card: Card, storage: Storage = HALF) -> Prediction:
-    """What the launches of a step, recorded as if on that card, should take; longest first."""
+    """Returns the predicted step from launches recorded for the card; longest parts first."""
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for launch in step_launches(work.config, work.batch, card.capability):
-        moved = traffic(launch, work, storage.cache)
-        found[moved.label].append((moved.programs, seconds(moved, card)))
+        cost = launch_cost(launch, work, storage.cache)
+        found[cost.label].append((cost.programs, seconds(cost, card)))
     parts = [
         Part(label, len(all_), all_[0][0], sum(time for _, time in all_))
         for label, all_ in found.items()
@@ -113,13 +116,13 @@ def predict(work: Work, card: Card, storage: Storage = HALF) -> Prediction:
 
 
 def table(predictions: Iterable[Prediction]) -> str:
-    """For a terminal; every line says what it is."""
+    """Returns text for a terminal; every line begins with "predicted"."""
     lines = []
     for one in predictions:
         work, record = one.work, one.record()
         lines += [
             f"predicted, {one.card.name}, {work.model}, {work.batch} clips: {1e3 * one.step:.2f} ms"
-            f" a step, {one.real_time:.1f} x real time, {record['roofline_percent']:.0f}% of the"
+            f" per step, {one.real_time:.1f} x real time, {record['roofline_percent']:.0f}% of the"
             f" roofline ({1e3 * one.floor:.2f} ms), {record['launches']} launches",
             *(
                 f"predicted  {1e3 * part.seconds:8.3f} ms {part.seconds / one.step:5.0%}"
@@ -131,10 +134,10 @@ def table(predictions: Iterable[Prediction]) -> str:
     return "\n".join([*lines, cards.SOURCES])
 
 
-def of_gpus(
+def predict_gpus(
     names: Sequence[str], model: str, batches: Sequence[int], melodies: bool = True
 ) -> list[Prediction]:
-    """A step of so many clips, on each of these GPUs."""
+    """Returns the predicted step on each of these GPUs, with each number of clips."""
     device = torch.device("cuda")
     return [
         predict(Work(model, MAX_SECONDS, batch, device, melodies), cards.GPUS[name])
@@ -143,15 +146,15 @@ def of_gpus(
     ]
 
 
-def beside(prediction: Prediction, measured: float) -> str:
-    """What the model is worth where its prediction can be measured, in seconds a step."""
+def compare_on_cpu(prediction: Prediction, measured: float) -> str:
+    """Returns text that compares the prediction for this CPU with `measured` seconds per step."""
     card = prediction.card
     return (
-        f"predicted for this CPU {1e3 * prediction.step:.1f} ms a step, measured"
-        f" {1e3 * measured:.1f} ms at least: {prediction.step / measured - 1:+.0%}"
+        f"predicted for this CPU {1e3 * prediction.step:.1f} ms per step, fastest measured"
+        f" {1e3 * measured:.1f} ms: {prediction.step / measured - 1:+.0%}"
         f" ({prediction.work.model}, {prediction.work.batch} clips)\n"
-        f"predicted from what it does in pieces: {card.bandwidth / 1e9:.1f} GB/s from memory,"
-        f" {card.processors} x {card.processor_bytes / 1e9:.1f} GB/s of attention in a cache,"
-        f" {card.arithmetic / 1e9:.0f} GFLOP/s of products in a cache,"
-        f" {1e6 * card.launch:.1f} us an operation"
+        f"predicted from measured parts: {card.bandwidth / 1e9:.1f} GB/s from memory,"
+        f" {card.processors} x {card.processor_bytes / 1e9:.1f} GB/s of attention in cache,"
+        f" {card.arithmetic / 1e9:.0f} GFLOP/s of matrix products in cache,"
+        f" {1e6 * card.launch:.1f} us per operation"
     )

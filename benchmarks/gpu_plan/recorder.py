@@ -1,8 +1,8 @@
-"""Records what a function would launch on a GPU, in order, instead of launching it.
+"""Records the kernels that a function would launch on a GPU, in order, without launching them.
 
-A kernel of Triton's is recorded at the place where Triton itself would compile and start it, with
-the signature that it would compile. Tensors may be without memory ("fake"), so that no GPU has to
-be there, nor room for a decoder.
+A Triton kernel is recorded where Triton would compile and launch it, with the signature that
+Triton would compile. Tensors may be fake (without memory), so neither a GPU nor memory for a
+decoder is needed.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from musicgen.decoder.kernels.compiler import triton
 
-ALLOCATOR_ALIGNMENT = 512  # bytes, of all that PyTorch's allocator for CUDA hands out
+ALLOCATOR_ALIGNMENT = 512  # bytes, of each block of PyTorch's CUDA allocator
 
-# compute capability -> bytes of shared memory that one program may have (CUDA C++ Programming
-# Guide, "Technical Specifications per Compute Capability")
+# Compute capability -> most bytes of shared memory per program (CUDA C++ Programming Guide,
+# "Technical Specifications per Compute Capability").
 SHARED_MEMORY = {
     75: 64 * 1024,
     80: 163 * 1024,
@@ -31,13 +31,13 @@ SHARED_MEMORY = {
     100: 227 * 1024,
     120: 99 * 1024,
 }
-# Of the cards that plans are made for; of the other capabilities, of an A40 and an RTX 5090.
+# Compute capability -> processors (SMs) of the cards in cards.py; 86 is an A40, 120 an RTX 5090.
 PROCESSORS = {75: 40, 80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 170}
 
 
 @dataclass(frozen=True)
 class Code:
-    """What Triton would compile; equal for launches that start the same machine code."""
+    """The input of Triton's compiler; equal for launches of the same machine code."""
 
     kernel: Any  # Triton's JITFunction
     signature: dict[str, str]
@@ -52,17 +52,17 @@ class Code:
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel; of an operation of PyTorch's if there is no code."""
+    """One launch of a Triton kernel or, without `code`, of a PyTorch operation."""
 
     name: str
-    grid: tuple[int, ...]  # of programs; () where PyTorch decides
-    arguments: dict[str, Any]  # by name; tensors as they were given
+    grid: tuple[int, ...]  # numbers of programs; () for PyTorch operations
+    arguments: dict[str, Any]  # by name
     code: Code | None = None
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A tensor as Triton looks at it: its dtype and where it begins."""
+    """The properties of a tensor that Triton specializes on: its dtype and its address."""
 
     dtype: torch.dtype
     address: int
@@ -73,7 +73,7 @@ class _Placed:
 
 @contextmanager
 def recorded(capability: int) -> Iterator[list[Launch]]:
-    """The launches of what runs inside, as on a device of this compute capability (90: Hopper)."""
+    """Record all launches inside, as on a device of this compute capability (90: Hopper)."""
     launches: list[Launch] = []
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     backend = triton.compiler.make_backend(target)
@@ -104,16 +104,16 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
 
 
 def _placed(value: Any) -> Any:
-    """An argument as Triton is to see it; a fake tensor has no address of its own."""
+    """Returns an argument for Triton; a tensor becomes its dtype and an aligned address."""
     if not isinstance(value, Tensor):
         return value
     return _Placed(value.dtype, ALLOCATOR_ALIGNMENT + int(value.storage_offset()) * value.itemsize)
 
 
 class _Operations(TorchDispatchMode):
-    """Adds what PyTorch's own operations launch: one kernel each, but for those without any."""
+    """Adds the launches of PyTorch operations: one kernel each, except allocations."""
 
-    WITHOUT = ("empty", "new_empty", "empty_like", "empty_strided")
+    WITHOUT_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided")
 
     def __init__(self, launches: list[Launch]) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if func.namespace == "aten" and not func.is_view and name not in self.WITHOUT:
+        if func.namespace == "aten" and not func.is_view and name not in self.WITHOUT_KERNEL:
             named = zip((a.name for a in func._schema.arguments), args, strict=False)
             self.launches.append(Launch(name, (), dict(named) | {"result": result}))
         return result

@@ -48,7 +48,7 @@ def fetch(url: str, root: Path, landmarks: Sequence[str]) -> Path:
             _download(url, target)
         except Exception as exc:  # tarfile and the decompressors may raise any exception
             if isinstance(exc, urllib.error.HTTPError):
-                exc.close()
+                exc.close()  # it holds the connection
             raise WeightsError(f"{shown} could not be fetched and unpacked: {exc}") from exc
     folders = {path.parent for name in landmarks for path in target.rglob(name)}
     if len(folders) != 1:

@@ -95,8 +95,8 @@ class Manifest:
         unlisted = [name for name in names if name not in self.files and name[0] != "."]
         if unlisted:
             raise WeightsError(
-                f"{folder} has weights that {MANIFEST_FILE} does not list, so it may mix two "
-                f"models: {', '.join(unlisted)}. Move them to another folder."
+                f"{folder} has files of another model, which {MANIFEST_FILE} does not list: "
+                f"{', '.join(unlisted)}. Remove them, or pull or convert into a new folder."
             )
 
 

@@ -1,5 +1,5 @@
-"""Many Cog servers behind one address, kept by Ray Serve.
+"""Several Cog servers behind one address, managed by Ray Serve.
 
-`replica` keeps one server, `gate` speaks HTTP and sends each prediction to one of them,
-`application` says both to Ray. Nothing here knows what a prediction computes.
+`replica` runs one server, `gate` is the HTTP proxy that sends each prediction to a server, and
+`application` configures both for Ray. Independent of the models.
 """

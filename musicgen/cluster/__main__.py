@@ -2,77 +2,80 @@
 
 import argparse
 import os
-import sys
-from pathlib import Path
 
-from musicgen.checkpoints import folders
 from musicgen.cluster.options import Options
-from musicgen.commands import server
-from musicgen.errors import MusicGenError
+from musicgen.commands.options import (
+    add_address_options,
+    add_model_options,
+    check_port,
+    choose_weights,
+    exit_codes,
+    make_parser,
+)
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",  # lines of several servers are alike, and all are wanted
+    "RAY_DEDUP_LOGS": "0",  # several servers log equal lines, and all are needed
     "RAY_COLOR_PREFIX": "0",
 }
-# A cluster of one machine listens to that machine alone.
-ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# A cluster of one machine listens on loopback only.
+ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def main() -> None:
-    """Serve until ctrl-C."""
-    arguments = parsed()
-    os.environ |= SETTINGS if arguments.address else SETTINGS | ALONE
-    from musicgen.cluster import run  # Ray reads the environment when it is imported
-
-    try:
-        run.run(
-            Options(
-                predictor=arguments.predictor,
-                weights=str(folders.resolve(arguments.weights).resolve()),
-                minimum=arguments.min,
-                maximum=arguments.max,
-                gpus=arguments.gpus,
-                cpus=arguments.cpus,
-                queue=arguments.queue,
-                idle=arguments.idle,
-                metrics=arguments.metrics,
-            ),
-            arguments.address,
-            arguments.update,
-            arguments.host,
-            arguments.port,
+    """Serve several Cog servers behind one address until ctrl-C."""
+    arguments = parse()
+    os.environ |= SETTINGS if arguments.address else SETTINGS | ONE_MACHINE
+    with exit_codes():
+        if not arguments.update:
+            check_port(arguments.host, arguments.port)
+            if not arguments.address:
+                check_port("0.0.0.0", arguments.metrics, "--metrics")
+        options = Options(
+            predictor=arguments.predictor,
+            weights=choose_weights(arguments.weights),
+            minimum=arguments.min,
+            maximum=arguments.max,
+            gpus=arguments.gpus,
+            cpus=arguments.cpus,
+            queue=arguments.queue,
+            idle=arguments.idle,
+            metrics=arguments.metrics,
         )
-    except (MusicGenError, OSError) as exc:
-        sys.exit(f"Error: {exc}")
-    except KeyboardInterrupt:  # while it starts
-        sys.exit(130)
+        from musicgen.cluster import run  # Ray reads the environment when it is imported
+
+        run.run(options, arguments.address, arguments.update, arguments.host, arguments.port)
 
 
-def parsed() -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(prog="scripts/cluster", description=main.__doc__)
-    parser.add_argument("--predictor", choices=server.PREDICTORS, default=Options.predictor)
-    parser.add_argument("--weights", type=Path, metavar="DIR")
-    parser.add_argument("--replicas", type=int, metavar="N", help="the same as --min N --max N")
-    parser.add_argument("--min", type=int, default=Options.minimum, help="0 lets an idle one end")
-    parser.add_argument("--max", type=int, default=Options.maximum)
-    parser.add_argument("--gpus", type=float, default=Options.gpus, help="of one replica")
-    parser.add_argument("--cpus", type=int, default=Options.cpus, help="threads of one replica")
-    parser.add_argument("--queue", type=int, default=Options.queue, help="requests that may wait")
-    parser.add_argument("--idle", type=float, default=Options.idle, help="seconds until one ends")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--metrics", type=int, default=Options.metrics, help="port of /metrics")
-    parser.add_argument("--address", help="a cluster of Ray: auto, or HOST:PORT of its head")
+def parse() -> argparse.Namespace:
+    """The command line options."""
+    parser = make_parser("cluster", main.__doc__)
+    add_model_options(parser)
+    default = Options()
+    for name, kind, value, text in (
+        ("--replicas", int, None, "number of servers: the same as --min N --max N"),
+        ("--min", int, default.minimum, "servers at least; with 0, the last one stops when idle"),
+        ("--max", int, default.maximum, "servers at most, started under load"),
+        ("--gpus", float, default.gpus, "GPUs for each server"),
+        ("--cpus", int, default.cpus, "threads for each server"),
+        ("--queue", int, default.queue, "requests that may wait; more are answered with 503"),
+        ("--idle", float, default.idle, "seconds of low load after which a server stops"),
+        ("--metrics", int, default.metrics, "port of /metrics, for Prometheus"),
+    ):
+        text += "" if value is None else f" (default: {value:g})"
+        parser.add_argument(name, type=kind, default=value, metavar="N", help=text)
+    add_address_options(parser, 8000)
     parser.add_argument(
-        "--update", action="store_true", help="replace what the cluster serves already, and return"
+        "--address", help="use this Ray cluster instead of starting one: auto, or HOST:PORT"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="replace what the cluster serves, and return"
     )
     arguments = parser.parse_args()
     if arguments.replicas is not None:
         arguments.min = arguments.max = arguments.replicas
     if not 0 <= arguments.min <= arguments.max or arguments.max < 1:
-        parser.error("--min is 0 or more; --max is 1 or more, and not below --min")
+        parser.error("--min must be 0 or more; --max must be 1 or more, and not below --min")
     return arguments
 
 

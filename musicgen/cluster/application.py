@@ -1,4 +1,4 @@
-"""Says to Ray Serve what to run: one gate and so many replicas."""
+"""The Ray Serve application: one gate and its replicas."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ from ray.serve.schema import LoggingConfig
 from musicgen.cluster.gate import Gate
 from musicgen.cluster.options import Options
 from musicgen.cluster.replica import Replica
-from musicgen.commands import server
+from musicgen.commands import schema, server
+from musicgen.commands.inputs import read_fields
 
-QUIET = LoggingConfig(enable_access_log=False)  # leases and announcements are no news
+QUIET = LoggingConfig(enable_access_log=False)  # without leases and announcements
 
 
 def application(options: Options) -> serve.Application:
-    """What `serve.run` takes."""
+    """The application for `serve.run`."""
     environment = {"MUSICGEN_WEIGHTS": options.weights} if options.weights else {}
     at_once = int(server.prepare(options.predictor, "", 0)[1]["COG_MAX_CONCURRENCY"])
     environment["COG_MAX_CONCURRENCY"] = str(at_once)
@@ -28,13 +29,13 @@ def application(options: Options) -> serve.Application:
             min_replicas=options.minimum,
             max_replicas=options.maximum,
             initial_replicas=max(1, options.minimum),
-            # A quarter of the places: there the throughput of a server is nearly what it can be.
+            # With a quarter of its slots in use, a server is near its maximal throughput.
             target_ongoing_requests=max(1, at_once // 4),
             upscale_delay_s=10,
             downscale_delay_s=options.idle,
         ),
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        # Seldom enough for the cost, often enough for a place that is free to be found soon.
+        # Rare enough to be cheap, frequent enough to find a free slot soon.
         request_router_config=RequestRouterConfig(max_backoff_s=0.1),
         health_check_period_s=1,
         graceful_shutdown_timeout_s=options.drain,
@@ -48,9 +49,11 @@ def application(options: Options) -> serve.Application:
         health_check_period_s=1,
         graceful_shutdown_timeout_s=options.drain,
     )
-    return gate.bind(replicas.bind(options.predictor, environment))
+    document = schema.openapi(server.source(options.predictor).read_text())
+    inputs = list(read_fields(document))
+    return gate.bind(replicas.bind(options.predictor, environment), inputs)
 
 
 def from_arguments(arguments: dict[str, Any]) -> serve.Application:
-    """The same from a configuration file of Ray Serve; an unknown argument raises TypeError."""
+    """The application for a configuration file of Ray Serve. Unknown arguments raise TypeError."""
     return application(Options(**arguments))

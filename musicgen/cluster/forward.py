@@ -1,4 +1,4 @@
-"""Sends one HTTP request on, and its answer back, piece by piece. Knows no prediction."""
+"""Forwards one HTTP request and streams its response back. Independent of predictions."""
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -11,20 +11,20 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 MAX_BODY = 100 << 20  # bytes; Cog's own limit
-IN_MEMORY = 1 << 20  # bytes of a body; a longer one goes to the disk
+IN_MEMORY = 1 << 20  # bytes of a body; longer bodies are kept in a temporary file
 CHUNK = 1 << 16
-OWN = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}  # of one hop
-NOT_ANSWERED = OWN - {"content-length"} | {"date"}  # the proxy dates its answers itself
+HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}  # of one hop
+NOT_RETURNED = HOP - {"content-length"} | {"date"}  # Ray's proxy sets its own date
 
 Body = IO[bytes]
 
 
 class TooLargeError(Exception):
-    """A body above MAX_BODY."""
+    """The body is longer than MAX_BODY."""
 
 
 @asynccontextmanager
-async def received(request: Request) -> AsyncIterator[Body]:
+async def read_body(request: Request) -> AsyncIterator[Body]:
     """The whole body. Raises TooLargeError."""
     with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
         async for chunk in request.stream():
@@ -35,18 +35,20 @@ async def received(request: Request) -> AsyncIterator[Body]:
 
 
 @asynccontextmanager
-async def sent(
+async def forward(
     client: httpx.AsyncClient, url: str, request: Request, body: Body
 ) -> AsyncIterator[httpx.Response]:
-    """The beginning of the answer that the server at `url` gives to a request.
+    """The response of the server at `url` to a request, with path and query unchanged. Its body is
+    not read yet.
 
-    Raises httpx.ConnectError if the server never saw it, another httpx.HTTPError if it may have.
+    Raises httpx.ConnectError if the server has not received the request, another httpx.HTTPError if
+    it may have.
     """
-    headers = [(key, value) for key, value in request.headers.items() if key not in OWN]
+    headers = [(key, value) for key, value in request.headers.items() if key not in HOP]
     size = body.seek(0, 2)
     async with client.stream(
         request.method,
-        url + request.url.path,
+        httpx.URL(url).copy_with(raw_path=raw_path(request)),
         headers=[*headers, ("content-length", str(size))],
         content=_chunks(body),
         timeout=None,
@@ -60,8 +62,15 @@ async def _chunks(body: Body) -> AsyncIterator[bytes]:
         yield chunk
 
 
+def raw_path(request: Request) -> bytes:
+    """Path and query of a request as the client sent them, with escapes such as %2F."""
+    path: bytes = request.scope["raw_path"]
+    query: bytes = request.scope["query_string"]
+    return path + b"?" + query if query else path
+
+
 class Streamed(Response):
-    """A server's answer, sent on as it comes and shown to `see`; then `held` is let go."""
+    """Streams a server's response to the client and to `see`, then closes `held`."""
 
     def __init__(
         self,
@@ -73,14 +82,14 @@ class Streamed(Response):
         self.raw_headers = [
             (key.lower(), value)
             for key, value in answer.headers.raw
-            if key.decode().lower() not in NOT_ANSWERED
+            if key.decode().lower() not in NOT_RETURNED
         ]
         self.answer = answer
         self.held = held or AsyncExitStack()
         self.see = see
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         async with self.held:
             await send(
                 {

@@ -1,6 +1,6 @@
-"""What an operator watches, of all predictions at all servers; Ray exports it for Prometheus.
+"""Prometheus metrics of all predictions on all servers, exported by Ray.
 
-Ray writes `ray_` before each name.
+Ray puts `ray_` before each name.
 """
 
 import re
@@ -12,29 +12,30 @@ from time import monotonic
 from ray.util.metrics import Counter, Gauge, Histogram
 
 SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
-# How Cog's answer begins and ends; the audio is between. Quotes in its logs are escaped.
+# Cog's response has the metrics before the audio and the status after it. Quotes in logs are
+# escaped, so they do not match.
 FACTOR = re.compile(rb'"real_time_factor":([\d.]+)')
 STAGES = re.compile(rb'"seconds":\{([^}]*)\}')
 STATUS = re.compile(rb'"status":"(\w+)"')
-HEAD, TAIL = 1 << 18, 64  # bytes
+HEAD, TAIL = 1 << 18, 64  # bytes of a response that are kept
 
 
-class Course:
-    """One prediction's way through the gate: how it ends, and what its answer says."""
+class Record:
+    """One prediction in the gate: its times, its state, and both ends of its response."""
 
     def __init__(self) -> None:
-        self.begun = self.placed = monotonic()
+        self.started = self.placed = monotonic()
         self.state = "waiting"
-        self.outcome = "gone"  # unless there is an answer before the caller leaves
+        self.outcome = "gone"  # the client has disconnected, unless a response sets another
         self.head = self.tail = b""
 
-    def see(self, chunk: bytes) -> None:
-        """A piece of the answer."""
+    def add(self, chunk: bytes) -> None:
+        """Add a piece of the response."""
         self.head += chunk[: HEAD - len(self.head)]
         self.tail = (self.tail + chunk)[-TAIL:]
 
     def audio_seconds(self) -> float:
-        """Seconds of audio in the answer, by its metrics."""
+        """Seconds of audio in the response, by its metrics."""
         factor, stages = FACTOR.search(self.head), STAGES.search(self.head)
         if not factor or not stages:
             return 0.0
@@ -42,46 +43,46 @@ class Course:
 
 
 class Metrics:
-    """The figures of one gate."""
+    """The metrics of one gate."""
 
     def __init__(self) -> None:
         self.counts: Counts[str] = Counts()
         self.gauges = {
-            "waiting": Gauge("musicgen_waiting", "Requests that wait for a place at a server."),
-            "running": Gauge("musicgen_running", "Requests that a server has."),
+            "waiting": Gauge("musicgen_waiting", "Requests that wait for a slot of a server."),
+            "running": Gauge("musicgen_running", "Requests that a server is running."),
         }
         self.requests = Counter("musicgen_requests", "Requests that ended.", ("outcome",))
-        self.audio = Counter("musicgen_audio_seconds", "Seconds of audio, of what succeeded.")
-        self.wait = Histogram("musicgen_waiting_seconds", "From a request to its place.", SECONDS)
-        self.result = Histogram("musicgen_result_seconds", "From a request to its end.", SECONDS)
+        self.audio = Counter("musicgen_audio_seconds", "Seconds of generated audio.")
+        self.wait = Histogram("musicgen_waiting_seconds", "Seconds until a slot is free.", SECONDS)
+        self.result = Histogram("musicgen_result_seconds", "Seconds until a request ends.", SECONDS)
 
     @contextmanager
-    def course(self) -> Iterator[Course]:
-        """Follow one prediction; what it has become when the context ends is counted."""
-        course = Course()
-        self._count(course.state, 1)
+    def track(self) -> Iterator[Record]:
+        """A record of one prediction, counted by its outcome when the context ends."""
+        record = Record()
+        self._count(record.state, 1)
         try:
-            yield course
-        except Exception:  # not a CancelledError, which says that the caller has left
-            course.outcome = "refused" if course.state == "waiting" else "lost"
+            yield record
+        except Exception:  # not CancelledError: that means that the client has disconnected
+            record.outcome = "refused" if record.state == "waiting" else "lost"
             raise
         finally:
-            self._count(course.state, -1)
-            if course.tail:
-                found = STATUS.search(course.tail)
-                course.outcome = found[1].decode() if found else "refused"
-            self.requests.inc(1, {"outcome": course.outcome})
-            self.result.observe(monotonic() - course.begun)
-            if course.state == "running":
-                self.wait.observe(course.placed - course.begun)
-            if seconds := course.audio_seconds():
+            self._count(record.state, -1)
+            if record.tail:
+                found = STATUS.search(record.tail)
+                record.outcome = found[1].decode() if found else "refused"
+            self.requests.inc(1, {"outcome": record.outcome})
+            self.result.observe(monotonic() - record.started)
+            if record.state == "running":
+                self.wait.observe(record.placed - record.started)
+            if seconds := record.audio_seconds():
                 self.audio.inc(seconds)
 
-    def move(self, course: Course, state: str) -> None:
-        """Let a course wait, or run at a server."""
-        self._count(course.state, -1)
+    def set_state(self, record: Record, state: str) -> None:
+        """Set the state of a prediction to "waiting" or "running"."""
+        self._count(record.state, -1)
         self._count(state, 1)
-        course.state, course.placed = state, monotonic()
+        record.state, record.placed = state, monotonic()
 
     def _count(self, state: str, change: int) -> None:
         self.counts[state] += change

@@ -1,12 +1,10 @@
-"""Keeps one Cog server for Ray. Sees no request: it lends the server's address."""
+"""Runs one Cog server for Ray. Requests do not pass through it: it lends the server's address."""
 
 import asyncio
 import os
-import signal
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from typing import IO
+from contextlib import ExitStack, suppress
 from urllib.parse import quote
 
 import httpx
@@ -15,19 +13,17 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from musicgen.commands import server
+from musicgen.commands import processes, server, temporary
 from musicgen.errors import MusicGenError
 
 GOOD = ("READY", "BUSY")
-# Waits, in a session of its own, until whoever holds the other end of its stdin is gone, and then
-# kills a process group. It is nobody's child, as Ray kills the children of a replica that ends.
-GUARD = 'exec 3<&0; (read -r _ <&3; kill -9 "-$0" 2>&-) &'
-# No predictor takes it: Cog tells whether the id is running, and otherwise refuses.
+STOP_SECONDS = 30  # for a server to end after SIGTERM; Ray has waited for its predictions before
+# Every predictor refuses this input. If the prediction's id is running, Cog answers 202 instead.
 INVALID = {"input": {"duration": 0}}
 
 
 class Replica:
-    """One Cog server, and the leases of what it runs: Ray counts them as its requests."""
+    """One Cog server, and a lease for each of its predictions. Ray counts leases as requests."""
 
     def __init__(self, predictor: str, environment: dict[str, str]) -> None:
         """Return when the server is ready. Raises MusicGenError if it cannot start."""
@@ -35,25 +31,32 @@ class Replica:
         os.environ.update(environment)
         command, variables, folder = server.prepare(predictor, host, port)
         self.url = f"http://{host}:{port}"
+        self.resources = ExitStack()
+        own = self.resources.enter_context(temporary.folder())
         self.process = subprocess.Popen(
-            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=folder,
+            env={**variables, "TMPDIR": str(own.path)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[own.lock],
         )
-        self.guard = _guard(self.process.pid)
+        self.group = processes.Group(self.process)
         try:
             server.wait_until_ready(self.url, self.process)
         except MusicGenError:
-            self.guard.close()
+            self.__del__()
             raise
         self.client = httpx.AsyncClient(timeout=10, trust_env=False)
-        self.newest = 0.0  # when the youngest gate was started
+        self.newest = 0.0  # start time of the newest gate
         self.announced: asyncio.Future[None] | None = None
         self.gate = serve.get_deployment_handle("gate", serve.get_replica_context().app_name)
 
     async def lease(self, gate: float) -> AsyncIterator[str]:
-        """The server's address, for one prediction of the gate that was started then.
+        """Yield the server's address, for one prediction of the gate that was started at `gate`.
 
-        The place is taken until that gate cancels or, as one that died cannot, is followed by
-        another. Raises MusicGenError when the server can predict no more.
+        The slot is held until that gate cancels the lease or, since a dead gate cannot, until a
+        newer gate exists. Raises MusicGenError if the server cannot run predictions any more.
         """
         await self.check()
         yield self.url
@@ -61,19 +64,19 @@ class Replica:
             await asyncio.sleep(1)
 
     async def check_health(self) -> None:
-        """Tell the gate of a server that is well; of another tell Ray, which replaces this."""
+        """Announce a healthy server to the gate. Raises for an unhealthy one: Ray replaces it."""
         await self.check()
         if self.announced is None or self.announced.done():
-            # Not awaited: without a gate for a while, this is as healthy.
+            # Not awaited, since a missing gate does not make this replica unhealthy.
             self.announced = asyncio.create_task(self.announce())
 
     async def announce(self) -> None:
-        """Tell the gate of this server, and learn when it was started."""
+        """Tell the gate this server's address; it returns its own start time."""
         with suppress(RayError, RayServeException):
             self.newest = max(self.newest, await self.gate.announce.remote(self.url))
 
     async def check(self) -> None:
-        """Raises MusicGenError when the server can predict no more."""
+        """Raises MusicGenError if the server cannot run predictions any more."""
         try:
             status = (await self.client.get(f"{self.url}/health-check")).json()["status"]
         except httpx.HTTPError as exc:
@@ -82,26 +85,15 @@ class Replica:
             raise MusicGenError(f"The server is {status}.")
 
     def __del__(self) -> None:
-        """Let the server finish what it runs; then end all of it."""
-        with suppress(AttributeError):
-            if self.process.poll() is None:
-                self.process.send_signal(signal.SIGTERM)
-                self.process.wait()
-            self.guard.close()
+        """Stop the server. Ray calls this when the replica's predictions have ended."""
+        with suppress(AttributeError):  # __init__ has failed early
+            self.process.terminate()
+            self.group.end(STOP_SECONDS)
+            self.resources.close()
 
 
 async def running(client: httpx.AsyncClient, url: str, prediction: str) -> bool:
-    """Whether the server at `url` runs a prediction of that id."""
+    """Whether the server at `url` is running the prediction with an id."""
     path = f"/predictions/{quote(prediction, safe='')}"
     answer = await client.put(url + path, json=INVALID)
     return answer.status_code == httpx.codes.ACCEPTED
-
-
-def _guard(group: int) -> IO[bytes]:
-    """A pipe: the process group is killed when it is closed or this process ends, however."""
-    shell = subprocess.Popen(
-        ["sh", "-c", GUARD, str(group)], stdin=subprocess.PIPE, start_new_session=True
-    )
-    shell.wait()
-    assert shell.stdin
-    return shell.stdin

@@ -1,8 +1,7 @@
-"""Starts Ray, or joins it, and serves until a signal comes."""
+"""Starts Ray or connects to it, and serves until a signal."""
 
 import os
 import signal
-import socket
 import threading
 
 import ray
@@ -13,46 +12,46 @@ from musicgen.cluster.options import Options
 from musicgen.errors import MusicGenError
 
 NAME = "musicgen"
-STORE = 200_000_000  # bytes of Ray's shared memory: little more than addresses goes through it
+NOT_YET = "does not serve musicgen yet: start it without --update"
+ALREADY = "serves musicgen already: replace that with --update"
+STORE = 200_000_000  # bytes of Ray's shared memory, which holds little more than addresses
 
 
 def run(options: Options, address: str | None, update: bool, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; an update of what is served already returns when it is done.
+    """Serve until SIGINT or SIGTERM. With `update`, replace the running application and return.
 
-    Raises MusicGenError if the port is taken, ConnectionError if no cluster is at `address`.
+    Raises ConnectionError if no cluster is at `address`.
     """
-    if not update:
-        check_free(host, port)
     try:
         if address or update:
             ray.init(address or "auto", namespace=NAME)
         else:
             start(options)
         if update != (NAME in serve.status().applications):
-            raise MusicGenError(f"This cluster serves {'nothing yet' if update else 'already'}.")
+            raise MusicGenError(f"This cluster {NOT_YET if update else ALREADY}.")
         if not update:
             where = "EveryNode" if address else "HeadOnly"
             serve.start(where, http_options={"host": host, "port": port})
         try:
             serve.run(application(options), name=NAME)
             if update:
-                print("Replaced what the cluster serves.")
+                print("The cluster serves the new options.")
                 return
-            print(f"Serving on http://{host}:{port}, ctrl-C ends it.", flush=True)
+            print(f"Serving on http://{host}:{port} (ctrl-C stops it)", flush=True)
             wait_for_signal()
         finally:
-            if address and not update:  # a cluster of our own ends as a whole
+            if address and not update:  # ray.shutdown ends a cluster that this process started
                 serve.shutdown()
     finally:
         ray.shutdown()
 
 
 def start(options: Options) -> None:
-    """Start a cluster of this machine alone."""
+    """Start a Ray cluster on this machine."""
     ray.init(
         "local",
         namespace=NAME,
-        # For Ray's sums alone: replicas may have more threads together than there are cores.
+        # Only for Ray's accounting: all replicas together may have more threads than cores.
         num_cpus=max(os.cpu_count() or 1, options.maximum * options.cpus),
         object_store_memory=STORE,
         include_dashboard=False,
@@ -60,19 +59,9 @@ def start(options: Options) -> None:
     )
 
 
-def check_free(host: str, port: int) -> None:
-    """Raises MusicGenError if something listens there already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise MusicGenError(f"port {port} of {host}: {exc.strerror}") from exc
-
-
 def wait_for_signal() -> None:
-    """Return at ctrl-C or SIGTERM."""
+    """Return at SIGTERM. Raises KeyboardInterrupt at SIGINT."""
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # instead of Ray's
     ended.wait()

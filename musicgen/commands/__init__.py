@@ -1,1 +1,1 @@
-"""What scripts/ run, and the real Cog server without Docker. Nothing else imports it."""
+"""The commands in scripts/, and what they share: servers, schemas, an HTTP client."""

@@ -1,9 +1,9 @@
 """A predictor's source -> the OpenAPI document that `cog build` would write for it.
 
-Cog's server validates nothing without `.cog/openapi_schema.json`, and only `cog build`, which needs
-Docker, writes that file. This makes the same document from the same source, by the rules of Cog
-0.23's static parser: it reads literals and runs nothing. What that parser would silently drop or
-garble is an error here.
+Cog's server validates inputs against `.cog/openapi_schema.json`. Only `cog build` writes that file,
+and it needs Docker. This module makes the same document from the same source, by the rules of Cog
+0.23's static parser, which reads literals and executes nothing. Source that this parser would
+silently drop or misread raises SchemaError here.
 
     python -m musicgen.commands.schema predict.py .cog/openapi_schema.json
 """
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The part that is the same for every predictor: paths, requests, responses, errors.
+# The part that all predictors have in common: paths, requests, responses, errors.
 FRAME = Path(__file__).with_name("openapi.json")
 
 TYPES: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ LITERAL = re.compile(
 
 
 class SchemaError(ValueError):
-    """Source that Cog would not read as it is meant."""
+    """Cog's parser would drop or misread this source."""
 
 
 def openapi(source: str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def openapi(source: str) -> dict[str, Any]:
 
 
 def write(predictor: Path, target: Path) -> None:
-    """Write `predictor`'s document to where Cog's server reads it, unless it is there."""
+    """Write `predictor`'s document to `target`, unless the file has that content already."""
     text = json.dumps(openapi(predictor.read_text()), indent=1)
     if not target.exists() or target.read_text() != text:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,15 +79,15 @@ def write(predictor: Path, target: Path) -> None:
 
 
 def concurrency(source: str) -> int:
-    """How many predictions a predictor takes at once, by its `@concurrent(max=N)`; 1 without it.
+    """The maximum concurrency of a predictor: N of its `@concurrent(max=N)`, or 1 without it.
 
-    COG_MAX_CONCURRENCY overrides it where the server runs.
+    The server's environment variable COG_MAX_CONCURRENCY overrides it.
     """
     for decorator in _predict_method(source).decorator_list:
         text = ast.unparse(decorator)
         limit = re.fullmatch(r"(cog\.)?concurrent\(max=(\d+)\)", text)
         if limit is None:
-            raise SchemaError(f"@{text}: Cog reads @concurrent(max=N), N a plain number, alone")
+            raise SchemaError(f"@{text}: Cog reads only @concurrent(max=N), N a plain number")
         return int(limit[2])
     return 1
 
@@ -100,15 +100,15 @@ def _predict_method(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
 
 
 def _options(source: str, field: str, call: ast.expr) -> dict[str, Any]:
-    """Keywords of one `Input(...)`, each checked to be a literal that Cog reads as we do."""
+    """The keywords of one `Input(...)`. Raises SchemaError unless each is a literal for Cog too."""
     if not (isinstance(call, ast.Call) and ast.unparse(call.func) == "Input" and not call.args):
-        raise SchemaError(f"{field}: not an Input(...) of keywords alone")
+        raise SchemaError(f"{field}: not an Input(...) with keyword arguments only")
     options = {}
     for keyword in call.keywords:
         text = ast.get_source_segment(source, keyword) or ""
         value = text.partition("=")[2].strip()
         if keyword.arg not in {*KEYWORDS, "choices"} or not LITERAL.fullmatch(value):
-            raise SchemaError(f"{field}: Cog would not read `{text}` as meant")
+            raise SchemaError(f"{field}: Cog's parser would drop or misread `{text}`")
         options[keyword.arg] = ast.literal_eval(keyword.value)
     return options
 

@@ -1,132 +1,185 @@
 """Starts the real Cog server without Docker, for the commands and the tests.
 
-Cog's image prepares what is prepared here: the schema file, a `python` on PATH (the server spawns
-its worker by that name), and the environment that names the predictor and says how many predictions
-it takes at once, which Cog's server, unlike its build, does not read from the source. It reads no
-cog.yaml either.
+Cog's image contains what this module prepares: the schema file; a `python` on PATH, since the
+server starts its worker by that name; and environment variables for the predictor and its maximum
+concurrency. Cog's server reads neither cog.yaml nor, unlike `cog build`, the predictor's source.
 """
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from musicgen.commands import schema
+from musicgen.commands import log as logs
+from musicgen.commands import processes, schema, temporary
+from musicgen.commands.client import PREFIXES, Client, ServerError, UnreachableError
 from musicgen.errors import MusicGenError
+from musicgen.serving.result_files import COG_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, or /src in Cog's image
 PREDICTORS = ("predict", "songstarter")
 SETUP_TIMEOUT = 1800  # seconds; a large checkpoint on a slow disk takes minutes
-# Of Cog's HTTP server. Where two look for a free slot at the same moment, one gives up and answers
-# 409, though most slots are free.
+# Threads of Cog's HTTP server. When two threads look for a free slot at the same moment, one of
+# them answers 409 although most slots are free.
 THREADS = 1
+STOP_SECONDS = 10  # for a server to end before it is killed
+INTERRUPT_SECONDS = 0.5  # the same after ctrl-C
+
+
+def source(predictor: str) -> Path:
+    """The file of a predictor."""
+    return ROOT / f"{predictor}.py"
 
 
 def prepare(predictor: str, host: str, port: int) -> tuple[list[str], dict[str, str], Path]:
     """Command, environment and folder that run the server for `predictor`.
 
     Each predictor has its own folder, because Cog's server reads the schema from the folder it is
-    started in.
+    started in. Raises MusicGenError if Cog cannot use its folder for predictions.
     """
+    check_cog_folder(COG_FOLDER)
     folder = ROOT / ".cog" / predictor
-    source = ROOT / f"{predictor}.py"
-    schema.write(source, folder / ".cog" / "openapi_schema.json")
+    schema.write(source(predictor), folder / ".cog" / "openapi_schema.json")
     environment = {
-        "COG_MAX_CONCURRENCY": str(schema.concurrency(source.read_text())),
+        "COG_MAX_CONCURRENCY": str(schema.concurrency(source(predictor).read_text())),
         "COG_SETUP_TIMEOUT": str(SETUP_TIMEOUT),
         "TOKIO_WORKER_THREADS": str(THREADS),
+        **({} if sys.stderr.isatty() else {"NO_COLOR": "1"}),
         **os.environ,
         "PATH": _before(Path(sys.executable).parent, "PATH"),
         "PYTHONPATH": _before(ROOT, "PYTHONPATH"),
-        "COG_PREDICT_TYPE_STUB": f"{source}:Predictor",
+        "COG_PREDICT_TYPE_STUB": f"{source(predictor)}:Predictor",
         "PORT": str(port),
     }
     return [sys.executable, "-m", "cog.server.http", "--host", host], environment, folder
 
 
+def check_cog_folder(folder: Path) -> None:
+    """Raises MusicGenError if this user cannot write to the folder where Cog keeps predictions."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise MusicGenError(
+            f"Cog needs the folder {folder}, but {place} belongs to {_owner(place)} and is not "
+            f"writable for you. Let that user or root run: rm -r {place}, or chmod -R a+rwX {place}"
+        )
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # the user has no name
+        return f"user {path.stat().st_uid}"
+
+
 def serve(predictor: str, host: str, port: int) -> None:
-    """Become the server. Does not return."""
-    command, environment, folder = prepare(predictor, host, port)
-    os.chdir(folder)
-    os.execve(command[0], command, {"LOG_FORMAT": "console", **environment})
+    """Run the server until it ends or this process is interrupted.
+
+    Prints one line when the server is ready, and one for each prediction; or Cog's own log, if
+    LOG_FORMAT is in the environment. Raises MusicGenError if the server fails.
+    """
+    own_log = "LOG_FORMAT" in os.environ
+    log = nullcontext() if own_log else logs.read_by(logs.Requests(sys.stderr))
+    shown = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    with log as stream, _started(predictor, host, port, shown, stream) as process:
+        print(f"Ready: {shown} (API reference: {shown}/docs, ctrl-C stops it)", flush=True)
+        if process.wait():
+            raise MusicGenError(f"The server stopped with exit code {process.returncode}.")
 
 
 @contextmanager
 def running(
     predictor: str, log: IO[str] | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Start a server for `predictor` on a free port, yield its URL once ready, stop it at the end.
+    """Start a server for `predictor` on a free port, yield its URL when it is ready, then stop it.
 
-    Its log goes to `log`, or to this process's stderr. Raises MusicGenError if setup fails.
+    The server writes its log to `log`, or to this process's stderr. Raises MusicGenError if its
+    setup fails.
     """
     port = free_port()
-    command, defaults, folder = prepare(predictor, "127.0.0.1", port)
-    process = subprocess.Popen(
-        command, cwd=folder, env={**defaults, **(environment or {})}, stdout=log, stderr=log
-    )
     url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(url, process)
+    with _started(predictor, "127.0.0.1", port, url, log, environment):
         yield url
-    finally:
-        stop(process, url)
+
+
+@contextmanager
+def _started(
+    predictor: str,
+    host: str,
+    port: int,
+    url: str,
+    log: IO[str] | None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of a server that is ready; stopped at the end."""
+    command, defaults, folder = prepare(predictor, host, port)
+    with temporary.folder() as own:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=defaults | {"TMPDIR": str(own.path)} | dict(environment or {}),
+            stdout=log,
+            stderr=log,
+            pass_fds=[own.lock],
+            # ctrl-C must not reach Cog's worker, which would then take 10 s to end.
+            start_new_session=True,
+        )
+        group = processes.Group(process)
+        grace: float = STOP_SECONDS
+        try:
+            wait_until_ready(url, process)
+            yield process
+        except KeyboardInterrupt:
+            grace = INTERRUPT_SECONDS
+            raise
+        finally:
+            with suppress(ServerError, TimeoutError):
+                Client(url).shutdown(timeout=grace)
+            group.end(grace)
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Return when the server's setup() is done; raise MusicGenError, with its log, if it failed."""
+    """Return when the server's setup() has finished. Raises MusicGenError, with the reason, if it
+    failed or the server has ended."""
+    client = Client(url)
     while process.poll() is None:
-        with suppress(urllib.error.URLError, ConnectionError):
-            health = call(f"{url}/health-check")
+        with suppress(UnreachableError):
+            health = client.health()
             if health["status"] == "READY":
                 return
             if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
-                logs = health.get("setup", {}).get("logs", "")
-                raise MusicGenError(f"The server could not start.\n{logs}")
+                raise MusicGenError(f"The server could not start: {setup_error(health)}")
         time.sleep(0.1)
     raise MusicGenError(f"The server stopped with exit code {process.returncode}.")
 
 
+def setup_error(health: Mapping[str, Any]) -> str:
+    """The reason in the health of a server whose setup() failed."""
+    return PREFIXES.sub("", health.get("setup", {}).get("logs", "").strip())
+
+
 def stop(process: subprocess.Popen[bytes], url: str) -> None:
-    """End the server and the worker it spawned."""
-    with suppress(OSError, ValueError):
-        call(f"{url}/shutdown", {})
+    """End a server that was started with the command of `prepare` or by scripts/serve."""
+    with suppress(ServerError):
+        Client(url).shutdown()
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-def call(
-    url: str,
-    body: Mapping[str, Any] | None = None,
-    method: str | None = None,
-    timeout: float | None = None,
-) -> dict[str, Any]:
-    """GET `url`, or POST `body` (or another `method`) to it as JSON; the JSON that comes back."""
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-        answer: dict[str, Any] = json.load(response)
-        return answer
-
-
 def _before(folder: Path, variable: str) -> str:
-    """The search path in an environment variable, with `folder` in front."""
+    """The search path in an environment variable, with `folder` before its other folders."""
     return os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

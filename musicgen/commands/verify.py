@@ -1,4 +1,4 @@
-"""Is this checkpoint whole, and does it make music? What `scripts/weights verify` runs."""
+"""Checks that a checkpoint is complete and generates audio, for `scripts/weights verify`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +17,16 @@ SECONDS = 2
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Yield a line for each check that passed; raises WeightsError, naming the file, at the first
-    that does not. A folder in upstream's format has no hashes to check.
+    """Yield a line for each check that passed. The first check that fails raises WeightsError with
+    the name of the file. A folder in upstream's format has no hashes to check.
     """
     checkpoint = open_checkpoint(folder)
     if checkpoint.manifest is None:
-        yield "hashes: none, the folder is in upstream's format (convert it to have them)"
+        yield "hashes: none in upstream's format (scripts/weights convert adds them)"
     else:
-        checkpoint.manifest.check_hashes(folder)
         checkpoint.manifest.check_unlisted(folder)
-        yield f"hashes: {len(checkpoint.manifest.files)} files are as they were written"
+        checkpoint.manifest.check_hashes(folder)
+        yield f"hashes: {len(checkpoint.manifest.files)} files match manifest.json"
         yield f"dtypes: {check_dtypes(folder)} tensors"
     checkpoint.load_lm(torch.device("meta"), torch.float16)
     yield f"shapes: {describe(checkpoint)}"
@@ -34,7 +34,7 @@ def verify(folder: Path) -> Iterator[str]:
 
 
 def check_dtypes(folder: Path) -> int:
-    """How many tensors there are, all of the dtype that converting gives them."""
+    """Check that each tensor has the dtype that `convert` gives it; the number of tensors."""
     count = 0
     for name in read_manifest(folder).files:
         if not name.endswith(".safetensors"):
@@ -52,7 +52,7 @@ def check_dtypes(folder: Path) -> int:
 
 
 def describe(checkpoint: Checkpoint) -> str:
-    """The decoder's shape in words."""
+    """The decoder's size, channels and conditioning in words."""
     lm = checkpoint.lm
     parameters = sum(tensor.numel() for tensor in checkpoint.state.values())
     kind = "stereo" if checkpoint.stereo else "mono"
@@ -64,14 +64,14 @@ def describe(checkpoint: Checkpoint) -> str:
 
 
 def generate(folder: Path) -> str:
-    """Load every model of a checkpoint and make two seconds of music with it."""
+    """Load every model of a checkpoint and generate two seconds of audio."""
     model = MusicGen.load(folder)
     model.load_all()
     [wav] = model.generate(Request(prompt="a calm piano", duration=SECONDS, seed=1)).wavs
     expected = (model.codec.channels, SECONDS * model.codec.sample_rate)
     if wav.shape != expected or not wav.isfinite().all():
         raise WeightsError(
-            f"{folder} loads but generates {tuple(wav.shape)} samples instead of {expected}, or "
-            "values that are not finite: its weights are not a working model's."
+            f"{folder} loads, but generates {tuple(wav.shape)} samples instead of {expected}, or "
+            "values that are not finite. Its weights do not belong to a trained model."
         )
     return f"{SECONDS} s of {wav.shape[0]}-channel audio on {model.device}"

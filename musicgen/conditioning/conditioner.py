@@ -25,7 +25,8 @@ from musicgen.errors import WeightsError
 if TYPE_CHECKING:
     from musicgen.conditioning.separation import Separator
 
-MAX_TOKENS = 512  # T5's training length
+# Tokens of a text prompt that are used. T5 was trained on 512; most prompts have fewer than 128.
+MAX_TOKENS = (512, 256, 128)
 RESAMPLING_SECONDS = 0.1  # longer than half a resampling filter
 CHROMA_ARGUMENTS = ("sample_rate", "n_chroma", "radix2_exp", "argmax")
 
@@ -50,15 +51,17 @@ class TextEncoder:
                 )
         self.projection = _projection(checkpoint, "description", self.encoder.width, device)
         self.device = device
+        self.max_tokens = MAX_TOKENS[0]
 
     def __call__(self, prompt: str | None) -> Tensor:
         """Embeddings [L, dim] of `prompt`. None gives zeros, one for each token of ""."""
         tokens = self.tokenize(prompt or "")
         if prompt is None:
             return torch.zeros(len(tokens), self.projection.out_features, device=self.device)
-        if len(tokens) > MAX_TOKENS:
-            logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), MAX_TOKENS)
-            tokens = [*tokens[: MAX_TOKENS - 1], tokens[-1]]
+        limit = self.max_tokens
+        if len(tokens) > limit:
+            logger.warning("prompt: %d tokens, only the first %d are used", len(tokens), limit)
+            tokens = [*tokens[: limit - 1], tokens[-1]]
         embeddings: Tensor = self.projection(self.encoder(torch.tensor(tokens, device=self.device)))
         return embeddings
 
@@ -164,7 +167,7 @@ class Conditioner:
     @property
     def longest(self) -> int:
         """Length of the longest condition that a request can have."""
-        return MAX_TOKENS + (self.melody.frames if self.melody else 0)
+        return self.text.max_tokens + (self.melody.frames if self.melody else 0)
 
     @torch.inference_mode()
     def __call__(

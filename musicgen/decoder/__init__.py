@@ -1,1 +1,1 @@
-"""The language model and its loop: conditions in, codes out. Knows nothing of text or audio."""
+"""The language model and its decode loop: conditions in, codes out. Independent of audio."""

@@ -1,4 +1,4 @@
-"""What the engine is asked to decode: a clip, its windows, and what each is conditioned on."""
+"""The input of the engine: a clip, its windows, and the conditions of each window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from musicgen.decoder.sampling import Sampling
 
 @dataclass(frozen=True)
 class Conditions:
-    """What one window of one clip is conditioned on; row 0 the condition, row 1 its null."""
+    """The conditions of one window of one clip: row 0 conditional, row 1 unconditional."""
 
     prefix: Tensor | None = None  # [2, P, dim], prepended to the codes
     cross: Tensor | None = None  # [2, L, dim], attended to by cross-attention
-    # How many positions of each row of `prefix` are the engine's shared prefix; the null's as many
-    # as the condition's or more.
+    # How many leading positions of each row of `prefix` equal the engine's shared prefix. The
+    # unconditional row has at least as many as the conditional row.
     shared: tuple[int, int] = (0, 0)
 
     @property
     def given(self) -> Tensor | None:
-        """Whichever of the two it is."""
+        """The one of `prefix` and `cross` that is set; None if neither is."""
         return self.cross if self.prefix is None else self.prefix
 
 
@@ -28,7 +28,7 @@ class Conditions:
 class Clip:
     """One clip to decode."""
 
-    length: int  # frames, the prompt included
+    length: int  # frames, the audio prompt included
     seed: int  # 0 .. SEED_RANGE - 1
     sampling: Sampling
     conditions: Sequence[Conditions]  # one per window, in order
@@ -36,23 +36,24 @@ class Clip:
 
     @property
     def prompt_length(self) -> int:
+        """Frames of the audio prompt."""
         return 0 if self.prompt_codes is None else self.prompt_codes.shape[-1]
 
 
 @dataclass(frozen=True)
 class Window:
-    """The frames [start, stop) of a clip that are in the decoder's sight at once."""
+    """The frames [start, stop) of a clip, which the decoder attends to together."""
 
     start: int
     stop: int
 
 
 def windows(prompt: int, length: int, max_length: int, stride: int) -> list[Window]:
-    """The windows that a clip of `length` frames is decoded in, after `prompt` known ones.
+    """The windows in which a clip of `length` frames is decoded after `prompt` known frames.
 
-    As audiocraft's (models/musicgen.py `_generate_tokens`): at 0, stride, 2 stride, ..., at most
-    max_length long, each prompted by what is already there. Those with nothing left to decode,
-    on which audiocraft fails, are left out.
+    They are audiocraft's (models/musicgen.py `_generate_tokens`): they start at 0, stride,
+    2 stride, ..., hold at most max_length frames, and each is prompted by the frames that are
+    already decoded. A window without frames to decode, on which audiocraft fails, is left out.
     """
     found: list[Window] = []
     start = 0

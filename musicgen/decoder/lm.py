@@ -1,22 +1,24 @@
-"""The decoder: a causal transformer over K code streams, and its KV cache. Knows nothing of clips.
+"""The decoder: a causal transformer over K code streams, and its key-value cache.
 
-Loaded from audiocraft's checkpoints and computing what audiocraft's LMModel computes (models/lm.py,
-modules/transformer.py): pre-norm, no biases, sin positions, GELU, with cross-attention or with
-conditions prepended. Rows 2 i and 2 i + 1 are one clip, conditioned and not.
+It is loaded from audiocraft's weights and computes the same as audiocraft's LMModel (models/lm.py,
+modules/transformer.py): pre-norm, no biases, sinusoidal positions, GELU, and conditions either
+prepended or attended to by cross-attention. It works on rows; the engine maps clips to rows.
 """
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musicgen.decoder.kernels import Ops
-from musicgen.decoder.kernels.products import linear, normed, pack_float16, pack_int8
+from musicgen.decoder import kernels
+from musicgen.decoder.kernels import Ops, Stream
+from musicgen.decoder.kernels.products import linear, normed
+from musicgen.decoder.sampling import ROWS_PER_CLIP
 from musicgen.decoder.weights import (
     DecoderState,
     LMConfig,
@@ -24,20 +26,24 @@ from musicgen.decoder.weights import (
     below,
     check_state,
     decoder_shapes,
-    packs_losslessly,
 )
 
-# Positions that are prefilled at a time: a few decode steps' worth of work for the neighbours.
+if TYPE_CHECKING:
+    from musicgen.decoder.kernels.team import Team
+
+# Positions that are prefilled at once; a piece delays the running clips by a few decode steps.
 PREFILL_PIECE = {"cpu": 64, "cuda": 256}
+# Up to this width, most operations of a step end before a second thread has woken up.
+ONE_THREAD_DIM = 256
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of R rows, [layers, R, H, S, Dh]; S is the capacity, not what is filled.
+    """Keys and values of R rows, [layers, R, H, S, Dh]; S is the capacity.
 
-    The cross-attention's are [layers, R, H, L, Dh], filled up to `cross_lengths` [R]. Where rows
-    may begin alike, one row more, the last, holds what they share, and `shared_lengths` [R] says
-    how many positions of it each row has.
+    Those of cross-attention are [layers, R, H, L, Dh], filled up to `cross_lengths` [R]. With a
+    shared prefix there is one more row, the last, which holds it, and `shared_lengths` [R] says how
+    many of its positions each row begins with.
     """
 
     keys: Tensor
@@ -51,7 +57,7 @@ class Cache:
     def empty(
         cls, lm: "LM", rows: int, capacity: int, cross_capacity: int, shared: bool = False
     ) -> "Cache":
-        """Zeros, not garbage: a masked NaN would still be one."""
+        """A cache of zeros: attention's masks do not remove a NaN from uninitialized memory."""
 
         def zeros(length: int) -> Tensor:
             shape = (config.num_layers, rows + shared, config.num_heads, length, config.head_dim)
@@ -64,7 +70,7 @@ class Cache:
         return cls(zeros(capacity), zeros(capacity), *cross, lengths, none)
 
     def rows(self, rows: slice) -> "Cache":
-        """A view of some of the rows."""
+        """A view of some rows, without the shared prefix."""
         return Cache(
             self.keys[:, rows],
             self.values[:, rows],
@@ -73,8 +79,15 @@ class Cache:
             self.cross_lengths[rows],
         )
 
-    def share(self, row: int, length: int) -> None:
-        """Let a row begin with so many positions of the shared one."""
+    def lengths(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """For rows at these positions: how many positions attention and cross-attention read, and
+        how many of the former are in the shared prefix; each [R] int64.
+        """
+        shared = None if self.shared_lengths is None else self.shared_lengths[rows]
+        return positions + 1, self.cross_lengths[rows], shared
+
+    def copy_shared_prefix(self, row: int, length: int) -> None:
+        """Begin a row with the first `length` positions of the shared prefix."""
         if self.shared_lengths is None:
             return
         self.shared_lengths[row].fill_(length)
@@ -83,7 +96,7 @@ class Cache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros that, on a CPU, take no memory before they are written: torch's own write them all."""
+    """Zeros. On a CPU they take no memory until they are written, unlike those of torch."""
     if device.type == "cpu":
         return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
     return torch.zeros(shape, device=device, dtype=dtype)
@@ -111,25 +124,30 @@ class Layer(nn.Module):
 class LM(nn.Module):
     """The decoder of one checkpoint, on one device."""
 
-    def __init__(self, config: LMConfig, state: Mapping[str, Tensor], place: Placement) -> None:
+    def __init__(
+        self,
+        config: LMConfig,
+        state: Mapping[str, Tensor],
+        place: Placement,
+        team: "Team | None" = None,
+    ) -> None:
         """Use `from_audiocraft`, which checks the state first."""
         super().__init__()
         self.config = config
+        self.team = team  # the threads that multiply packed weights
         self.device = place.device
         self.dtype = place.dtype
         books = range(config.n_q)
         self.embeddings = place.wide(torch.cat([state[f"emb.{k}.weight"] for k in books]))
 
-        def layer(i: int) -> Layer:
-            return Layer(config, below(state, f"transformer.layers.{i}."), place)
-
-        # fbgemm packs a matrix on one thread: layers side by side keep the others busy.
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            layers = nn.ModuleList(threads.map(layer, range(config.num_layers)))
+        layers = nn.ModuleList(
+            Layer(config, below(state, f"transformer.layers.{i}."), place)
+            for i in range(config.num_layers)
+        )
         self.layers = cast("list[Layer]", layers)
         self.out_norm = place.norm(state, "out_norm")
         self.heads = place.product(torch.cat([state[f"linears.{k}.weight"] for k in books]))
-        # Codebook k's codes are rows k * (card + 1) and on of the joint embedding table.
+        # Codebook k's embeddings begin at row k * (card + 1) of the joint table.
         self.offsets = torch.arange(config.n_q, device=self.device) * (config.card + 1)
 
     @classmethod
@@ -140,27 +158,27 @@ class LM(nn.Module):
         *,
         device: torch.device | str,
         dtype: torch.dtype,
-        int8: bool = False,
+        threads: int = 1,
     ) -> "LM":
         """Build from the state dict of an audiocraft LMModel; `condition_provider.*` is ignored.
 
-        Tensors already of the wanted dtype and device are used as they are. `dtype` is that of
-        the products; embeddings and norms are float32. On the CPU, float32 products keep their
-        weights as float16 where that loses nothing; `int8` rounds them further, which is faster
-        and changes the result. Raises ValueError naming the first key that is missing, unexpected
-        or of another shape, or if int8 is asked for elsewhere.
+        Tensors that have the wanted dtype and device are used without a copy. `dtype` is the dtype
+        of the products; embeddings and norms are float32. On the CPU, float32 products use packed
+        weights, which are float16 where that loses nothing, and up to `threads` threads. Raises
+        ValueError naming the first key that is missing, unexpected or of another shape.
         """
         decoder = DecoderState(state)
         check_state(decoder, decoder_shapes(config))
         device = torch.device(device)
-        if int8 and (device.type, dtype) != ("cpu", torch.float32):
-            raise ValueError(f"int8 weights are for the CPU in float32, not {device}, {dtype}")
-        exact = packs_losslessly(decoder, device, dtype)
-        pack = pack_int8 if int8 else pack_float16 if exact else None
-        return cls(config, decoder, Placement(device, dtype, pack))
+        if device.type != "cpu" or dtype != torch.float32:
+            return cls(config, decoder, Placement(device, dtype, None))
+        team = kernels.cpu_team(1 if config.dim <= ONE_THREAD_DIM else threads)
+        return cls(
+            config, decoder, Placement(device, dtype, partial(kernels.pack, team=team)), team
+        )
 
     def positions(self, length: int) -> Tensor:
-        """The first `length` sin position embeddings [length, dim] (`create_sin_embedding`)."""
+        """The first `length` sinusoidal embeddings [length, dim] (`create_sin_embedding`)."""
         half = self.config.dim // 2
         exponent = torch.arange(half, device=self.device, dtype=torch.float32) / (half - 1)
         period = torch.full([], 10_000.0, device=self.device) ** exponent
@@ -168,7 +186,7 @@ class LM(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., K] -> the sum of their embeddings [..., dim]."""
+        """The sum [..., dim] of the embeddings of tokens [..., K]."""
         return F.embedding(tokens + self.offsets, self.embeddings).sum(dim=-2)
 
     def prefill(
@@ -179,34 +197,40 @@ class LM(nn.Module):
         cache: Cache,
         filled: tuple[int, int] = (0, 0),
     ) -> Iterator[None]:
-        """Fill the two rows of one clip's cache, a piece with each `next`.
+        """Fill the rows of one clip's cache, one piece per `next`; ends with the last piece.
 
-        tokens [T, K] follow `prefix` [2, P, dim]; `cross` [2, L, dim] is what cross-attention
-        sees. `filled` positions of each row are there already, of the second as many as of the
-        first or more. How it is cut depends on this clip alone, so that no neighbour can change
-        it.
+        `tokens` [T, K] follow `prefix` [2, P, dim]; `cross` [2, L, dim] is for cross-attention.
+        `filled` positions of each row are in the cache already; the second row has at least as many
+        as the first. The pieces depend on this clip alone, so neighbours cannot change its codes.
         """
         if cross is not None:
             self._prefill_cross(cross, cache)
-        x = self.embed(tokens).expand(2, -1, -1)
+        x = self.embed(tokens).expand(ROWS_PER_CLIP, -1, -1)
         if prefix is not None:
             x = torch.cat([prefix.to(x), x], dim=1)
         x = x + self.positions(x.shape[1])
-        first, both = filled
-        for rows, begin, end in ((slice(1), first, both), (slice(2), both, x.shape[1])):
-            for piece in _pieces(begin, end, PREFILL_PIECE[self.device.type]):
-                self._extend(x[rows, piece], piece.start, cross, cache.rows(rows))
+        cond, uncond = filled
+        size = PREFILL_PIECE[self.device.type]
+        # Up to `uncond`, only the conditional row has anything to prefill.
+        pieces = [(slice(1), piece) for piece in _pieces(cond, uncond, size)]
+        pieces += [(slice(ROWS_PER_CLIP), piece) for piece in _pieces(uncond, x.shape[1], size)]
+        for index, (rows, piece) in enumerate(pieces):
+            if index:
                 yield
+            self._extend(x[rows, piece], piece.start, cross, cache.rows(rows))
 
     def prefill_shared(self, prefix: Tensor, cache: Cache) -> None:
-        """Fill the cache's last row with what other rows may begin with: prefix [P, dim]."""
+        """Fill the cache's last row with the shared prefix [P, dim]."""
         positions = self.positions(len(prefix))
         x = (prefix.to(positions) + positions)[None]
         for piece in _pieces(0, len(prefix), PREFILL_PIECE[self.device.type]):
             self._extend(x[:, piece], piece.start, None, cache.rows(slice(-1, None)))
 
     def _extend(self, x: Tensor, start: int, cross: Tensor | None, cache: Cache) -> None:
-        """Embedded positions x [R, T, dim] from `start` on, into the cache behind those before."""
+        """Extend the cache by embedded positions x [R, T, dim], the first of which is `start`."""
+        if self.team:
+            self._extend_rows(x, start, cache)
+            return
         stop = start + x.shape[1]
         seen = torch.ones(x.shape[1], stop, dtype=torch.bool, device=self.device).tril(start)
         for i, layer in enumerate(self.layers):
@@ -215,7 +239,7 @@ class LM(nn.Module):
             keys[:, :, start:] = k
             values[:, :, start:] = v
             if i == len(self.layers) - 1:
-                break  # what follows would only make logits, and those are the decode step's
+                break  # the rest only serves logits, which a prefill does not need
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
             x = x + linear(y.transpose(1, 2).flatten(2), layer.out)
             if cross is not None:
@@ -227,16 +251,45 @@ class LM(nn.Module):
                 x = x + linear(y.transpose(1, 2).flatten(2), layer.cross_out)
             x = x + linear(F.gelu(linear(normed(x, layer.norm2), layer.up)), layer.down)
 
-    def step(self, x: Tensor, rows: Tensor, positions: Tensor, cache: Cache, ops: Ops) -> Tensor:
-        """Embedded rows x [R, dim] at positions [R] -> logits [R, K, card]; extends the cache.
+    def _extend_rows(self, x: Tensor, start: int, cache: Cache) -> None:
+        """`_extend` on the CPU: every position is a row, as in a decode step.
 
-        `rows` [R] int64 says which rows of the cache they are.
+        All keys and values of the piece are in the cache before a position attends to them.
         """
-        lengths, cross_lengths = positions + 1, cache.cross_lengths[rows]
-        shared = None if cache.shared_lengths is None else cache.shared_lengths[rows]
+        count, length, _ = x.shape
+        rows = torch.arange(count).repeat_interleave(length)
+        positions = torch.arange(start, start + length).repeat(count)
+        inputs = x.reshape(count * length, -1), rows, positions, *cache.lengths(rows, positions)
+        self._ops().replay(partial(self._layers, cache, False), inputs)
+
+    def step(self, x: Tensor, rows: Tensor, positions: Tensor, cache: Cache, ops: Ops) -> Tensor:
+        """Logits [R, K, card] of embedded rows x [R, dim] at positions [R]; extends the cache.
+
+        `rows` [R] int64 are the indices of the rows in the cache.
+        """
+        inputs = x, rows, positions, *cache.lengths(rows, positions)
+        key = len(x), cache.keys.data_ptr()
+        logits = ops.replay(partial(self._layers, cache, True), inputs, key)
+        return logits.view(len(rows), self.config.n_q, self.config.card)
+
+    def _layers(
+        self,
+        cache: Cache,
+        logits: bool,
+        ops: Ops,
+        x: Stream,
+        rows: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        cross_lengths: Tensor,
+        shared: Tensor | None,
+    ) -> Tensor:
+        """All layers, on rows x [R, dim]; the logits, or just the keys and values in the cache."""
         for i, layer in enumerate(self.layers):
             keys, values = cache.keys[i], cache.values[i]
             q = ops.norm_qkv(x, layer.norm1, layer.qkv, keys, values, rows, positions)
+            if not logits and i == len(self.layers) - 1:
+                return q
             y = ops.attention(q, keys, values, rows, lengths, shared)
             x = ops.linear_add(y, layer.out, x)
             if self.config.cross_attention:
@@ -246,24 +299,37 @@ class LM(nn.Module):
                 )
                 x = ops.linear_add(y, layer.cross_out, x)
             x = ops.linear_add(ops.norm_linear(x, layer.norm2, layer.up, gelu=True), layer.down, x)
-        logits = ops.norm_linear(x, self.out_norm, self.heads)
-        return logits.view(len(rows), self.config.n_q, self.config.card)
+        return ops.norm_linear(x, self.out_norm, self.heads)
+
+    def _ops(self) -> Any:
+        """The CPU's operations, without recordings."""
+        assert self.team
+        return kernels.cpu_ops(self.team)
+
+    def _linear(self, x: Tensor, weight: kernels.Weight) -> Tensor:
+        """`linear` of x [..., D], with packed weights as well."""
+        if not self.team:
+            return linear(x, weight)
+        rows = x.reshape(-1, x.shape[-1])
+        y: Tensor = self._ops().replay(lambda ops, rows: ops.linear(rows, weight), (rows,))
+        return y.view(*x.shape[:-1], -1)
 
     def _prefill_cross(self, cross: Tensor, cache: Cache) -> None:
         length = cross.shape[1]
+        cross = cross.to(self.device, torch.float32)
         for i, layer in enumerate(self.layers):
-            k, v = self._heads(linear(cross.to(self.device, torch.float32), layer.cross_kv), 2)
+            k, v = self._heads(self._linear(cross, layer.cross_kv), 2)
             cache.cross_keys[i, :, :, :length] = k
             cache.cross_values[i, :, :, :length] = v
         cache.cross_lengths.fill_(length)
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """[R, T, parts * dim] -> that many [R, H, T, Dh]."""
+        """`parts` tensors [R, H, T, Dh] from x [R, T, parts * dim]."""
         split = x.view(*x.shape[:2], parts, self.config.num_heads, self.config.head_dim)
         return split.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _pieces(begin: int, end: int, size: int) -> Iterator[slice]:
-    """What lies from `begin` to `end`, in pieces of that size and a rest."""
+    """The range from `begin` to `end`, cut into pieces of `size` and a remainder."""
     for start in range(begin, end, size):
         yield slice(start, min(start + size, end))

@@ -1,22 +1,23 @@
-"""The one thread that decodes, for callers in many others. Sleeps while there is nothing to do."""
+"""The decode thread: steps the engine for callers in many threads; sleeps while it is idle."""
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from musicgen.decoder import cuda
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import Engine
 from musicgen.decoder.job import Job
 
 
 class Loop:
-    """Owns an engine: only its thread calls `engine.step`. Ends with `close`."""
+    """Owns an engine: only this loop's thread calls `engine.step`. `close` ends the thread."""
 
     def __init__(self, engine: Engine) -> None:
-        """Returns when the engine is warm; raises what went wrong in that."""
+        """Return once the engine is warm; raise the exception of a warm-up that failed."""
         self.engine = engine
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._closed = False
         self._failure: BaseException | None = None
         warm = threading.Event()
@@ -27,47 +28,61 @@ class Loop:
             raise self._failure
 
     def submit(self, clip: Clip) -> Job:
-        """Queue a clip. Raises ValueError for one that makes no sense."""
-        job = self.engine.submit(clip)
-        with self._news:
-            self._news.notify()
+        """Queue a clip. Raises ValueError for a clip that the engine cannot decode."""
+        with self._changed:
+            if self._failure:
+                raise RuntimeError("the decode thread has ended") from self._failure
+            job = self.engine.submit(clip)
+            self._changed.notify()
         return job
 
-    def close(self) -> None:
-        """End the thread; what is not decoded by then never will be."""
-        with self._news:
+    def close(self, wait: bool = False) -> None:
+        """End the thread after its current step; clips that are not done by then stay undone.
+
+        With `wait`, return after the thread has ended.
+        """
+        with self._changed:
             self._closed = True
-            self._news.notify()
+            self._changed.notify()
+        if wait:
+            self._thread.join()
 
     def _run(self, warm: threading.Event) -> None:
-        with self._stream():
-            try:
+        try:
+            with self._stream():
                 self.engine.warm_up()
-            except BaseException as exc:
-                self._failure = exc
-                return
-            finally:
                 warm.set()
-            while self._wait():
-                try:
-                    self.engine.step()
-                except Exception as exc:  # of the loop itself, which must not end with it
-                    self.engine.abort(exc)
+                while self._wait():
+                    self._step()
+        except BaseException as exc:
+            with self._changed:  # no clip is submitted after this
+                self._failure = exc
+                self.engine.abort(exc)
+        finally:
+            warm.set()
+
+    def _step(self) -> None:
+        """One engine step. After an error, ends the process if the device cannot be used."""
+        try:
+            self.engine.step()
+        except Exception as exc:  # an error of the engine itself must not end the thread
+            self.engine.abort(exc)
+        if self.engine.failed:
+            self.engine.failed = False
+            cuda.exit_if_context_is_lost(self.engine.lm.device)
 
     def _stream(self) -> AbstractContextManager[object]:
-        """A stream of its own: what other threads ask of the GPU does not stand before the steps.
+        """A CUDA stream for this thread, so that decode steps do not queue behind other work.
 
-        It begins when all is done that made the engine.
+        It starts after all the work that built the engine.
         """
         device = self.engine.lm.device
         if device.type != "cuda":
             return nullcontext()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.default_stream(device))
-        return torch.cuda.stream(stream)
+        return torch.cuda.stream(cuda.decode_stream(device))
 
     def _wait(self) -> bool:
-        """Until there is something to do; False when there never will be."""
-        with self._news:
-            self._news.wait_for(lambda: self._closed or self.engine.busy)
+        """Wait for work; False once the loop is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self.engine.busy)
             return not self._closed

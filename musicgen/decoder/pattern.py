@@ -1,7 +1,7 @@
-"""The delay pattern: where each code of [K, T] stands in the sequence the decoder reads.
+"""The delay pattern: the place of each code of [K, T] in the sequence that the decoder reads.
 
-Codebook `q` is delayed by `delays[q]` steps behind a first column of special tokens, so frame `t`
-of codebook `q` stands in column `1 + delays[q] + t`. All other places hold the special token
+Codebook `q` is delayed by `delays[q]` steps after a first column of special tokens, so frame `t`
+of codebook `q` is in column `1 + delays[q] + t`. All other places hold the special token
 ("Simple and Controllable Music Generation", Copet et al. 2023, section 2.2).
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def num_columns(frames: int, delays: Sequence[int]) -> int:
-    """Columns of the sequence that holds `frames` frames, its first special column included."""
+    """Columns of the sequence of `frames` frames, including its first column of special tokens."""
     return 1 + frames + max(delays)
 
 

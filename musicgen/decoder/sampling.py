@@ -1,8 +1,9 @@
-"""From logits to codes: guidance, temperature, top-k, top-p. Pure functions; no branch on data.
+"""From logits to codes: guidance, temperature, top-k, top-p, the draw. Pure functions.
 
-Every clip of a batch has its own settings, so they are tensors and all the rules are computed for
-all the rows: the same few kernels for any mixture, which a CUDA graph can hold. The arithmetic is
-audiocraft's (models/lm.py `_sample_next_token`, utils/utils.py), bit for bit with B = 1.
+Every clip of a batch has its own settings, so the settings are tensors. `sample` computes every
+rule for every clip and never branches on data: any mixture of settings runs the same few kernels,
+as a CUDA graph needs. The arithmetic is audiocraft's (models/lm.py `_sample_next_token`,
+utils/utils.py), bit for bit with B = 1.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Classifier-free guidance decodes each clip twice: first a conditional row, then an unconditional.
+ROWS_PER_CLIP = 2
+# A smaller temperature would overflow the logits; its limit is greedy decoding, so use that.
 LEAST_TEMPERATURE = 1e-9
 SEED_RANGE = 2**32  # seeds are 0 .. SEED_RANGE - 1
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one clip is sampled."""
+    """The settings with which one clip is sampled."""
 
     top_k: int = 250  # 0: no limit; above card: clamped
     top_p: float = 0.0  # above 0 it replaces top_k
@@ -35,7 +39,7 @@ class SamplingRows:
 
     @classmethod
     def empty(cls, clips: int, device: torch.device) -> "SamplingRows":
-        """Rows of greedy sampling, to be filled by `set`."""
+        """Settings of greedy sampling, to be overwritten by `set`."""
 
         def zeros() -> Tensor:
             return torch.zeros(clips, 1, 1, device=device)
@@ -43,12 +47,11 @@ class SamplingRows:
         return cls(zeros().long() + 1, zeros(), zeros(), zeros())
 
     def set(self, clip: int, sampling: Sampling, card: int) -> None:
-        """Write one clip's settings; nothing waits for the device."""
+        """Write one clip's settings without waiting for the device."""
         self.top_k[clip].fill_(min(sampling.top_k, card) or card)
         self.top_p[clip].fill_(sampling.top_p)
-        # Logits divided by less would not be finite; the likeliest code is what it comes to.
-        cold = sampling.temperature < LEAST_TEMPERATURE
-        self.temperature[clip].fill_(0.0 if cold else sampling.temperature)
+        greedy = sampling.temperature < LEAST_TEMPERATURE
+        self.temperature[clip].fill_(0.0 if greedy else sampling.temperature)
         self.cfg_coef[clip].fill_(sampling.cfg_coef)
 
     def pick(self, clips: Tensor | slice) -> "SamplingRows":
@@ -59,19 +62,19 @@ class SamplingRows:
 
 
 def guide(logits: Tensor, cfg_coef: Tensor) -> Tensor:
-    """Logits [2B, K, card], clip by clip conditioned then not -> guided logits [B, K, card].
+    """Guided logits [B, K, card] from logits [2B, K, card], two rows per clip (`ROWS_PER_CLIP`).
 
-    Classifier-free guidance, uncond + (cond - uncond) * cfg_coef, in float32 whatever the logits.
+    Classifier-free guidance, uncond + (cond - uncond) * cfg_coef, in float32 for any logits dtype.
     """
-    cond, uncond = logits[0::2].float(), logits[1::2].float()
+    cond, uncond = (logits[row::ROWS_PER_CLIP].float() for row in range(ROWS_PER_CLIP))
     return uncond + (cond - uncond) * cfg_coef
 
 
 def sample(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
-    """Logits [2B, K, card], clip by clip conditioned then not -> codes [B, K] int64.
+    """Codes [B, K] int64 from logits [2B, K, card], two rows per clip (`ROWS_PER_CLIP`).
 
-    `noise` [B, K, card] is exponential: argmax(p / noise) is what `torch.multinomial(p, 1)`
-    returns for the same draws, without its check of `p`, which waits for the device.
+    `noise` [B, K, card] is exponential: argmax(p / noise) equals `torch.multinomial(p, 1)` for the
+    same draws, without its check of `p`, which would wait for the device.
     """
     guided = guide(logits, rows.cfg_coef)
     greedy = rows.temperature == 0
@@ -81,7 +84,7 @@ def sample(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
     threshold = ordered.gather(-1, (rows.top_k - 1).expand(*ordered.shape[:-1], 1))
     by_k = _draw(probs * (probs >= threshold), noise)
 
-    # The mass before a code decides: the code that crosses top_p is kept.
+    # The probability mass before a code decides, so the code that crosses top_p is kept.
     before = ordered.cumsum(dim=-1) - ordered
     by_p = order.gather(-1, _draw(ordered * ~(before > rows.top_p), noise))
 
@@ -90,10 +93,10 @@ def sample(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def sample_each(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
-    """`sample` for the CPU: the same codes, clip by clip and only by the rules a clip asks for.
+    """`sample` for the CPU: the same codes, computed clip by clip with only the rules in use.
 
-    A reduction over more rows may be cut differently; and settings can be read there, as nothing
-    has to wait for them.
+    One clip at a time, because torch may order the sums of a larger tensor differently. On the CPU
+    the settings can be read without waiting.
     """
     settings = (rows.top_k, rows.top_p, rows.temperature)
     values = zip(*(setting.flatten().tolist() for setting in settings), strict=True)
@@ -105,7 +108,7 @@ def sample_each(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
 def _sample_clip(
     guided: Tensor, noise: Tensor, top_k: int, top_p: float, temperature: float
 ) -> Tensor:
-    """Guided logits [1, K, card] of one clip -> codes [1, K]."""
+    """Codes [1, K] of one clip from its guided logits [1, K, card]."""
     if temperature == 0:
         return guided.argmax(dim=-1)
     probs = torch.softmax(guided / temperature, dim=-1)
@@ -120,6 +123,6 @@ def _sample_clip(
 
 
 def _draw(kept: Tensor, noise: Tensor) -> Tensor:
-    """Unnormalized probabilities [B, K, card] -> one index each, [B, K, 1]."""
+    """One index [B, K, 1] per distribution, drawn from unnormalized probabilities [B, K, card]."""
     probs = kept / kept.sum(dim=-1, keepdim=True)
     return (probs / noise).argmax(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A decoder's weights as audiocraft names them: which there must be, and what becomes of them."""
+"""A decoder's weights: the keys and shapes of audiocraft's state, and where each weight goes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from musicgen.decoder.kernels.products import Weight, linear, pack_float16
+from musicgen.decoder.kernels.products import Weight
+from musicgen.decoder.kernels.products import is_float16 as is_float16
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,20 @@ class LMConfig:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where weights go, and as what."""
+    """The device and form of loaded weights."""
 
     device: torch.device
     dtype: torch.dtype
     pack: Callable[[Tensor], Weight] | None
 
     def product(self, weight: Tensor) -> Weight:
-        """A matrix that rows are multiplied with."""
+        """The matrix of a product."""
         if self.pack:
             return self.pack(weight)
         return nn.Parameter(weight.to(self.device, self.dtype), requires_grad=False)
 
     def wide(self, weight: Tensor) -> nn.Parameter:
-        """A weight that is float32 in every backend."""
+        """A weight that is float32 on every device."""
         return nn.Parameter(weight.to(self.device, torch.float32), requires_grad=False)
 
     def norm(self, state: Mapping[str, Tensor], name: str) -> nn.LayerNorm:
@@ -56,27 +57,8 @@ class Placement:
         return norm
 
 
-def is_float16(weight: Tensor) -> bool:
-    """Whether every number of a weight is a float16 one."""
-    return weight.dtype == torch.float16 or torch.equal(weight.half().to(weight.dtype), weight)
-
-
-def packs_losslessly(state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether every product's weights are float16 numbers and this CPU multiplies those."""
-    if device.type != "cpu" or dtype != torch.float32:
-        return False
-    matrices = (v for k, v in state.items() if v.dim() == 2 and not k.startswith("emb."))
-    if not all(is_float16(matrix) for matrix in matrices):
-        return False
-    try:
-        linear(torch.ones(2, 8), pack_float16(torch.ones(8, 8)))
-    except RuntimeError:  # no fbgemm on this processor
-        return False
-    return True
-
-
 def decoder_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
-    """Every decoder key of an audiocraft LMModel of this shape, with its tensor's shape."""
+    """The decoder keys of an audiocraft LMModel of this shape, with the shapes of their tensors."""
     d = config.dim
     layer: dict[str, tuple[int, ...]] = {
         "self_attn.in_proj_weight": (3 * d, d),
@@ -106,6 +88,7 @@ def _norm_shapes(name: str, dim: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError naming the first key that is missing, unexpected or of another shape."""
     problems: tuple[tuple[str, Callable[[str], bool]], ...] = (
         ("is missing", lambda key: key not in state),
         ("is unexpected", lambda key: key not in shapes),
@@ -119,8 +102,11 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
 
 
 class DecoderState(Mapping[str, Tensor]):
-    """A state without its conditioners. It looks tensors up one by one, when they are used, which
-    lets a mapped file let go of those that are done with."""
+    """A state without its conditioners.
+
+    Each tensor is looked up when it is used, so that a memory-mapped file can release the pages of
+    tensors that are already loaded.
+    """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -140,4 +126,5 @@ class DecoderState(Mapping[str, Tensor]):
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose keys begin with `prefix`, by the rest of the key."""
     return {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}

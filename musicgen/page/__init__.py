@@ -1,1 +1,1 @@
-"""The page to play with: a client of the HTTP API, which knows nothing of the model behind it."""
+"""A web page for the server: a client of its HTTP API, independent of the model."""

@@ -1,52 +1,50 @@
-"""The command scripts/play: the page, and the Cog server beside it unless there is one."""
+"""The command scripts/play: a web page, with a Cog server of its own unless there is one."""
 
-import argparse
 import os
-import signal
 import sys
-import tempfile
 import threading
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
 
-from musicgen.commands import cli, server
-from musicgen.errors import MusicGenError
+from musicgen.commands import log, options, server, temporary
 
 
 def main() -> None:
-    """Serve the page until it is interrupted; errors are one line and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/play", description="A page in the browser to play with a server."
+    """Serve the page until it is interrupted. An error is one line and exit code 1."""
+    parser = options.make_parser("play", "Serve a web page for a MusicGen server.")
+    parser.add_argument(
+        "--server", metavar="URL", help="use this running server instead of starting one"
     )
-    parser.add_argument("--server", metavar="URL", help="one that runs, instead of starting one")
-    parser.add_argument("--port", type=int, default=7860)
-    options = cli.with_predictor(parser, sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    try:
-        play(options.server, options.predictor, options.port)
-    except (MusicGenError, OSError) as exc:
-        sys.exit(f"Error: {exc}")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    options.add_model_options(parser)
+    parsed = parser.parse_args()
+    with options.exit_codes(terminated=0):
+        options.check_port("127.0.0.1", parsed.port)
+        if not parsed.server:
+            options.choose_weights(parsed.weights)
+        play(parsed.server, parsed.predictor, parsed.port)
 
 
 def play(url: str | None, predictor: str, port: int) -> None:
-    """The page on a port of this machine, of the server at `url` or one of its own."""
+    """Serve the page on a port of this machine, for the server at `url` or for a new one."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="musicgen-page-")))
-        # Read by gradio when it is imported: nothing is sent anywhere, all files end with the page.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder)}
-        importing = threading.Thread(target=import_module, args=("musicgen.page.app",))
-        importing.start()  # takes as long as the server
+        own = stack.enter_context(temporary.folder())
+        # gradio reads these when it is imported. It sends no usage data, and its files end up in a
+        # folder that is removed when the page ends.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(own.path)}
+        # Importing gradio takes as long as starting the server.
+        importing = threading.Thread(target=import_module, args=("musicgen.page.app",), daemon=True)
+        importing.start()
         if url is None:
-            log = stack.enter_context(cli.predictions_log())
-            url = stack.enter_context(server.running(predictor, log))
+            stream = stack.enter_context(log.read_by(log.Predictions(sys.stderr)))
+            url = stack.enter_context(server.running(predictor, stream))
         importing.join()
         from musicgen.page import app
-        from musicgen.page.studio import Studio
+        from musicgen.page.backend import Backend
 
-        page = app.build(Studio.open(url.rstrip("/"), folder))
-        print(f"The page: http://127.0.0.1:{port}", flush=True)
-        app.serve(page, port)
+        app.serve(app.build(Backend.connect(url.rstrip("/"), own.path)), port)
+        print(f"The page is ready: http://127.0.0.1:{port} (ctrl-C stops it)", flush=True)
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

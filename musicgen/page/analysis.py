@@ -1,6 +1,6 @@
-"""What librosa hears in audio: mel spectrogram, chroma, beats, key; its level by pyloudnorm.
+"""Measures audio: mel spectrogram, chroma, beats and key by librosa, loudness by pyloudnorm.
 
-No code of a model that is judged, and nothing that only this project's server could answer.
+Independent of the models and of the server, so that the measurements are unbiased.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-RATE = 22050  # Hz at which input audio is listened to
-LONGEST = 600.0  # seconds of input audio that are listened to
-SHORTEST = 4.0  # seconds that the filters of the lowest notes need
+RATE = 22050  # Hz, to which input audio is resampled
+MAX_SECONDS = 600.0  # of input audio that are read
+MIN_SECONDS = 4.0  # needed by the filters of the lowest notes
 BANDS = 96
-RANGE = 80.0  # dB below the loudest bin, what the spectrogram shows
+RANGE = 80.0  # dB below the loudest bin that the spectrogram shows
 CHROMA_WINDOW, CHROMA_HOP = 16384, 4096
 # How well each pitch class fits a key (Krumhansl and Kessler 1982), from the tonic on.
 PROFILES = {
@@ -27,9 +27,9 @@ PROFILES = {
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One recording: beats in seconds, keys the most likely first, mel [bands, T] in dB below its
-    loudest bin, chroma [12, T], C first. `tempo` is 0 where there is no beat."""
+class Measurements:
+    """The measurements of a recording: beats in seconds, keys with the most likely first, mel
+    [bands, T] in dB below its loudest bin, chroma [12, T] from C. `tempo` is 0 without a beat."""
 
     seconds: float
     rate: int
@@ -42,8 +42,8 @@ class Heard:
 
 
 @lru_cache(maxsize=64)
-def hear(file: Path) -> Heard:
-    """Listen to a wav or mp3 file."""
+def measure(file: Path) -> Measurements:
+    """Measure a wav or mp3 file."""
     import librosa
     import soundfile
 
@@ -51,7 +51,7 @@ def hear(file: Path) -> Heard:
     mono = samples.mean(1)
     tempo, beats = librosa.beat.beat_track(y=mono, sr=rate, units="time")
     power = librosa.feature.melspectrogram(y=mono, sr=rate, n_mels=BANDS)
-    return Heard(
+    return Measurements(
         seconds=len(mono) / rate,
         rate=rate,
         lufs=level(samples, rate),
@@ -64,7 +64,7 @@ def hear(file: Path) -> Heard:
 
 
 def level(samples: Floats, rate: float) -> float:
-    """LUFS of samples [N, C]; of less than a gating block there is none, which is -inf."""
+    """LUFS of samples [N, C]; -inf if they are shorter than a gating block."""
     from pyloudnorm import Meter
 
     meter = Meter(rate)
@@ -75,7 +75,7 @@ def level(samples: Floats, rate: float) -> float:
 
 
 def chroma(mono: Floats, rate: float) -> Floats:
-    """Pitch classes over time [12, T] of mono [N], C first."""
+    """Pitch classes over time [12, T] of mono [N], from C."""
     import librosa
 
     found: Floats = librosa.feature.chroma_stft(
@@ -85,10 +85,10 @@ def chroma(mono: Floats, rate: float) -> Floats:
 
 
 def keys(mono: Floats, rate: float) -> tuple[str, ...]:
-    """All 24 keys, the most likely first: "A minor"."""
+    """All 24 keys, such as "A minor", the most likely first; none for silence."""
     import librosa
 
-    mono = np.pad(mono, (0, max(0, round(SHORTEST * rate) - len(mono))))
+    mono = np.pad(mono, (0, max(0, round(MIN_SECONDS * rate) - len(mono))))
     heard = librosa.feature.chroma_cqt(y=mono, sr=rate, tuning=0).mean(1)
     if not heard.std():
         return ()
@@ -101,17 +101,17 @@ def keys(mono: Floats, rate: float) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
-def listen(file: Path, rate: int = RATE) -> Floats:
-    """Input audio of any format as mono [N] at `rate` Hz. Raises InputError for what is none."""
+def load_mono(file: Path, rate: int = RATE) -> Floats:
+    """Audio of any format as mono [N] at `rate` Hz. Raises InputError if it cannot be read."""
     from musicgen.audio import load_slice
 
-    wav = load_slice(file, 0.0, None, sample_rate=rate, channels=1, limit=LONGEST)
+    wav = load_slice(file, 0.0, None, sample_rate=rate, channels=1, limit=MAX_SECONDS)
     mono: Floats = wav[0].numpy()
     return mono
 
 
 def similarity(chroma: Floats, other: Floats) -> float:
-    """Mean cosine of the frames of two chromagrams [12, T], from 0 to 1, over the shorter one."""
+    """Mean cosine similarity of the frames of two chromagrams [12, T], over the shorter one."""
     frames = min(chroma.shape[1], other.shape[1])
     a, b = chroma[:, :frames], other[:, :frames]
     lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)

@@ -1,4 +1,4 @@
-"""The page: where things stand, and what happens when they are used."""
+"""The page: its layout, and the events of its components."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,10 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from musicgen.page import fields, hum, results, runs, takes
+from musicgen.commands.inputs import read_fields
+from musicgen.page import hum, results, runs, takes
+from musicgen.page.backend import Backend
 from musicgen.page.form import Form, Updates
 from musicgen.page.runs import Controls
-from musicgen.page.studio import Studio
 from musicgen.page.takes import Take
 
 HERE = Path(__file__).parent
@@ -20,44 +21,47 @@ PROMPTS = (
     "deep house, organ chords, flute melody, A minor, 124 bpm",
     "calm ambient, soft pad, bells, G major, 70 bpm, no drums",
 )
-HUMMED = "pop, piano chords, flute melody, A minor, 120 bpm"
-SECONDS = 8  # of an example
+HUMMED_PROMPT = "pop, piano chords, flute melody, A minor, 120 bpm"
+EXAMPLE_SECONDS = 8
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """The page of a server. Raises MusicGenError if it does not tell its inputs."""
-    described = fields.read(studio.server.document())
+def build(backend: Backend) -> gr.Blocks:
+    """The page for a server, its form made from the server's OpenAPI document."""
+    described = read_fields(backend.server.document())
     page: gr.Blocks
     with gr.Blocks(title="MusicGen", analytics_enabled=False) as page:
-        made = gr.State([], delete_callback=_forget)
+        made = gr.State([], delete_callback=_delete_files)
         shown = gr.State(0)
-        gr.HTML(_head(studio.server.url), elem_id="head")
+        gr.HTML(_head(backend.server.url), elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
                 form = Form(described)
                 with gr.Row():
-                    go = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Cancel", interactive=False, elem_id="cancel")
+                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                    cancel = gr.Button("Cancel", interactive=False, elem_id="cancel")
                 status = gr.HTML(elem_id="status")
-                _examples(form, studio.folder)
+                _examples(form, backend.folder)
             with gr.Column(scale=3, min_width=320):
                 result = gr.Column(elem_id="result")
-                listed = gr.Radio([], label="Takes of this visit", visible=False, elem_id="takes")
+                takes_list = gr.Radio(
+                    [], label="Takes of this visit", visible=False, elem_id="takes"
+                )
                 _compare(made, shown)
                 measured = gr.HTML(elem_id="measured")
-        controls = Controls(go, stop, status, gr.State(""), made, shown, listed)
-        begin = partial(_begin, studio, form, controls)
-        begin(gr.on, [go.click, *form.submits])
-        stop.click(studio.server.cancel, controls.running, None, queue=False)
-        listed.input(lambda number: number, listed, shown, show_progress="hidden")
-        shown.change(results.measured, [made, shown], measured, show_progress="minimal")
+        running = gr.State("")
+        controls = Controls(generate, cancel, status, running, made, shown, takes_list)
+        run_on = partial(_run_on, backend, form, controls)
+        run_on(gr.on, [generate.click, *form.submits])
+        cancel.click(backend.cancel, running, None, queue=False)
+        takes_list.input(lambda number: number, takes_list, shown, show_progress="hidden")
+        shown.change(results.measurements, [made, shown], measured, show_progress="minimal")
         with result:
-            _players(page, form, controls, begin)
+            _players(page, form, controls, run_on)
     return page
 
 
 def serve(page: gr.Blocks, port: int) -> None:
-    """Show the page until somebody ends it. It asks no other host for anything."""
+    """Start serving the page, in threads. The page loads nothing from another host."""
     system = ("system-ui", "sans-serif")
     theme = gr.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=system, font_mono=("monospace",)
@@ -72,21 +76,24 @@ def serve(page: gr.Blocks, port: int) -> None:
         head=f"<script>{(HERE / 'page.js').read_text()}</script>",
         footer_links=[],
         ssr_mode=False,
+        prevent_thread_lock=True,
     )
 
 
 def _head(url: str) -> str:
     return (
-        "<h1>MusicGen</h1><p>Type, hum, listen, compare, keep. "
-        f"Music comes from <code>{escape(url)}</code>.</p>"
+        "<h1>MusicGen</h1><p>Describe or hum the music, generate it, compare takes. "
+        f"Server: <code>{escape(url)}</code></p>"
     )
 
 
-def _begin(studio: Studio, form: Form, controls: Controls, listen: Any, *triggers: Any) -> None:
-    """Make a prediction of the form when an event happens: `listen` is what gradio registers by."""
-    listen(
+def _run_on(
+    backend: Backend, form: Form, controls: Controls, listener: Any, *triggers: Any
+) -> None:
+    """Run a prediction on an event. `listener` is gradio's function that registers for it."""
+    listener(
         *triggers,
-        fn=partial(runs.run, studio, form, controls),
+        fn=partial(runs.run, backend, form, controls),
         inputs=[controls.takes, controls.running, *form.inputs],
         outputs=[*controls.all, *form.outputs],
         show_progress="hidden",
@@ -95,11 +102,11 @@ def _begin(studio: Studio, form: Form, controls: Controls, listen: Any, *trigger
 
 
 def _examples(form: Form, folder: Path) -> None:
-    """Prompts that the demo model knows, and a melody to follow."""
+    """Prompts like those that the demo model was trained on, and a melody to follow."""
     hummed = hum.write(folder / "hummed.wav")
     rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in PROMPTS]
-    rows.append({"prompt": HUMMED, "input_audio": str(hummed)})
-    common = {"input_audio": None, "duration": SECONDS, "continuation": False, "seed": None}
+    rows.append({"prompt": HUMMED_PROMPT, "input_audio": str(hummed)})
+    common = {"input_audio": None, "duration": EXAMPLE_SECONDS, "continuation": False, "seed": None}
     names = [name for name in ("prompt", *common) if name in form.components]
     gr.Examples(
         [[(common | row).get(name) for name in names] for row in rows],
@@ -108,17 +115,17 @@ def _examples(form: Form, folder: Path) -> None:
     )
 
 
-def _players(page: gr.Blocks, form: Form, controls: Controls, begin: Callable[..., None]) -> None:
-    """The take that is shown, drawn anew when another is."""
+def _players(page: gr.Blocks, form: Form, controls: Controls, run_on: Callable[..., None]) -> None:
+    """The players of the take that is shown, rendered again when another take is selected."""
 
     @gr.render([controls.takes, controls.shown], [page.load, controls.shown.change])
     def draw(made: list[Take], number: int) -> None:
-        results.players(form, results.find(made, number), lambda event: begin(event.then))
+        results.players(form, results.find(made, number), lambda event: run_on(event.then))
 
 
 def _compare(made: gr.State, shown: gr.State) -> None:
-    """Two clips at the same position: the one that is shown, and the one before it."""
-    with gr.Column(visible=False, elem_id="compare") as room:
+    """Compares two clips at the same position, at first the shown clip and the one before it."""
+    with gr.Column(visible=False, elem_id="compare") as panel:
         with gr.Row():
             a = gr.Dropdown([], label="A", min_width=140, interactive=True)
             b = gr.Dropdown([], label="B", min_width=140, interactive=True)
@@ -130,17 +137,17 @@ def _compare(made: gr.State, shown: gr.State) -> None:
         first = current.clips[0].name if current else None
         other = next((name for name in names if name != first), None)
         return {
-            room: gr.update(visible=len(names) > 1),
+            panel: gr.update(visible=len(names) > 1),
             a: gr.Dropdown(names, value=first),
             b: gr.Dropdown(names, value=other),
             both: results.compared(all_takes, first, other),
         }
 
-    shown.change(offer, [made, shown], [room, a, b, both], show_progress="hidden")
+    shown.change(offer, [made, shown], [panel, a, b, both], show_progress="hidden")
     gr.on([a.input, b.input], results.compared, [made, a, b], both, show_progress="hidden")
 
 
-def _forget(made: list[Take]) -> None:
-    """Remove what a visit made, when it is over."""
+def _delete_files(made: list[Take]) -> None:
+    """Delete the audio files of a visit that has ended."""
     for clip in takes.clips(made).values():
         clip.file.unlink(missing_ok=True)

@@ -1,86 +1,43 @@
-"""The inputs that a server's OpenAPI document describes: each as a component, all as a request."""
+"""Inputs of the API as components of a form, and the form's values as inputs of a request."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from musicgen.page import client
+from musicgen.commands.client import data_uri
+from musicgen.commands.inputs import NUMBERS, Field
 
-NUMBERS = ("integer", "number")
 AREAS = {"prompt": 3}  # lines
 
 
-@dataclass(frozen=True)
-class Field:
-    """One input. `kind` is text, secret, audio, integer, number, boolean or choice."""
-
-    name: str
-    title: str
-    description: str
-    kind: str
-    default: Any
-    minimum: float | None
-    maximum: float | None
-    choices: tuple[str, ...]
-
-    @property
-    def info(self) -> str:
-        """The description, and what values it takes."""
-        return " ".join(filter(None, [self.description, self.bounds]))
-
-    @property
-    def bounds(self) -> str:
-        """The range in words, where there is one."""
-        low, high = self.minimum, self.maximum
-        if low is None or self.kind not in NUMBERS:
-            return ""
-        return f"{low:g} or more." if high is None else f"{low:g} to {high:.0f}."
+def title(field: Field) -> str:
+    """The label of a field."""
+    return field.name.replace("_", " ").capitalize()
 
 
-def read(document: dict[str, Any]) -> list[Field]:
-    """The inputs of an OpenAPI document of Cog's, in its order."""
-    schemas = document["components"]["schemas"]
-    properties = schemas["Input"]["properties"]
-    ordered = sorted(properties.items(), key=lambda item: item[1].get("x-order", 0))
-    return [_field(name, described, schemas) for name, described in ordered]
-
-
-def _field(name: str, described: dict[str, Any], schemas: dict[str, Any]) -> Field:
-    choices: tuple[str, ...] = ()
-    for part in described.get("allOf", ()):
-        choices = tuple(schemas[part["$ref"].rpartition("/")[2]].get("enum", ()))
-    kinds = {"password": "secret", "uri": "audio"}
-    kind = kinds.get(described.get("format", ""), described.get("type", "string"))
-    return Field(
-        name=name,
-        title=name.replace("_", " ").capitalize(),
-        description=described.get("description", ""),
-        kind="choice" if choices else {"string": "text"}.get(kind, kind),
-        default=described.get("default"),
-        minimum=described.get("minimum"),
-        maximum=described.get("maximum"),
-        choices=choices,
-    )
+def info(field: Field) -> str:
+    """The description and the range of values."""
+    bounds = f"{field.bounds}." if field.bounds else ""
+    return " ".join(filter(None, [field.description, bounds]))
 
 
 def component(field: Field) -> gr.components.Component:
-    """What a person sets it with. The server alone judges values, so no bound is checked here."""
-    common: dict[str, Any] = {"label": field.title, "elem_id": f"field-{field.name}"}
+    """The component that edits a field. It checks no bounds: the server does."""
+    common: dict[str, Any] = {"label": title(field), "elem_id": f"field-{field.name}"}
     if field.kind == "audio":
         common |= {"sources": ["upload", "microphone"], "buttons": ["download"]}
         return gr.Audio(type="filepath", **common)
-    common |= {"info": field.info, "value": field.default}
+    common |= {"info": info(field), "value": field.default}
     if field.kind == "boolean":
         return gr.Checkbox(**common)
     if field.kind == "choice":
         return gr.Radio(list(field.choices), **common)
     if field.kind in NUMBERS and field.default is not None:
         return gr.Number(step=1 if field.kind == "integer" else 0.05, **common)
-    if field.kind in NUMBERS:  # a Number that is empty would show, and send, 0
+    if field.kind in NUMBERS:  # an empty gr.Number would show and send 0
         return gr.Textbox(**common)
     if field.kind == "secret":
         return gr.Textbox(type="password", **common)
@@ -88,7 +45,7 @@ def component(field: Field) -> gr.components.Component:
 
 
 def settings(listed: list[Field], values: Iterable[Any]) -> dict[str, Any]:
-    """The form's values by their names, numbers as such. None is what was left empty."""
+    """The form's values by name, with numbers parsed. An empty field is None."""
     return {field.name: _value(field, v) for field, v in zip(listed, values, strict=True)}
 
 
@@ -99,23 +56,23 @@ def _value(field: Field, value: Any) -> Any:
         try:
             number = float(value)
         except ValueError:
-            return value  # the server says what it expects
+            return value  # the server names the type that it expects
         if math.isfinite(number):
             return int(number) if number.is_integer() else number
     return value
 
 
-def sent(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as inputs of the API: what is None is left out, files are data URIs."""
+def api_inputs(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as inputs of the API, without those that are None. Files become data URIs."""
     kinds = {field.name: field.kind for field in listed}
     return {
-        name: client.data_uri(Path(value)) if kinds[name] == "audio" else value
+        name: data_uri(Path(value)) if kinds[name] == "audio" else value
         for name, value in settings.items()
         if value is not None
     }
 
 
-def kept(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a take remembers them: all but secrets."""
+def without_secrets(listed: list[Field], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a take stores: all but secrets."""
     secrets = {field.name for field in listed if field.kind == "secret"}
     return {name: value for name, value in settings.items() if name not in secrets}

@@ -1,4 +1,4 @@
-"""The form: the few inputs that matter first, the others folded, each with room for its error."""
+"""The form: the most important inputs first, the others folded, each with its error message."""
 
 from collections.abc import Iterable
 from html import escape
@@ -6,12 +6,13 @@ from typing import Any
 
 import gradio as gr
 
+from musicgen.commands.inputs import Field
 from musicgen.page import describe, fields
-from musicgen.page.fields import Field
 
-# Where an input stands, if the server has it. The others are folded, in the server's order.
+# The order of inputs that are always visible, if the server has them. All others are folded, in the
+# server's order.
 FIRST = ("prompt", "input_audio")
-MODE = ("continuation",)  # with the audio that it is about
+MODE = ("continuation",)  # shown with the audio
 ENDS = ("continuation_start", "continuation_end")
 SLICE = MODE + ENDS
 LENGTH = ("duration",)
@@ -20,10 +21,10 @@ Updates = dict[Any, Any]
 
 
 class Form:
-    """The components of the inputs, made where this is constructed: inside of gradio's Blocks."""
+    """The components of the inputs, created inside the gr.Blocks that is open."""
 
-    def __init__(self, described: list[Field]) -> None:
-        self.described = {field.name: field for field in described}
+    def __init__(self, described: dict[str, Field]) -> None:
+        self.described = described
         self.components: dict[str, gr.components.Component] = {}
         self.errors: dict[str, gr.HTML] = {}
         self._add(FIRST)
@@ -37,31 +38,31 @@ class Form:
         self._add(LENGTH)
         with gr.Accordion("More settings", open=False, elem_id="more") as self.folded:
             self._add([name for name in self.described if name not in self.components])
-        self._tell_use()
+        self._describe_use()
 
     def _add(self, names: Iterable[str]) -> None:
         for name in names:
             if name in self.described:
                 field = self.described[name]
                 self.components[name] = fields.component(field)
-                if field.kind == "audio":  # the one component without room for words
-                    gr.HTML(f"<p>{escape(field.info)}</p>", elem_classes="info")
+                if field.kind == "audio":  # gr.Audio is the only component without an info text
+                    gr.HTML(f"<p>{escape(fields.info(field))}</p>", elem_classes="info")
                 self.errors[name] = gr.HTML(visible=False, elem_id=f"error-{name}")
 
-    def _tell_use(self) -> None:
-        """Say what will become of the audio, whenever that changes."""
+    def _describe_use(self) -> None:
+        """Show how the audio will be used, and update that when an input changes."""
         names = [n for n in ("input_audio", *SLICE, *LENGTH) if n in self.components]
         inputs = [self.components[name] for name in names]
         described = [self.described[name] for name in names]
 
-        def tell(*values: Any) -> Updates:
+        def update(*values: Any) -> Updates:
             settings = fields.settings(described, values)
             file = settings.get("input_audio")
             return {self.slice: gr.update(visible=bool(file)), self.use: describe.use(settings)}
 
         gr.on(
             [component.change for component in inputs],
-            tell,
+            update,
             inputs,
             [self.slice, self.use],
             show_progress="hidden",
@@ -74,22 +75,22 @@ class Form:
 
     @property
     def inputs(self) -> list[gr.components.Component]:
-        """The components, for an event."""
+        """The components, as inputs of an event."""
         return list(self.components.values())
 
     @property
     def submits(self) -> list[Any]:
-        """The events of Enter in a line of text or a number."""
+        """The events of pressing Enter in a text or number field."""
         return [item.submit for item in self.inputs if isinstance(item, gr.Textbox | gr.Number)]
 
     @property
     def outputs(self) -> list[gr.blocks.Block]:
-        """What `complaints` changes."""
+        """The components that `show_errors` updates."""
         return [*self.errors.values(), self.folded]
 
-    def complaints(self, messages: dict[str, str]) -> Updates:
-        """Each message at the field that it names, none at the others."""
-        placed = set(FIRST) | set(SLICE) | set(LENGTH)
+    def show_errors(self, messages: dict[str, str]) -> Updates:
+        """Updates that show each message at its field, and no message at the others."""
+        visible = set(FIRST) | set(SLICE) | set(LENGTH)
         shown = {
             error: gr.HTML(
                 f'<p class="field-error" role="alert">{escape(messages.get(name, ""))}</p>',
@@ -97,11 +98,11 @@ class Form:
             )
             for name, error in self.errors.items()
         }
-        folded = any(name in self.errors and name not in placed for name in messages)
+        folded = any(name in self.errors and name not in visible for name in messages)
         return shown | ({self.folded: gr.Accordion(open=True)} if folded else {})
 
     def filled(self, settings: dict[str, Any]) -> Updates:
-        """The form with a take's settings; what a take does not keep is left as it is."""
+        """Updates that fill in a take's settings; other fields stay as they are."""
         return {
             component: settings[name]
             for name, component in self.components.items()
@@ -109,7 +110,7 @@ class Form:
         }
 
     def continued(self, settings: dict[str, Any], file: str, seconds: float) -> Updates:
-        """The form that goes on from a take's clip: as long again, with a new seed."""
+        """Updates that continue a take's clip to twice its length, with a new seed."""
         longest = self.described["duration"].maximum or 2 * seconds
         slices = {name: self.described[name].default for name in SLICE if name in self.described}
         length = min(round(2 * seconds), longest)

@@ -1,4 +1,4 @@
-"""A hummed melody, so that there is one to try: made here, from sines."""
+"""Synthesizes the hummed melody of the page's example from sine waves."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ RATE = 32000
 BEAT = 0.5  # seconds: 120 bpm
 # A minor: MIDI note, beats.
 TUNE = ((69, 1), (72, 1), (76, 1), (74, 0.5), (72, 0.5), (71, 1), (67, 1), (69, 2))
-GLIDE = 0.04  # seconds from note to note: a voice does not jump
+GLIDE = 0.04  # seconds from note to note, since a voice does not jump
 VIBRATO = 5.5, 0.12  # Hz, semitones
 HARMONICS = (1.0, 0.35, 0.12, 0.05)
 
 
 def write(path: Path) -> Path:
-    """The tune as a wav file, 4 s."""
+    """Write the melody to a wav file of 4 s; its path."""
     pitch = np.concatenate([np.full(round(beats * BEAT * RATE), note) for note, beats in TUNE])
     time = np.arange(len(pitch)) / RATE
     width = round(GLIDE * RATE)
@@ -30,7 +30,7 @@ def write(path: Path) -> Path:
 
 
 def _breath(samples: int) -> np.ndarray:
-    """An envelope that dips where notes begin: [samples], from 0 to 1."""
+    """An envelope [samples] from 0 to 1 that dips at the start of each note."""
     envelope = np.ones(samples)
     start = 0
     for _, beats in TUNE:

@@ -1,7 +1,7 @@
-// What gradio's components do not do: two clips at one position, and the way to a field's error.
+// Not provided by gradio: switching between two clips at one position, and scrolling to a field's error.
 
-// After a prediction: put the reader at the first input that was refused or, on a narrow screen where
-// they stand below each other, at the result.
+// After a prediction: scroll to the first input that was refused. On a narrow screen, where the result
+// is below the form, scroll to the result.
 function afterRun() {
   const error = document.querySelector(".field-error");
   if (error) {
@@ -14,7 +14,7 @@ function afterRun() {
   }
 }
 
-// The parts of the comparison that an event happened in.
+// The elements of the comparison that contains `target`.
 function comparison(target) {
   const root = target.closest(".ab");
   if (!root) return null;
@@ -54,7 +54,7 @@ document.addEventListener("input", (event) => {
   for (const sound of [parts.a, parts.b]) sound.currentTime = event.target.value * parts.heard.duration;
 });
 
-// These two do not bubble.
+// These two events do not bubble, so listen in the capture phase.
 document.addEventListener("timeupdate", (event) => {
   const parts = comparison(event.target);
   if (!parts || event.target !== parts.heard) return;

@@ -1,6 +1,6 @@
-"""Pictures as HTML: a bitmap that stretches, lines over it, and labels that keep their size.
+"""Plots as HTML: a bitmap that stretches with the page, lines over it, labels of a fixed size.
 
-They follow the page's colours and width, which a drawn axis would not.
+Unlike an image of a plot, they follow the page's colours and width.
 """
 
 import base64
@@ -13,9 +13,9 @@ from PIL import Image
 
 from musicgen.page.analysis import NOTES, RANGE, Floats
 
-# From dark to light, even in lightness.
+# From dark to light, in even steps of lightness.
 PALETTE = np.array([(12, 8, 38), (84, 20, 125), (185, 52, 118), (250, 138, 92), (252, 246, 186)])
-WIDEST = 1200  # pixels
+MAX_WIDTH = 1200  # pixels
 POINTS = 400  # of a waveform
 
 
@@ -30,7 +30,7 @@ def mel(levels: Floats, beats: Floats, seconds: float, rate: int) -> str:
 def chromagram(chroma: Floats, seconds: float, title: str = "Chromagram") -> str:
     """A chromagram [12, T], values from 0 to 1, C at the bottom."""
     strongest = ", ".join(NOTES[i] for i in np.argsort(-chroma.mean(1))[:4])
-    alt = f"{title} over {seconds:.1f} s; most heard: {strongest}"
+    alt = f"{title} over {seconds:.1f} s; strongest: {strongest}"
     return _plot(alt, chroma, NOTES[::-1], seconds, "")
 
 
@@ -66,14 +66,14 @@ def _times(seconds: float) -> str:
 
 
 def _lines(places: Floats) -> str:
-    """Upright lines at places from 0 to 1."""
+    """Vertical lines at positions from 0 to 1."""
     drawn = "".join(f'<line x1="{x:.4f}" x2="{x:.4f}" y1="0" y2="1"/>' for x in places)
     return f'<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
 
 
 def _bitmap(values: Floats) -> str:
-    """values [rows, T] from 0 to 1, the first row at the bottom, as a data URI of a PNG."""
-    values = values[::-1, :: max(1, values.shape[1] // WIDEST)]
+    """values [rows, T] from 0 to 1, with the first row at the bottom, as a data URI of a PNG."""
+    values = values[::-1, :: max(1, values.shape[1] // MAX_WIDTH)]
     indices = np.round(np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(indices, "L")
     steps = np.linspace(0, 1, len(PALETTE))

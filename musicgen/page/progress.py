@@ -1,8 +1,8 @@
-"""Progress of predictions, from the logs that a Cog server posts to this process.
+"""Progress of predictions, read from the logs that a Cog server posts to a webhook of this process.
 
-Cog tells progress in no other way to a client that did not come with a stream: GET of a prediction
-does not exist, and server-sent events are for predictors that stream their output. A server that
-cannot reach this process costs the bar alone: the answer comes by the request itself.
+Cog reports progress in no other way to a client that does not stream: GET of a prediction does not
+exist, and server-sent events are for predictors that stream their output. If the server cannot
+reach this process, only the progress bar is missing: the result arrives in the request's response.
 """
 
 import json
@@ -17,11 +17,13 @@ from urllib.parse import urlsplit
 
 # tqdm's "decode:  47%|████▋     | 472/1012 [00:01<00:01, 471.72step/s]"
 BAR = re.compile(r"(\w[\w ]*):\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[[\d:]+<([\d:?]+)")
+MAX_BODY = 1 << 20  # bytes of a webhook's body: more than the log of any prediction
+READ_TIMEOUT = 30  # seconds to wait for the sender's next byte
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is; `left` is what tqdm expects, as "00:12", or "?"."""
+    """The progress of a stage. `left` is the remaining time by tqdm's estimate: "00:12", or "?"."""
 
     stage: str
     done: int
@@ -39,41 +41,53 @@ def read(logs: str) -> Progress | None:
 
 
 class Webhooks:
-    """Listens where the server at `url` can reach this machine; remembers each prediction's logs.
+    """An HTTP server, reachable for the Cog server at `url`, that keeps the logs of predictions.
 
-    The address has a secret in it: whoever else reaches the port is told 404.
+    Its address contains a secret. A request to any other path gets a 404, and its body is not read.
     """
 
     def __init__(self, url: str) -> None:
         self.logs: dict[str, str] = {}
-        secret = secrets.token_urlsafe()
-        listener = self
+        webhooks, path = self, f"/{secrets.token_urlsafe()}"
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = READ_TIMEOUT
+
             def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["Content-Length"]))
-                known = self.path == f"/{secret}"
-                if known:
-                    listener.receive(json.loads(raw))
-                self.send_response(200 if known else 404)
+                self.send_response(self.receive() if self.path == path else 404)
+                self.send_header("Content-Length", "0")
                 self.end_headers()
+
+            def receive(self) -> int:
+                """Read the event; the HTTP status."""
+                length = self.headers.get("Content-Length", "")
+                if not length.isdecimal():
+                    return 411
+                if int(length) > MAX_BODY:
+                    return 413
+                try:
+                    webhooks.receive(json.loads(self.rfile.read(int(length))))
+                except (ValueError, KeyError, TypeError):  # not an event of Cog's
+                    return 400
+                return 200
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
+        self.handler = Handler
         server = ThreadingHTTPServer((own_address(url), 0), Handler)
         host, port = server.server_address[:2]
-        self.address = f"http://{host!s}:{port}/{secret}"
+        self.address = f"http://{host!s}:{port}{path}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def receive(self, event: dict[str, Any]) -> None:
-        """Keep the logs of a prediction that somebody here waits for."""
+        """Keep the logs of a prediction, if this page has asked for it."""
         if event["id"] in self.logs:
             self.logs[event["id"]] = event.get("logs") or ""
 
 
 def own_address(url: str) -> str:
-    """The address of this machine on the way to `url`. Nothing is sent."""
+    """The address of this machine on the route to `url`. Sends nothing."""
     target = urlsplit(url)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((target.hostname, target.port or 80))

@@ -1,6 +1,6 @@
-"""What was made: players, what can be done with a clip, figures, and two clips compared."""
+"""The results: a player and buttons for each clip, its measurements, a comparison of two clips."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from urllib.parse import quote
 
@@ -10,23 +10,24 @@ from musicgen.page import analysis, describe, takes
 from musicgen.page.form import Form
 from musicgen.page.takes import Clip, Take
 
-EMPTY = '<p class="empty">What you make appears here. Write a prompt, or take an example.</p>'
+MEASURING = '<p role="status">Measuring tempo, key and loudness …</p>'
+EMPTY = '<p class="empty">Results appear here. Write a prompt or choose an example.</p>'
 
 
 def find(made: list[Take], number: int) -> Take | None:
-    """The take of that number; 0 is none."""
+    """The take with a number, or None."""
     return next((one for one in made if one.number == number), None)
 
 
 def players(form: Form, one: Take | None, then_run: Callable[[gr.events.Dependency], None]) -> None:
-    """Players of a take's clips, side by side, each with what can be done with it.
+    """Render the players of a take's clips side by side, each with its buttons.
 
-    `then_run` gets the events after which a new prediction begins.
+    `then_run` registers the events after which a new prediction starts.
     """
     if one is None:
         gr.HTML(EMPTY)
         return
-    gr.HTML(f"<h2>{escape(one.prompt or 'Without a prompt')}</h2>")
+    gr.HTML(f"<h2>{escape(one.prompt or 'No prompt')}</h2>")
     with gr.Row():
         for clip in one.clips:
             with gr.Column(min_width=160):
@@ -34,7 +35,7 @@ def players(form: Form, one: Take | None, then_run: Callable[[gr.events.Dependen
 
 
 def _player(form: Form, one: Take, clip: Clip) -> gr.events.Dependency:
-    """One player; the event that asks for a variation of its clip."""
+    """Render the player of one clip; the event of its "Vary" button."""
     gr.Audio(
         str(clip.file),
         label=clip.name,
@@ -43,27 +44,31 @@ def _player(form: Form, one: Take, clip: Clip) -> gr.events.Dependency:
         elem_classes="several" if len(one.clips) > 1 else None,
     )
     with gr.Row():
-        again = gr.Button("Again with this seed", size="sm", min_width=80)
+        again = gr.Button("Reuse settings and seed", size="sm", min_width=80)
         vary = gr.Button("Vary", size="sm", min_width=80)
-        onward = gr.Button("Continue this", size="sm", min_width=80)
+        onward = gr.Button("Continue", size="sm", min_width=80)
     settings = one.settings
 
     def continued() -> dict[object, object]:
-        return form.continued(settings, str(clip.file), analysis.hear(clip.file).seconds)
+        return form.continued(settings, str(clip.file), analysis.measure(clip.file).seconds)
 
     again.click(lambda: form.filled(settings | {"seed": clip.seed}), None, form.inputs)
     onward.click(continued, None, form.inputs)
     return vary.click(lambda: form.filled(settings | {"seed": None}), None, form.inputs)
 
 
-def measured(made: list[Take], number: int) -> str:
-    """Figures and pictures of a take."""
-    one = find(made, number)
-    return describe.take(one) if one else ""
+def measurements(made: list[Take], number: int) -> Iterator[str]:
+    """Yield that a take is being measured, then its measurements, as HTML."""
+    take = find(made, number)
+    if take is None:
+        yield ""
+        return
+    yield MEASURING  # the first time, importing librosa takes several seconds
+    yield describe.take_html(take)
 
 
 def compared(made: list[Take], a: str | None, b: str | None) -> str:
-    """A player of two clips, of which one is heard; page.js moves it."""
+    """A player that switches between two clips; page.js controls it."""
     known = takes.clips(made)
     if a not in known or b not in known:
         return ""

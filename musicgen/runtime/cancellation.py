@@ -1,7 +1,7 @@
-"""Lets a request be given up from another thread than the one that works for it."""
+"""Cancels a request from a thread other than the one that works on it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,28 +9,28 @@ from typing import Any
 
 
 class Cancellation:
-    """Whether one request was given up; jobs that it waits for are given up with it."""
+    """Whether a request is cancelled. Cancelling it also cancels the jobs it waits for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cancelled = False
-        self._jobs: list[Future[Any]] = []
+        self._jobs: Sequence[Future[Any]] = ()
 
     def cancel(self) -> None:
-        """Give up, at once what others do for the request, and the rest at its next `check`."""
+        """Cancel the request's jobs now, and its own thread at its next `check`."""
         with self._lock:
             self._cancelled = True
             for job in self._jobs:
                 job.cancel()
 
     def check(self) -> None:
-        """Raises CancelledError if the request was given up."""
+        """Raise CancelledError if the request is cancelled."""
         if self._cancelled:
             raise CancelledError
 
     @contextmanager
-    def covers(self, jobs: list[Future[Any]]) -> Iterator[None]:
-        """Jobs that nobody wants any more once the request is given up, or the block has ended."""
+    def covers(self, jobs: Sequence[Future[Any]]) -> Iterator[None]:
+        """Cancel `jobs` with the request, and when the block ends before they have results."""
         try:
             with self._lock:
                 self._jobs = jobs
@@ -38,8 +38,8 @@ class Cancellation:
             yield
         finally:
             for job in jobs:
-                job.cancel()  # nothing, where there is a result
+                job.cancel()  # has no effect on a finished job
 
 
-# Of the request that a thread works for; one that nobody gives up outside of a server.
+# The request of the current thread. The default belongs to no request and is never cancelled.
 current: ContextVar[Cancellation] = ContextVar("cancellation", default=Cancellation())  # noqa: B039

@@ -1,14 +1,26 @@
 """How much memory is free, what it means to have run out of it, and giving it back."""
 
 import ctypes
-from pathlib import Path
+from collections.abc import Iterator
 
-import psutil
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")  # a container's limits, which the machine's figures do not know
-# What allocators say; torch has no exception of its own on a CPU.
-EXHAUSTED = ("out of memory", "can't allocate memory", "cannot allocate memory")
+from musicgen.runtime import cgroups
+
+# The files of a control group: limit, use, and the statistic of cached files that can be dropped.
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),  # version 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+)
+# Messages of allocators, in lower case. PyTorch has no exception class for the CPU; CUDA libraries
+# report failed allocations of their own, such as CUBLAS_STATUS_ALLOC_FAILED.
+EXHAUSTED = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+)
 
 _LIBC = ctypes.CDLL(None)
 
@@ -17,14 +29,22 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available: int = psutil.virtual_memory().available
-    try:
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        statistics = dict(map(str.split, (CGROUP / "memory.stat").read_text().splitlines()))
-        # Files that were read, such as weights, count as used, but make room when asked to.
-        return min(available, limit - used + int(statistics["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
-        return available
+    import psutil  # a GPU does not need it
+
+    return min([int(psutil.virtual_memory().available), *_left_by_limits()])
+
+
+def _left_by_limits() -> Iterator[int]:
+    """The bytes that the memory limit of each control group leaves, a container's among them."""
+    for folder in cgroups.folders("memory"):
+        for limit, used, cached in CGROUP_FILES:
+            try:
+                maximum, current = (int((folder / name).read_text()) for name in (limit, used))
+                statistics = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+                # Files that were read, such as weights, count as used, but can be dropped.
+                yield maximum - current + int(statistics[cached])
+            except (OSError, ValueError, KeyError):  # no such files, or no limit ("max")
+                continue
 
 
 def is_exhausted(exc: BaseException) -> bool:

@@ -1,7 +1,8 @@
-"""Files on their way: results until Cog has sent them, and what Cog leaves of predictions."""
+"""Temporary files of a server: results until Cog has sent them, and inputs that Cog leaves."""
 
 import shutil
 import tempfile
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -11,72 +12,81 @@ from time import monotonic, time
 
 from musicgen.runtime.cancellation import current
 
-# Results: Cog reads a file as soon as a prediction has returned it, but says nobody when it has.
+# Cog reads a result right after the prediction returns, without telling us when it has finished.
 KEEP_SECONDS = 120.0
-# Inputs, which are read when a prediction begins, and Cog's folders.
+# Age at which inputs and Cog's folders are removed. Inputs are read when a prediction begins.
 LEFTOVER_SECONDS = 600.0
-# Cog makes <id>/inputs and <id>/outputs here for each prediction, empty, and leaves them.
+# For each prediction Cog creates <id>/inputs and <id>/outputs here, and never removes them.
 COG_FOLDER = Path("/tmp/coglet/predictions")
 
 
 class ResultFiles:
-    """Where the files of predictions wait to be sent. Whichever prediction begins sweeps it."""
+    """Folders for the results of predictions, each swept after KEEP_SECONDS by a later one."""
 
     def __init__(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="musicgen-"))
         self._inputs = self._root / "inputs"
         self._inputs.mkdir()
-        self._sent: deque[tuple[float, Path]] = deque()  # oldest first
+        self._lock = threading.Lock()
+        self._returned: deque[tuple[float, Path]] = deque()  # oldest first
         self._swept = monotonic()
-        # With its last contents, when the process ends.
+        # The rest is removed when the process ends.
         weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
 
     def receive_inputs(self) -> None:
-        """Let this process make its temporary files here: Cog leaves those of failed downloads."""
+        """Make this folder the process's temporary folder: Cog leaves failed downloads there."""
         tempfile.tempdir = str(self._inputs)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A fresh folder for one prediction; removed at once if that fails or is given up."""
+        """A new folder for one prediction, removed at once if that fails or is cancelled."""
         self._sweep()
         folder = Path(tempfile.mkdtemp(dir=self._root))
         try:
             yield folder
             current.get().check()
-        except BaseException:  # a cancellation is no Exception
+        except BaseException:  # CancelledError is not an Exception
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._sent.append((monotonic(), folder))
+        with self._lock:
+            self._returned.append((monotonic(), folder))
 
     def _sweep(self) -> None:
         now = monotonic()
-        with suppress(IndexError):  # another thread may have taken the last one
-            while self._sent[0][0] < now - KEEP_SECONDS:
-                shutil.rmtree(self._sent.popleft()[1], ignore_errors=True)
+        for folder in self._expired(now - KEEP_SECONDS):
+            shutil.rmtree(folder, ignore_errors=True)
         if self._swept < now - LEFTOVER_SECONDS / 10:
             self._swept = now
             sweep(self._inputs, COG_FOLDER)
 
+    def _expired(self, limit: float) -> list[Path]:
+        """Take the folders that were returned before `limit`. Predictions sweep side by side."""
+        folders = []
+        with self._lock:
+            while self._returned and self._returned[0][0] < limit:
+                folders.append(self._returned.popleft()[1])
+        return folders
+
 
 def sweep(inputs: Path, cog_folder: Path) -> None:
-    """Remove old files in `inputs`, and of Cog's folders those that are old and empty.
+    """Remove old files in `inputs`, and Cog's old empty folders.
 
-    Cog itself does not miss them, not even while their prediction runs.
+    Cog does not need an empty folder, not even while its prediction runs.
     """
     old = time() - LEFTOVER_SECONDS
-    for path in _older(inputs, old):
+    for path in _changed_before(inputs, old):
         if path.is_file():
             path.unlink(missing_ok=True)
-    for path in _older(cog_folder, old):
+    for path in _changed_before(cog_folder, old):
         for folder in (path / "inputs", path / "outputs", path):
-            with suppress(OSError):  # not empty, somebody else's, or gone already
+            with suppress(OSError):  # not empty, another user's, or gone already
                 folder.rmdir()
 
 
-def _older(folder: Path, than: float) -> Iterator[Path]:
-    """What was last changed before a time."""
+def _changed_before(folder: Path, limit: float) -> Iterator[Path]:
+    """The entries of a folder that were last changed before a time."""
     with suppress(OSError):
         for path in folder.iterdir():
             with suppress(OSError):
-                if path.stat().st_mtime < than:
+                if path.stat().st_mtime < limit:
                     yield path

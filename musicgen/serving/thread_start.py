@@ -1,10 +1,12 @@
-"""Starts every thread from one that nobody cancels, where Python cannot cancel one alone.
+"""Workaround for a race in CPython before 3.12 between starting and cancelling a thread.
 
-Cog fetches a prediction's files in threads that it starts anew. A cancel that comes at that time it
-raises in the thread which waits for them (PyThreadState_SetAsyncExc). Before Python 3.12 a thread
-that has been made and does not run yet has the identity of its maker, and is found first: it dies
-before it said that it runs, and its maker waits for ever, with the lock of all thread pools. No
-request would be answered any more.
+Cog downloads a prediction's inputs in threads that it starts for that. To cancel a download, it
+raises an exception in the thread that waits for them (PyThreadState_SetAsyncExc). Before Python
+3.12, a thread that is created but not yet running has its creator's identity and is found first:
+the new thread dies before it reports that it runs, and its creator waits forever, holding the lock
+of all thread pools. The server would not answer any more.
+
+Here a dedicated thread, which is never cancelled, starts all threads.
 """
 
 import os
@@ -18,7 +20,7 @@ _start = threading.Thread.start
 
 
 class Starter:
-    """Its thread starts those of all others."""
+    """A thread that starts the threads of all others."""
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[tuple[threading.Thread, _Answer]] = SimpleQueue()
@@ -27,8 +29,10 @@ class Starter:
         _start(self._thread)
 
     def start(self, thread: threading.Thread) -> None:
-        """As `thread.start()`, which raises RuntimeError if no thread can be made."""
-        if os.getpid() != self._process:  # a fork, in which the thread is not
+        """Like `thread.start()`, which raises RuntimeError if the system allows no more threads."""
+        forked = os.getpid() != self._process  # the starter's thread does not exist in a fork
+        # A finalizer that starts a thread may run in the starter itself.
+        if forked or threading.current_thread() is self._thread:
             _start(thread)
             return
         answer: _Answer = SimpleQueue()
@@ -46,10 +50,11 @@ class Starter:
                 answer.put(exc)
             else:
                 answer.put(None)
+            del thread, answer  # or the last thread would live until the next one starts
 
 
 def protect() -> None:
-    """From here on `Thread.start` is safe in this process, whoever calls it."""
+    """Make every `Thread.start` in this process safe. Does nothing from Python 3.12 on."""
     if sys.version_info < (3, 12) and threading.Thread.start is _start:
         starter = Starter()
 

@@ -1,26 +1,20 @@
-"""Puts one finished file into a Google Cloud Storage bucket; knows nothing of how it was made.
+"""Uploads a finished file to a Google Cloud Storage bucket.
 
-google.cloud is imported by the first upload, not with this module: a server that never
-uploads does not pay for it.
+google.cloud is imported by the first upload, not with this module: a server that never uploads
+starts faster.
 """
 
 import hmac
 import logging
 import os
-import socket
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
-from threading import Timer
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from musicgen.errors import InputError, UploadError
-
-if TYPE_CHECKING:
-    from requests import Session
+from musicgen.serving.sessions import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +22,9 @@ _CONTENT_TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav"}
 
 # Seconds between attempts: up to `initial`, doubled each time (the library adds the jitter).
 _BACK_OFF = {"initial": 0.5, "maximum": 8.0}
-# A connection that is silent for this long is given up and the attempt repeated (seconds).
+# After this many seconds of silence a connection is closed and the attempt repeated.
 _STALL = 20.0
-# Shortest wait for a socket, for the attempt that starts just before the deadline (seconds).
+# Shortest socket timeout in seconds, for an attempt that starts just before the deadline.
 _LAST_CALL = 0.1
 
 _REFUSALS = {
@@ -46,42 +40,60 @@ _REFUSALS = {
 }
 
 
+# JSON readers that keep numbers as doubles, JavaScript's among them, know no larger whole number.
+MAX_SONG_ID = 2**53
+
+
 @dataclass(frozen=True)
 class Bucket:
-    """Where songs go: objects are named `{prefix}{song_id}.{mp3|wav}`."""
+    """The bucket for songs; objects are named `{prefix}{song_id}.{mp3|wav}`."""
 
     name: str
     prefix: str = "songs/"
 
 
 @dataclass(frozen=True)
+class Song:
+    """Where one result is stored."""
+
+    bucket: Bucket
+    song_id: int
+
+
+@dataclass(frozen=True)
 class Upload:
-    """A stored song: `gs://bucket/object`, and the https URL for whoever may read it."""
+    """A stored song: `gs://bucket/object`, and its https URL, which needs permission to read."""
 
     gcs_uri: str
     url: str
 
 
-def settings(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """What `authorize` reads of the environment. The key leaves it with that: what this process
-    starts from now on (ffmpeg, a compiler, Google's command) does not inherit the secret."""
+def take_settings(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for `authorize`. Removes UPLOAD_KEY from the process's own environment.
+
+    Processes started later (ffmpeg, a compiler, Google's command) do not inherit the secret then.
+    """
     found = dict(environ)
     environ.pop("UPLOAD_KEY", None)
     return found
 
 
 def authorize(
-    song_id: int | None, key: str | None, environ: Mapping[str, str] = os.environ
-) -> Bucket | None:
-    """The bucket for `song_id`, if `key` equals the server's UPLOAD_KEY. Touches no network.
+    song_id: float | None, key: str | None, environ: Mapping[str, str] = os.environ
+) -> Song | None:
+    """The place of `song_id`, if `key` equals the server's UPLOAD_KEY. Does no network access.
 
-    Without a `song_id` there is nothing to store, and `key` is not looked at.
+    None without a `song_id`: nothing is stored, and `key` is ignored.
 
-    Raises InputError on `song_id` when the server is not set up for uploads, naming the
-    variable at fault, and on `key` when it is missing, empty or wrong. No message holds a key.
+    Raises InputError for `song_id` if the server is not configured for uploads, naming the wrong
+    variable, and for `key` if it is missing, empty or wrong. No message contains a key.
     """
     if song_id is None:
         return None
+    # JSON allows 7.0 where the schema says integer.
+    if not 0 <= song_id <= MAX_SONG_ID or song_id != int(song_id):
+        fix = f"Send a whole number from 0 to {MAX_SONG_ID}"
+        raise InputError("song_id", song_id, "out of range", fix)
     bucket = Bucket(environ.get("UPLOAD_BUCKET", ""), environ.get("UPLOAD_PREFIX", "songs/"))
     secret = environ.get("UPLOAD_KEY", "")
     faults = {
@@ -96,31 +108,30 @@ def authorize(
             "song_id",
             song_id,
             f"this server cannot upload: {found}",
-            "The operator must correct that; without song_id the audio comes in the reply",
+            "The operator must correct that; without song_id the response contains the audio",
         )
     if not key:
         raise InputError("key", key, "song_id needs a key", "Send the server's upload key")
-    # Bytes, as compare_digest refuses non-ASCII text; lone surrogates must not crash it either.
+    # compare_digest refuses non-ASCII text, so compare bytes; lone surrogates must not crash it.
     if not hmac.compare_digest(
         key.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass")
     ):
         raise InputError("key", "***", "wrong key", "Send the server's upload key")
-    return bucket
+    return Song(bucket, int(song_id))
 
 
-def deliver(
-    file: Path, bucket: Bucket | None, song_id: int | None, facts: Mapping[str, object]
-) -> dict[str, object]:
-    """The part of the answer that says where the audio is.
+def deliver(file: Path, song: Song | None, properties: Mapping[str, object]) -> dict[str, object]:
+    """Upload the file as `song`, if any; return the part of the response that holds the audio.
 
-    Without a bucket `audio` is the file itself. A failed upload loses nothing: `audio` is then the
-    file too, and `upload_error` says why.
+    `audio` is the URL of the upload, or the file itself without one. A failed upload loses
+    nothing: `audio` is the file, and `upload_error` gives the reason.
     """
-    if bucket is None or song_id is None:
+    if song is None:
         return {"audio": file}
-    answer: dict[str, object] = {"audio": file, "song_id": song_id}
+    answer: dict[str, object] = {"audio": file, "song_id": song.song_id}
     try:
-        stored = upload(file, bucket, song_id, {name: str(value) for name, value in facts.items()})
+        metadata = {name: str(value) for name, value in properties.items()}
+        stored = upload(file, song.bucket, song.song_id, metadata)
     except UploadError as exc:
         logger.error("%s", exc)
         return {**answer, "upload_error": str(exc)}
@@ -137,32 +148,32 @@ def upload(
 ) -> Upload:
     """Store the .mp3 or .wav file `path` as `song_id`, replacing an earlier one.
 
-    Errors that the client library calls transient are retried with back-off, until `deadline`
-    seconds have passed: then no attempt starts, and one that is under way is cut, even if it still
-    moves. The storage server verifies a checksum of the content, and keeps nothing of an attempt
-    that was cut.
+    Errors that the client library calls transient are retried with back-off until `deadline`
+    seconds have passed. Then no attempt starts, and a running one is aborted, even if data still
+    flows. The storage server verifies a checksum of the content and keeps nothing of an aborted
+    attempt.
 
-    Raises UploadError for whatever goes wrong, so that the caller can still hand out the audio.
+    Raises only UploadError, so that the caller can still return the audio.
     """
     end = monotonic() + deadline
     name = f"{bucket.prefix}{song_id}{path.suffix}"
-    # Otherwise every client also asks for the bucket's properties, in a thread that shares its
-    # connection; the right to write objects does not include that
+    # Otherwise every client also requests the bucket's properties, in a thread that shares its
+    # connection; permission to write objects does not cover that
     # (googleapis/google-cloud-python issues 17650 and 18116).
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     try:
         from google.cloud import storage
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        # No project: writing an object needs none, and not every credential names one.
-        with storage.Client(project=None) as client, _cut_after(deadline, client._http):
+        # Writing an object needs no project, and not every credential names one.
+        with storage.Client(project=None) as client, bounded(client._http, deadline):
             blob = client.bucket(bucket.name).blob(name)
             blob.metadata = dict(metadata)
-            # Caches keep public objects for an hour by default, which would hide a replacement.
+            # By default caches keep public objects for an hour, which would hide a replacement.
             blob.cache_control = "no-cache"
 
             def attempt() -> None:
-                """One whole upload; repeating it is safe, as it only replaces the object."""
+                """One whole upload. It can be repeated, because it only replaces the object."""
                 wait = min(_STALL, max(_LAST_CALL, end - monotonic()))
                 try:
                     blob.upload_from_filename(
@@ -173,7 +184,7 @@ def upload(
                         retry=None,
                     )
                 except JSONDecodeError as exc:
-                    raise ConnectionError("the answer ended too early") from exc
+                    raise ConnectionError("the response ended too early") from exc
 
             DEFAULT_RETRY.with_delay(**_BACK_OFF).with_timeout(end - monotonic())(attempt)()
             return Upload(f"gs://{bucket.name}/{name}", blob.public_url)
@@ -183,61 +194,18 @@ def upload(
         raise UploadError(message) from exc
 
 
-@contextmanager
-def _cut_after(seconds: float, session: "Session") -> Iterator[None]:
-    """Shut the connections that `session` opens down after so many seconds, whatever they do.
-
-    Timeouts do not do that: they begin anew with every few bytes that pass.
-    """
-    from requests.adapters import HTTPAdapter
-    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-
-    opened: list[socket.socket] = []
-
-    def noted(pool: Any) -> type:
-        class Connection(pool.ConnectionCls):  # type: ignore[misc]
-            def connect(self) -> None:
-                super().connect()
-                opened.append(self.sock)
-
-        return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
-
-    class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {
-                "http": noted(HTTPConnectionPool),
-                "https": noted(HTTPSConnectionPool),
-            }
-
-    def cut() -> None:
-        for connection in opened:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    session.mount("https://", Adapter())
-    session.mount("http://", Adapter())
-    timer = Timer(seconds, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _explain(exc: Exception) -> tuple[str, str]:
-    """What went wrong and how to fix it, quoting nothing that the storage service said."""
+    """The problem and its fix, without quoting the storage service."""
     from google.api_core.exceptions import GoogleAPICallError, RetryError
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 
     if isinstance(exc, RetryError):
-        last = _explain(exc.cause)[0] if isinstance(exc.cause, Exception) else "no answer"
+        last = _explain(exc.cause)[0] if isinstance(exc.cause, Exception) else "no response"
         return (
             f"every attempt until the deadline failed, the last with: {last}",
-            "Try again later; the operator must check the network if it goes on",
+            "Try again later; the operator must check the network if this continues",
         )
-    # The first that fits: the third is the base of the two above it.
+    # The first match counts: the third class is the base of the two above it.
     credentials = (
         (
             DefaultCredentialsError,

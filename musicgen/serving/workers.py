@@ -1,4 +1,4 @@
-"""The threads in which requests take their straight way, one each, while the server listens."""
+"""Worker threads: one for each request, while the event loop stays free."""
 
 import asyncio
 import contextvars
@@ -13,7 +13,7 @@ from musicgen.serving import thread_start
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# More than Cog ever lets in; a thread is made when none is idle.
+# Above any COG_MAX_CONCURRENCY. The pool creates a thread only when none is idle.
 THREADS = 1024
 
 
@@ -25,27 +25,27 @@ class Workers:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="request")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` returns, in a thread that logs and records metrics for the caller.
+        """Run `function` in a worker thread, in the caller's context; return its result.
 
-        If the caller is cancelled, so is the request's `Cancellation`; the function has cleaned up
-        when this raises.
+        The context carries Cog's log and metrics scope. If the caller is cancelled, the request's
+        `Cancellation` is cancelled, and this raises only after the function has cleaned up.
         """
         cancellation = Cancellation()
         context = contextvars.copy_context()
         context.run(current.set, cancellation)
 
-        def straight_way() -> T:
+        def work() -> T:
             try:
                 return context.run(function, *args, **kwargs)
             finally:
                 memory.give_back()
 
-        work = asyncio.get_running_loop().run_in_executor(self._threads, straight_way)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
-            return await asyncio.shield(work)
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
             cancellation.cancel()
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # which nobody else asks for
+            await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # marks it as retrieved; asyncio would log it otherwise
             raise

@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, that its systems decode the same thing, what it reports."""
+"""The benchmark: its counts, the equivalence of its systems, and its reports."""
 
 import json
 from itertools import pairwise
@@ -10,9 +10,9 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import report, systems
 from benchmarks.machine import Bandwidth, PeakMemory
-from benchmarks.measure import Done, Stopwatch, make_plan, measure
+from benchmarks.measure import Done, Stopwatch, choose_method, measure
 from benchmarks.systems import SYSTEMS
-from benchmarks.work import CONFIGS, Storage, Work, random_state, step_bytes
+from benchmarks.work import CONFIGS, Storage, Work, random_state_dict, step_bytes
 from musicgen.decoder import kernels
 from musicgen.decoder.lm import LM, Cache
 
@@ -25,7 +25,7 @@ def tiny(model="tiny", batch=1, seconds=1.0):
 
 
 def distinct(state):
-    """Larger weights, so that logits differ."""
+    """Returns larger weights, so that logits differ."""
     return {name: value * 8 if value.dim() > 1 else value for name, value in state.items()}
 
 
@@ -33,9 +33,9 @@ def distinct(state):
 def document():
     arguments = "--model tiny --seconds 1 --batch 1 2 --device cpu --repeats 2 --steps 3"
     options = command.parse(arguments.split())
-    roof = Bandwidth(20e9, "by hand")
+    bandwidth = Bandwidth(20e9, "given by the test")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command.machine, "bandwidth", lambda device: roof)
+        patch.setattr(command.machine, "bandwidth", lambda device: bandwidth)
         return command.run(options)
 
 
@@ -54,14 +54,14 @@ def test_more_clips_read_the_weights_once():
     assert three - two == two - one < 0.2 * one
 
 
-def test_a_document_holds_a_record_for_every_contender_and_batch(document):
+def test_a_document_has_a_record_for_every_system_and_batch(document):
     found = [(record["batch"], record["system"]) for record in document["results"]]
     assert found == [(batch, name) for batch in (1, 2) for name in SYSTEMS]
     assert document["steps"] == 53
     assert json.loads(json.dumps(document)) == document
 
 
-def test_figures_agree_with_each_other(document):
+def test_the_figures_of_a_record_are_consistent(document):
     for record in document["results"]:
         if record["status"] != report.MEASURED:
             continue
@@ -77,7 +77,7 @@ def test_figures_agree_with_each_other(document):
         assert record["peak_memory_gb"] is None or record["peak_memory_gb"] >= 0
 
 
-def test_ratios_are_to_this_engine_in_the_same_batch(document):
+def test_speedups_compare_with_this_engine_in_the_same_batch(document):
     for batch in (1, 2):
         results = {r["system"]: r for r in document["results"] if r["batch"] == batch}
         assert results["ours"]["ours_is_faster_by"] == 1
@@ -86,7 +86,7 @@ def test_ratios_are_to_this_engine_in_the_same_batch(document):
         assert ratio == pytest.approx(medians[0] / medians[1])
 
 
-def test_what_compiles_on_cuda_only_is_absent_on_the_cpu(document):
+def test_a_system_that_compiles_on_cuda_only_is_absent_on_the_cpu(document):
     record = next(r for r in document["results"] if r["system"] == "transformers static")
     assert record["status"] == report.ABSENT
     assert "CUDA only" in record["reason"]
@@ -97,31 +97,31 @@ def test_what_compiles_on_cuda_only_is_absent_on_the_cpu(document):
 @pytest.mark.parametrize(
     ("raised", "status"), [(ImportError("No module"), "absent"), (RuntimeError("broke"), "failed")]
 )
-def test_a_peer_that_cannot_run_has_no_figures(monkeypatch, raised, status):
+def test_a_baseline_that_cannot_run_has_no_figures(monkeypatch, raised, status):
     def build(work, state):
         raise raised
 
     monkeypatch.setitem(SYSTEMS, "audiocraft", build)
-    record = command.compete("audiocraft", tiny(), {}, None, None)
+    record = command.run_system("audiocraft", tiny(), {}, None, None)
     assert (record["status"], set(record)) == (status, {"system", "batch", "status", "reason"})
     assert str(raised) in record["reason"]
 
 
-def test_this_engine_must_run(monkeypatch):
+def test_an_error_of_this_engine_ends_the_benchmark(monkeypatch):
     def build(work, state):
         raise RuntimeError("broke")
 
     monkeypatch.setitem(SYSTEMS, "ours", build)
     with pytest.raises(RuntimeError, match="broke"):
-        command.compete("ours", tiny(), {}, None, None)
+        command.run_system("ours", tiny(), {}, None, None)
 
 
-def test_a_batch_that_does_not_fit_leaves_the_others(monkeypatch):
+def test_a_batch_that_does_not_fit_is_recorded_as_failed(monkeypatch):
     def build(work, state):
         raise torch.OutOfMemoryError("tried to allocate too much")
 
     monkeypatch.setitem(SYSTEMS, "ours", build)
-    record = command.compete("ours", tiny(batch=32), {}, None, None)
+    record = command.run_system("ours", tiny(batch=32), {}, None, None)
     assert record["status"] == report.FAILED
     assert "too much" in record["reason"]
 
@@ -132,9 +132,9 @@ def test_a_batch_that_does_not_fit_leaves_the_others(monkeypatch):
     [*list(SYSTEMS.values())[:3], systems.transformers_with_static_cache],
     ids=lambda build: build.__name__,
 )
-def test_contenders_decode_from_nothing_and_from_a_prompt(model, build):
+def test_systems_decode_with_and_without_an_audio_prompt(model, build):
     work = tiny(model, batch=2)
-    system = build(work, random_state(work.config))
+    system = build(work, random_state_dict(work.config))
     for prompt in (None, work.prompt(20)):
         watch = Stopwatch((1, 4), CPU)
         watch.start()
@@ -145,19 +145,19 @@ def test_contenders_decode_from_nothing_and_from_a_prompt(model, build):
 
 @pytest.mark.parametrize("build", list(SYSTEMS.values())[:2], ids=lambda build: build.__name__)
 @pytest.mark.parametrize("frames", [0, 20])
-def test_a_clip_takes_the_steps_that_are_counted(build, frames):
+def test_a_clip_takes_as_many_steps_as_the_workload_counts(build, frames):
     work = tiny()
     ticks = []
-    system = build(work, random_state(work.config))
+    system = build(work, random_state_dict(work.config))
     system.decode(work.prompt(frames) if frames else None, lambda: ticks.append(1))
     assert len(ticks) == work.steps - frames
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-stereo-melody"])
-def test_audiocraft_decodes_the_same_codes(monkeypatch, model):
+def test_this_engine_and_audiocraft_decode_the_same_codes(monkeypatch, model):
     monkeypatch.setattr(systems, "TOP_K", 1)
     work = tiny(model, batch=2)
-    state = distinct(random_state(work.config))
+    state = distinct(random_state_dict(work.config))
     builds = (systems.ours, systems.audiocraft)
     mine, theirs = (build(work, state).decode(None, lambda: None) for build in builds)
     assert torch.equal(torch.stack(mine), theirs)
@@ -165,10 +165,10 @@ def test_audiocraft_decodes_the_same_codes(monkeypatch, model):
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-stereo-melody"])
-def test_transformers_has_the_same_weights(model):
-    """Logits of one step after the conditions."""
+def test_transformers_computes_the_same_logits(model):
+    """Compares the logits of one step after the conditions."""
     work = tiny(model)
-    config, state = work.config, distinct(random_state(work.config))
+    config, state = work.config, distinct(random_state_dict(work.config))
     both = torch.stack([work.condition(), torch.zeros_like(work.condition())])
     prefix, cross = (None, both) if work.cross_length else (both, None)
     tokens = work.prompt(1).T  # [1, K]
@@ -190,43 +190,43 @@ def test_transformers_has_the_same_weights(model):
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_weights_are_always_the_same_and_lose_nothing_as_float16():
+def test_random_weights_are_reproducible_and_float16():
     config = CONFIGS["tiny"]
-    first, second = random_state(config), random_state(config)
+    first, second = random_state_dict(config), random_state_dict(config)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {tensor.dtype for tensor in first.values()} == {torch.float16}
 
 
-def test_windows_stand_for_the_clip():
+def test_timed_calls_are_centred_on_the_clip():
     work = Work("small", 30, 1, CPU)
-    plan = make_plan(work, repeats=5)
-    middles = [w.prompt + (w.marks[0] + w.marks[-1]) / 2 for w in plan.windows]
+    method = choose_method(work, repeats=5)
+    middles = [c.prompt + (c.marks[0] + c.marks[-1]) / 2 for c in method.calls]
     assert sum(middles) / len(middles) == pytest.approx(work.steps / 2, abs=1)
-    for window in plan.windows:
-        assert {b - a for a, b in pairwise(window.marks)} == {plan.chunk}
-        assert 0 <= window.prompt < work.frames
-        assert window.prompt + window.marks[-1] <= work.steps
+    for call in method.calls:
+        assert {b - a for a, b in pairwise(call.marks)} == {method.chunk}
+        assert 0 <= call.prompt < work.frames
+        assert call.prompt + call.marks[-1] <= work.steps
 
 
 def test_a_short_clip_is_timed_whole():
     work = tiny()
-    plan = make_plan(work, repeats=2)
-    assert plan.full
-    timing = measure(systems.ours(work, random_state(work.config)), work, plan)
+    method = choose_method(work, repeats=2)
+    assert method.full
+    timing = measure(systems.ours(work, random_state_dict(work.config)), work, method)
     assert timing.measured_steps == 2 * (work.steps - 1)
     assert len(timing.steps) == 2
 
 
-def test_memory_is_what_was_added():
+def test_peak_memory_counts_only_added_memory():
     memory = PeakMemory(CPU)
     if memory.before is None:
-        pytest.skip("resident memory's high-water mark cannot be reset here")
+        pytest.skip("the high-water mark of resident memory cannot be reset here")
     assert memory.bytes() < 32 << 20
     torch.ones(128 << 20, dtype=torch.uint8)
-    assert 96 << 20 < memory.bytes() < 192 << 20  # although it is free again
+    assert 96 << 20 < memory.bytes() < 192 << 20  # the peak stays after the tensor is freed
 
 
-def test_saved_documents_make_the_table(document, tmp_path):
+def test_the_table_is_made_of_saved_documents(document, tmp_path):
     path = report.save({**document, "device": "Some CPU (R), 2 threads"}, tmp_path)
     assert path.name == "tiny-some-cpu-r-2-threads.json"
     head, _, *rows = report.markdown(tmp_path).splitlines()
@@ -236,18 +236,18 @@ def test_saved_documents_make_the_table(document, tmp_path):
     assert rows[0].endswith("| absent |")
 
 
-def test_a_folder_without_results_makes_an_empty_table(tmp_path):
+def test_without_saved_results_the_table_is_empty(tmp_path):
     assert len(report.markdown(tmp_path).splitlines()) == 2
 
 
 @pytest.mark.parametrize("arguments", ["--seconds 31", "--seconds 0", "--model huge"])
-def test_wrong_options_are_refused(arguments, capsys):
+def test_invalid_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         command.parse(arguments.split())
     assert "error" in capsys.readouterr().err
 
 
-def test_the_command_ends_with_a_line_of_json(monkeypatch, capsys, document):
+def test_the_last_line_of_the_output_is_json(monkeypatch, capsys, document):
     monkeypatch.setattr(command, "run", lambda options: document)
     monkeypatch.setattr(command, "sys", SimpleNamespace(argv=["bench"], stderr=command.sys.stderr))
     command.main()

@@ -1,17 +1,20 @@
-"""scripts/soak: it runs against a real server, and it notices what grows."""
+"""scripts/soak runs against a real server and reports growth."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+import musicgen
 from benchmarks.soak import MINUTES_FOR_FILES, SAMPLES, Sample, ages, grown, soak
 
 FLAT = Sample(0.0, 0, 0, 1000.0, 30, 100, 50, 3, 0.5, 0.5)
 
 
 def series(minutes, **slopes):
-    """Samples of a run in which some things grow by so much a sample."""
+    """Samples of a run in which the named measurements grow by a slope for each sample."""
     return [
         replace(
             FLAT,
@@ -22,7 +25,7 @@ def series(minutes, **slopes):
     ]
 
 
-def test_what_is_flat_has_not_grown():
+def test_flat_measurements_have_not_grown():
     assert grown(series(60)) == []
 
 
@@ -38,7 +41,7 @@ def test_what_is_flat_has_not_grown():
         ("latency", 0.05),
     ],
 )
-def test_what_grows_is_named(name, slope):
+def test_a_growing_measurement_is_named(name, slope):
     [finding] = grown(series(60, **{name: slope}))
     assert finding.startswith(f"{name} grew from ")
 
@@ -47,7 +50,7 @@ def test_files_are_judged_only_in_runs_longer_than_they_are_kept():
     assert grown(series(MINUTES_FOR_FILES - 1, files=3)) == []
 
 
-def test_files_that_go_while_they_are_counted_do_not_count(tmp_path):
+def test_files_that_are_deleted_during_the_count_are_skipped(tmp_path):
     for number in range(20):
         (tmp_path / f"folder-{number}").mkdir()
         (tmp_path / f"folder-{number}" / "file").touch()
@@ -57,6 +60,13 @@ def test_files_that_go_while_they_are_counted_do_not_count(tmp_path):
         shutil.rmtree(folder)
     assert list(found) == []
     assert list(ages(tmp_path)) == []
+
+
+def test_the_version_is_printed_without_torch():
+    check = "import sys, benchmarks.soak as s; sys.argv = ['soak', '--version']\ntry: s.main()\n"
+    check += "finally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"musicgen {musicgen.__version__}\n")
 
 
 def test_a_short_soak_finds_nothing_wrong(checkpoints, capsys, monkeypatch):

@@ -4,15 +4,15 @@ import io
 import ipaddress
 import ssl
 import tarfile
-import threading
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from random import Random
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from web import listening
 
 from musicgen.checkpoints import checkpoint as weights
 from musicgen.checkpoints import folders
@@ -67,21 +67,14 @@ class Handler(BaseHTTPRequestHandler):
 def web(certificate, tmp_path, monkeypatch):
     """An https server on loopback that this process trusts. It serves `web.files` and
     `web.redirects`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.files, server.redirects, server.requests, server.cut = {}, {}, 0, None
-    server.url = f"https://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(folders, "WEIGHTS", tmp_path / "weights")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with listening(Handler, context) as server:
+        server.files, server.redirects, server.requests, server.cut = {}, {}, 0, None
+        yield server
 
 
 def tar_of(folder, name=".", mode="w"):
@@ -173,22 +166,15 @@ def test_other_schemes_are_refused():
 @pytest.mark.parametrize("scheme", ["http", "ftp", "file"])
 def test_a_redirect_to_another_scheme_is_refused(web, checkpoints, tmp_path, scheme):
     """The target would send the same tar, over a connection that anyone on the path can change."""
-    plain = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    plain.files, plain.redirects, plain.requests, plain.cut = {}, {}, 0, None
-    plain.files["/text.tar"] = tar_of(checkpoints["text"])
-    thread = threading.Thread(target=plain.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(Handler) as plain:
+        plain.files, plain.redirects, plain.requests, plain.cut = {}, {}, 0, None
+        plain.files["/text.tar"] = tar_of(checkpoints["text"])
         web.redirects["/a.tar"] = f"{web.url}/b.tar"
         web.redirects["/b.tar"] = f"{scheme}://127.0.0.1:{plain.server_port}/text.tar"
         with pytest.raises(
             WeightsError, match=r"a\.tar could not .*(https only|not allowed)"
         ) as caught:
             folders.resolve(f"{web.url}/a.tar?signature=secret")
-    finally:
-        plain.shutdown()
-        plain.server_close()
-        thread.join()
     assert "secret" not in str(caught.value)
     assert plain.requests == 0
     assert list((tmp_path / "weights").iterdir()) == []

@@ -139,7 +139,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 
 def test_verify_reports_each_check(converted, upstream):
     lines = "\n".join(verify(converted))
-    assert "8 files are as they were written" in lines
+    assert "8 files match manifest.json" in lines
     assert "2 layers x 64, 4 codebooks" in lines
     assert "2 s of 1-channel audio" in lines
     assert "hashes: none" in next(verify(upstream))

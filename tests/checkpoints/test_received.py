@@ -250,5 +250,5 @@ def test_verify_finds_weights_that_the_manifest_does_not_list(checkpoints, tmp_p
     convert(checkpoints["text"], tmp_path / "out")
     shutil.copy(checkpoints["text"] / LM_FILE, tmp_path / "out" / name)
     (tmp_path / "out" / "README.md").write_text("Other files may be there.")
-    with pytest.raises(WeightsError, match=rf"may mix two models: {name}\. Move"):
+    with pytest.raises(WeightsError, match=rf"files of another model.*: {name}\. Remove"):
         list(verify(tmp_path / "out"))

@@ -1,29 +1,35 @@
-"""The commands of scripts/, run as a user runs them."""
+"""The commands in scripts/, run as a user runs them."""
 
 import json
 import os
+import pty
 import re
+import shutil
 import signal
+import socket
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import av
-import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import sounds
 
+import musicgen
 from musicgen.checkpoints import folders
-from musicgen.commands import cli, server
+from musicgen.commands import cli, options, server
+from musicgen.commands.client import Client, RefusedError
 from musicgen.errors import MusicGenError
-from training import configs
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(checkpoint, *arguments, cwd=ROOT):
-    """scripts/<command> to its end."""
+    """Run scripts/<command> to its end."""
     return subprocess.run(
         [ROOT / "scripts" / arguments[0], *arguments[1:]],
         cwd=cwd,
@@ -90,40 +96,178 @@ def test_a_failed_prediction_is_one_line_and_a_status(checkpoints, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path):
-    done = run(tmp_path / "nothing", "predict", "-i", "duration=1")
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_a_folder_without_a_checkpoint_is_refused_before_a_server_starts(tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, problem in (
+        ("nothing", "does not exist"),
+        ("empty", "is not a checkpoint"),
+        ("file", "is a file"),
+    ):
+        done = run(tmp_path / name, command)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: ")
+        assert f"{tmp_path / name} {problem}" in done.stderr
+
+
+def test_serve_ends_with_the_reason_if_the_checkpoint_is_damaged(checkpoints, tmp_path):
+    shutil.copytree(checkpoints["text"], tmp_path / "damaged")
+    (tmp_path / "damaged" / "state_dict.bin").write_bytes(b"x")
+    done = run(tmp_path / "damaged", "serve", "--port", str(server.free_port()))
     assert done.returncode == 1
-    assert f"The checkpoint folder {tmp_path / 'nothing'} does not exist" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: The server could not start: ")
+    assert "state_dict.bin" in last
 
 
-def test_serve_runs_until_it_is_told_to_stop(checkpoints):
-    port = server.free_port()
-    process = subprocess.Popen(
-        [ROOT / "scripts" / "serve", "--port", str(port), "--weights", checkpoints["text"]],
-        stderr=subprocess.PIPE,
+@pytest.mark.parametrize("command", ["serve", "play", "cluster"])
+def test_a_port_in_use_is_reported_first(command):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = run("", command, "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: Port {port} of 127.0.0.1 cannot be used: address already in use. "
+        "Choose another with --port.\n"
     )
-    try:
-        server.wait_until_ready(f"http://127.0.0.1:{port}", process)
-        body = {"input": {"duration": 1}}
-        answer = httpx.post(f"http://127.0.0.1:{port}/predictions", json=body, timeout=None)
-        assert answer.json()["output"]["model"] == "text"
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-        process.stderr.close()
 
 
-@pytest.mark.parametrize("kind", configs.KINDS)
-def test_tiny_checkpoints_are_the_same_every_time(checkpoints, tmp_path, kind):
-    done = run("", "weights", "tiny", str(tmp_path / "w"), "--kind", kind)
-    assert done.returncode == 0, done.stderr
-    made = {path.relative_to(tmp_path / "w"): path for path in (tmp_path / "w").rglob("*.*")}
-    for name in ("state_dict.bin", "compression_state_dict.bin", "t5-base/model.safetensors"):
-        assert made[Path(name)].read_bytes() == (checkpoints[kind] / name).read_bytes()
-    assert (Path("htdemucs.th") in made) == ("melody" in kind)
+def started(checkpoint, *command, **environment):
+    """A command in a process group of its own, as of a terminal, with stdout and stderr merged."""
+    return subprocess.Popen(
+        [ROOT / "scripts" / command[0], *command[1:]],
+        env={**os.environ, "MUSICGEN_WEIGHTS": str(checkpoint), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
-def test_verify_passes_on_the_demo_that_it_checks_by_default():
+def lines_until(process, text):
+    """The lines of its output up to the one that has a text."""
+    lines = []
+    while not lines or text not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    return lines
+
+
+def test_serve_says_when_it_is_ready_and_logs_a_line_for_each_request(checkpoints, tmp_path):
+    port = server.free_port()
+    command = ["serve", "--port", str(port), "--weights", str(checkpoints["text"])]
+    with started("/nowhere", *command, TMPDIR=str(tmp_path), COG_WEIGHTS="/nowhere") as process:
+        url = f"http://127.0.0.1:{port}"
+        before = lines_until(process, "Ready: ")
+        assert before == [f"Ready: {url} (API reference: {url}/docs, ctrl-C stops it)\n"]
+        cog = Client(url)
+        assert cog.predict({"duration": 1, "seed": 5}, "mine").facts["model"] == "text"
+        with pytest.raises(RefusedError):
+            cog.predict({"continuation": True}, "bad")
+        good, bad = lines_until(process, "bad failed")
+        assert re.fullmatch(r"\S+ mine succeeded after \d+\.\d s, seed 5\n", good)
+        assert "continuation=True: there is no input_audio" in bad
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.read() == ""
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_ends_with_its_command_even_if_that_is_killed(checkpoints):
+    port = server.free_port()
+    with started(checkpoints["text"], "serve", "--port", str(port)) as process:
+        lines_until(process, "Ready: ")
+        servers = psutil.Process(process.pid).children(recursive=True)
+        assert servers
+        process.kill()
+        psutil.wait_procs(servers)
+
+
+def test_an_interrupted_prediction_ends_without_traceback_or_leftovers(checkpoints, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    command = ["predict", "-i", "duration=300", "-o", str(tmp_path / "out")]
+    with started(checkpoints["text"], *command, TMPDIR=str(tmp_path / "tmp")) as process:
+        lines_until(process, "seed: ")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.read() == ""
+    assert process.returncode == 130
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_inputs_are_checked_before_a_server_starts(checkpoints, tmp_path, monkeypatch):
+    def running(*_):
+        raise AssertionError("a server was started")
+
+    monkeypatch.setattr(server, "running", running)
+    for arguments in (["-i", "promt=x"], ["-i", "duration=four"], ["-o", str(ROOT / "README.md")]):
+        with pytest.raises(MusicGenError):
+            cli.predict(arguments)
+
+
+def test_cog_weights_may_be_relative_and_weights_overrides_it(checkpoints, monkeypatch):
+    monkeypatch.chdir(checkpoints["text"].parent)
+    monkeypatch.setenv("COG_WEIGHTS", "text")
+    monkeypatch.setenv("MUSICGEN_WEIGHTS", "/nowhere")
+    assert options.choose_weights(None) == str(checkpoints["text"])
+    assert os.environ["COG_WEIGHTS"] == str(checkpoints["text"])
+    assert options.choose_weights(Path("stereo")) == str(checkpoints["stereo"])
+    assert "COG_WEIGHTS" not in os.environ
+    monkeypatch.setenv("COG_WEIGHTS", "https://host/weights.tar")
+    assert options.choose_weights(None) == "https://host/weights.tar"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_a_cog_folder_of_another_user_is_named_with_the_way_around():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        code = f"""
+import os
+import pty
+from pathlib import Path
+from musicgen.commands import server
+os.setuid(65534)
+server.check_cog_folder(Path({folder!r}, "predictions"))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"{folder} belongs to root and is not writable for you" in done.stderr
+    assert f"chmod -R a+rwX {folder}" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "serve", "play", "cluster", "weights", "soak"])
+def test_help_and_version_install_nothing_and_need_only_a_python(tmp_path, command):
+    for name in ("scripts", "musicgen", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("predict.py", "songstarter.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    bare = tmp_path / "bin" / "python3"
+    bare.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).resolve()}" -S "$@"\n')
+    bare.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    for option, expected in (("--help", "usage: scripts/"), ("--version", "musicgen ")):
+        done = subprocess.run(
+            [tmp_path / "scripts" / command, option],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.startswith(expected), done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_verify_finds_files_of_a_second_model(tmp_path, checkpoints):
+    shutil.copytree(folders.DEFAULT, tmp_path / "mixed")
+    shutil.copy(checkpoints["text"] / "state_dict.bin", tmp_path / "mixed")
+    done = run("", "weights", "verify", str(tmp_path / "mixed"))
+    assert done.returncode == 1
+    assert "has files of another model" in done.stderr
+    assert "state_dict.bin" in done.stderr
+
+
+def test_verify_checks_the_demo_by_default():
     done = run("", "weights", "verify")
     assert done.returncode == 0, done.stderr
     checks = [line.partition(":")[0] for line in done.stdout.splitlines()]
@@ -131,33 +275,29 @@ def test_verify_passes_on_the_demo_that_it_checks_by_default():
     assert checks[-1].endswith("demo is good.")
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["commands.cli predict", "commands.cli serve", "commands.cli weights", "page", "cluster"],
+)
+def test_every_command_has_a_version_and_prints_it_without_torch(module):
+    check = """
+import runpy, sys
+sys.argv = sys.argv[1:] + ["--version"]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+finally:
+    assert "torch" not in sys.modules
+"""
+    name, *command = module.split()
+    arguments = [sys.executable, "-c", check, f"musicgen.{name}", *command]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"musicgen {musicgen.__version__}\n")
+
+
 def test_setup_is_silent_when_nothing_changed():
     for _ in range(2):
         done = run("", "setup")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-FIELDS = {"duration": {"type": "integer"}, "prompt": {"type": "string"}, "key": {}}
-
-
-@pytest.mark.parametrize(
-    ("item", "expected"),
-    [
-        ("duration=4", ("duration", 4)),
-        ("duration=x", ("duration", "x")),
-        ("prompt=4", ("prompt", "4")),
-        ("prompt=a=b", ("prompt", "a=b")),
-        ("prompt=", ("prompt", "")),
-    ],
-)
-def test_inputs_have_their_fields_type(item, expected):
-    assert cli.read_input(item, FIELDS) == expected
-
-
-@pytest.mark.parametrize("item", ["duration", "size=3"])
-def test_an_unknown_input_names_the_known_ones(item):
-    with pytest.raises(MusicGenError, match="one of duration, prompt, key"):
-        cli.read_input(item, FIELDS)
 
 
 def blocks(text):
@@ -179,3 +319,14 @@ def test_every_command_of_the_readme_exists():
     text = (ROOT / "README.md").read_text()
     for name in set(re.findall(r"scripts/(\w+(?:/\w+)?)", text)):
         assert os.access(ROOT / "scripts" / name, os.X_OK), name
+
+
+def test_cogs_log_has_colours_on_a_terminal_only():
+    code = "from musicgen.commands import server; print(server.prepare('predict', '', 0)[1])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "'NO_COLOR': '1'" in done.stdout
+    inner, outer = pty.openpty()
+    with os.fdopen(inner), os.fdopen(outer) as terminal:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    assert "NO_COLOR" not in done.stdout

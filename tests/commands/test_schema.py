@@ -1,4 +1,4 @@
-"""Both predictors match the contract; no Input has a form that Cog's static parser misreads."""
+"""Both predictors match the contract, and no Input has a form that Cog's parser misreads."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from musicgen.commands.schema import SchemaError, concurrency, openapi, write
 ROOT = Path(__file__).parents[2]
 PREDICTORS = ["predict", "songstarter"]
 
-FACE = """
+SOURCE = """
 class Predictor(BasePredictor):
     def predict(self, size: int = Input(description="How big.", default=8, ge=1)) -> dict:
         pass
@@ -18,14 +18,14 @@ class Predictor(BasePredictor):
 
 
 def without_descriptions(document):
-    """The document less the inputs' descriptions, which the contract leaves to us."""
+    """The document without the inputs' descriptions, which the contract does not fix."""
     for schema in document["components"]["schemas"]["Input"]["properties"].values():
         schema.pop("description", None)
     return document
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
-def test_face_equals_the_contract(predictor):
+def test_a_predictor_equals_the_contract(predictor):
     contract = json.loads((ROOT / "tests" / "contract" / f"{predictor}.openapi.json").read_text())
     generated = openapi((ROOT / f"{predictor}.py").read_text())
     assert without_descriptions(generated) == contract
@@ -42,7 +42,7 @@ def test_every_input_has_a_description_of_one_line(predictor):
         assert "\n" not in schema["description"]
 
 
-def test_faces_share_their_fields_descriptions():
+def test_the_predictors_share_their_inputs_descriptions():
     both = [openapi((ROOT / f"{predictor}.py").read_text()) for predictor in PREDICTORS]
     predict, songstarter = (d["components"]["schemas"]["Input"]["properties"] for d in both)
     differ = {n for n in songstarter if songstarter[n]["description"] != predict[n]["description"]}
@@ -72,17 +72,17 @@ def test_faces_share_their_fields_descriptions():
         ("Input(description", "Field(description"),
     ],
 )
-def test_what_cog_would_drop_or_garble_is_refused(good, bad):
-    assert openapi(FACE)
-    assert good in FACE
+def test_source_that_cog_would_drop_or_misread_is_refused(good, bad):
+    assert openapi(SOURCE)
+    assert good in SOURCE
     with pytest.raises(SchemaError):
-        openapi(FACE.replace(good, bad))
+        openapi(SOURCE.replace(good, bad))
 
 
 def test_field_without_default_is_required_and_optional_is_nullable():
-    required = openapi(FACE.replace(", default=8", ""))["components"]["schemas"]["Input"]
+    required = openapi(SOURCE.replace(", default=8", ""))["components"]["schemas"]["Input"]
     assert required["required"] == ["size"]
-    optional = openapi(FACE.replace(", default=8", "").replace("int =", "Optional[int] ="))
+    optional = openapi(SOURCE.replace(", default=8", "").replace("int =", "Optional[int] ="))
     inputs = optional["components"]["schemas"]["Input"]
     assert "required" not in inputs
     assert inputs["properties"]["size"]["nullable"] is True
@@ -90,12 +90,12 @@ def test_field_without_default_is_required_and_optional_is_nullable():
 
 def test_write_makes_the_folder_and_does_not_touch_an_equal_file(tmp_path):
     predictor, target = tmp_path / "predictor.py", tmp_path / ".cog" / "openapi_schema.json"
-    predictor.write_text(FACE)
+    predictor.write_text(SOURCE)
     write(predictor, target)
     before = target.stat().st_mtime_ns
     write(predictor, target)
     assert target.stat().st_mtime_ns == before
-    assert json.loads(target.read_text()) == openapi(FACE)
+    assert json.loads(target.read_text()) == openapi(SOURCE)
 
 
 DECORATED = """
@@ -107,13 +107,13 @@ class Predictor:
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
-def test_faces_may_be_asynchronous(kind):
+def test_predict_may_be_asynchronous(kind):
     document = openapi(DECORATED.format(kind=kind, decorator="@concurrent(max=8)"))
     assert "prompt" in document["components"]["schemas"]["Input"]["properties"]
 
 
 @pytest.mark.parametrize(("decorator", "limit"), [("", 1), ("@concurrent(max=8)", 8)])
-def test_the_concurrency_is_the_decorators(decorator, limit):
+def test_the_concurrency_is_read_from_the_decorator(decorator, limit):
     assert concurrency(DECORATED.format(kind="async def", decorator=decorator)) == limit
 
 

@@ -1,7 +1,7 @@
-"""A CUDA graph on paper: what a function did once, done again with the same tensors and numbers.
+"""A stand-in for CUDA graphs on the CPU: records a function's operations and repeats them.
 
-Like a graph it knows nothing of the host's part of the function: what was chosen, read or looked up
-while it was captured stays as it was. What a graph could not hold, or must not, raises.
+Like a CUDA graph it repeats only the operations on tensors: the host's choices and the numbers it
+read during the capture stay the same. Operations that a graph cannot or must not hold raise Unsafe.
 """
 
 import gc
@@ -14,17 +14,17 @@ from torch.utils._pytree import tree_leaves
 
 from musicgen.decoder.graph import WARM_UPS, Graphed
 
-# What hands a device's numbers to the host, which has to wait for them.
+# Calls that copy numbers from the device to the host, for which the host has to wait.
 WAITING_CALLS = {
     *("item", "tolist", "numpy", "cpu", "nonzero", "masked_select", "unique", "equal"),
     *("__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__"),
 }
 WAITING_OPS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
-FROM_HOST = {"lift_fresh"}  # of a tensor made of Python's numbers
+FROM_HOST = {"lift_fresh"}  # called for a tensor that is made from Python numbers
 
 
-class Unsafe(Exception):  # noqa: N818 - named after what it says of a step
-    """No graph could hold this, or a GPU would have to wait."""
+class Unsafe(Exception):  # noqa: N818 - the name describes a step
+    """The step cannot be captured, or the GPU would have to wait in it."""
 
 
 def storages(values):
@@ -36,7 +36,7 @@ def is_tensor(value):
 
 
 class NoWaiting(TorchFunctionMode):
-    """Whatever reads a number on the host raises."""
+    """Raises when a number is read on the host."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__name__", None) in WAITING_CALLS:
@@ -45,7 +45,7 @@ class NoWaiting(TorchFunctionMode):
 
 
 class Operations(TorchDispatchMode):
-    """Tells `seen(func, args, kwargs, result)` of every operation."""
+    """Calls `seen(func, args, kwargs, result)` for every operation."""
 
     def __init__(self, seen):
         super().__init__()
@@ -61,7 +61,7 @@ class Operations(TorchDispatchMode):
 
 
 def no_allocation():
-    """Inside, an operation whose result is new memory raises."""
+    """A context in which an operation that allocates memory for its result raises."""
 
     def seen(func, args, kwargs, result):
         if not func.is_view and storages(result) - storages((args, kwargs)):
@@ -88,7 +88,7 @@ class PaperGraph(Graphed):
 
 
 class Capture:
-    """What `function` does to tensors; it runs twice."""
+    """The tensor operations of `function`, which runs twice."""
 
     def __init__(self, function):
         self.done = []
@@ -112,7 +112,7 @@ class Capture:
 
 
 def leaves_nothing(function):
-    """Run it; raises if a tensor that it made is still there: the next replay would write to it."""
+    """Run `function`; raise if a tensor that it made survives, which a replay would overwrite."""
     made = []
 
     def see(func, args, kwargs, result):

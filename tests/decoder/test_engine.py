@@ -1,4 +1,4 @@
-"""The engine against audiocraft's own loop, and against itself in other company."""
+"""The engine's codes equal audiocraft's, and do not depend on the clips in the same batch."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def models(request):
 
 
 def engine(lm, **options):
-    return Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, prefix=16, **options)
+    return Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, max_prefix=16, **options)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -59,7 +59,7 @@ def test_codes_are_audiocrafts(models, case):
 
 
 def mixed_clips(config):
-    """Clips that differ in all that a clip can differ in."""
+    """Clips with different lengths, seeds, conditions, prompts and sampling settings."""
     return [
         clip(config, length=30, seed=1, text="1:5"),
         clip(config, length=30, seed=2, text="2:9", temperature=0.0, prompt=4),
@@ -70,43 +70,42 @@ def mixed_clips(config):
 
 
 WEIGHTS = {
-    "float32": (True, False, {}),
-    "float16 weights": (False, True, {}),
-    "int8 weights": (False, True, {"int8": True}),
+    "float32": (True, False),
+    "float16 weights": (False, True),
 }
 
 
 @pytest.fixture(scope="module", params=WEIGHTS)
 def mixed(request):
-    """An engine, clips, and the codes each gets on its own."""
-    cross, half, options = WEIGHTS[request.param]
+    """An engine, clips, and the codes of each clip decoded alone."""
+    cross, half = WEIGHTS[request.param]
     config = tiny_config(cross=cross)
-    made = engine(engine_lm(oracle_lm(config, half=half), config, **options))
+    made = engine(engine_lm(oracle_lm(config, half=half), config))
     clips = mixed_clips(config)
     return made, clips, [made.generate([one])[0] for one in clips]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [2, 2, 3], [1, 0]])
-def test_a_clip_decodes_beside_others_as_it_does_alone(mixed, order):
+def test_codes_do_not_depend_on_the_other_clips_in_the_batch(mixed, order):
     made, clips, alone = mixed
     together = made.generate([clips[i] for i in order])
     assert all(torch.equal(codes, alone[i]) for codes, i in zip(together, order, strict=True))
 
 
-def test_more_clips_than_a_batch_holds(mixed):
+def test_more_clips_than_slots_are_all_decoded(mixed):
     made, clips, alone = mixed
     together = made.generate([clips[3]] * 30 + [clips[0]] * 5)
     assert all(torch.equal(codes, alone[3]) for codes in together[:30])
     assert all(torch.equal(codes, alone[0]) for codes in together[30:])
 
 
-def test_seeds_tell_clips_apart(mixed):
+def test_different_seeds_give_different_codes(mixed):
     made, clips, alone = mixed
     other = made.generate([replace(clips[0], seed=99)])[0]
     assert not torch.equal(other, alone[0])
 
 
-def test_float16_weights_decode_the_same_greedy_codes():
+def test_float16_weights_give_audiocrafts_greedy_codes():
     config = tiny_config()
     oracle = oracle_lm(config, half=True)
     asked = clip(config, length=60, temperature=0.0)
@@ -144,7 +143,7 @@ def test_an_exception_from_progress_leaves_the_engine_usable(mixed):
     assert torch.equal(made.generate([clips[0]])[0], alone[0])
 
 
-def test_the_callers_tensors_stay_as_they_are(mixed):
+def test_prompt_codes_of_the_caller_are_not_changed(mixed):
     made, clips, _ = mixed
     prompt = clips[2].prompt_codes.clone()
     made.generate([clips[2]])
@@ -152,17 +151,18 @@ def test_the_callers_tensors_stay_as_they_are(mixed):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait for a value on the device."""
+    """Fails on operations that make the host wait for a value on the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func.name() not in {"aten::_local_scalar_dense", "aten::nonzero"}, func
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("ops", [kernels.cpu_ops(), kernels.TORCH], ids=["cpu", "torch"])
-def test_a_decode_step_waits_for_nothing(ops):
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_a_decode_step_does_not_wait_for_the_device(backend):
     config = tiny_config()
     lm = engine_lm(oracle_lm(config), config)
+    ops = kernels.cpu_ops(lm.team) if backend == "cpu" else kernels.TORCH
     state = State.empty(lm, 3, 16, 4)
     with torch.no_grad(), NoWaiting():
         decode_step(lm, ops, state, torch.tensor([0, 2]))
@@ -170,26 +170,24 @@ def test_a_decode_step_waits_for_nothing(ops):
         state.column[0].item()
 
 
-def test_masked_attention_decodes_what_sliced_attention_does():
-    """The operations that CUDA falls back to, on the CPU."""
+def test_pytorch_operations_give_audiocrafts_codes():
+    """The operations that CUDA uses without Triton, here on the CPU."""
     config = tiny_config()
     oracle = oracle_lm(config)
-    made = engine(engine_lm(oracle, config))
-    made.choose_ops = lambda clips: kernels.TORCH
+    made = engine(engine_lm(oracle, config), ops=kernels.TORCH)
     clips = [clip(config), clip(config, length=12, prompt=5, text="1:5", top_k=9)]
     for codes, asked in zip(made.generate(clips), clips, strict=True):
         assert torch.equal(codes, oracle_codes(oracle, asked))
 
 
-def test_captured_steps_of_whole_batches_decode_the_same(mixed, monkeypatch):
-    """CUDA's way, on the CPU: batches of fixed sizes, noise for many steps."""
+def test_captured_steps_give_the_same_codes(mixed, monkeypatch):
+    """As on CUDA, but on the CPU: batches of fixed sizes, noise for many steps."""
     made, clips, _ = mixed
     monkeypatch.setitem(NOISE_STEPS, "cpu", 32)
     alone = [engine(made.lm).generate([one])[0] for one in clips]
-    static = engine(made.lm, slots=6, eager=True)
-    static.static = True
+    static = engine(made.lm, slots=6, capture=True, eager=True)
     static.warm_up()
-    assert list(static._steps) == [1, 2, 4, 6]
+    assert list(static._captured) == [1, 2, 4, 6]
     for order in ([0], [0, 1, 2, 3, 4], [3, 1], [2]):
         together = static.generate([clips[i] for i in order])
         assert all(torch.equal(codes, alone[i]) for codes, i in zip(together, order, strict=True))
@@ -214,7 +212,7 @@ def test_windows(case):
 
 
 def test_a_prompt_longer_than_a_window_is_continued(mixed):
-    """Where audiocraft fails: as if the prompt were only what the windows see."""
+    """Audiocraft fails here. Only the part of the prompt inside the windows matters."""
     made, _, _ = mixed
     config = made.lm.config
     long = clip(config, length=80, prompt=55)
@@ -225,7 +223,7 @@ def test_a_prompt_longer_than_a_window_is_continued(mixed):
 
 
 REFUSED = {
-    "fills all": {"prompt": 20, "length": 20},
+    "leaves nothing to decode": {"prompt": 20, "length": 20},
     "conditions for": {"length": 60},
     "cross-attention": {"conditions": [Conditions()]},
     "seed": {"seed": -1},
@@ -234,7 +232,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("problem", REFUSED)
-def test_clips_that_make_no_sense_are_refused(problem):
+def test_a_clip_that_cannot_be_decoded_is_refused(problem):
     config = tiny_config()
     made = engine(engine_lm(oracle_lm(config), config))
     changes = dict(REFUSED[problem])

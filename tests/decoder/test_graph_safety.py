@@ -1,4 +1,4 @@
-"""The engine as it runs on CUDA, its steps captured, as far as a CPU can show it."""
+"""Captured decode steps, as the engine uses them on CUDA, as far as a CPU can check them."""
 
 import random
 from dataclasses import fields, is_dataclass, replace
@@ -17,18 +17,29 @@ SHARED = 3  # positions
 SETTINGS = (
     {},
     {"temperature": 0.0, "length": 33},
-    {"top_p": 0.9, "length": 90, "prompt": 11},  # windows: a prompted one, whole ones, a rest
+    {
+        "top_p": 0.9,
+        "length": 90,
+        "prompt": 11,
+    },  # windows: one with a prompt, whole ones, a shorter last one
     {"top_k": 0, "cfg_coef": 1.0, "length": 7},
     {"length": 1, "text": "3:1"},
     {"length": 60, "prompt": 40, "text": "2:14"},
 )
 
 
-def make_engine(lm):
+def make_engine(lm, **options):
     null = None if lm.config.cross_attention else torch.zeros(SHARED, lm.config.dim)
-    made = engines.Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, prefix=16, shared=null)
-    made.choose_ops = lambda clips: kernels.TORCH
-    return made
+    return engines.Engine(
+        lm,
+        max_length=MAX_LENGTH,
+        stride=STRIDE,
+        slots=4,
+        max_prefix=16,
+        shared_prefix=null,
+        ops=kernels.TORCH,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["cross", "prepend"])
@@ -42,9 +53,7 @@ def lm(request):
 def captured(lm, monkeypatch):
     """An engine that captures its steps."""
     monkeypatch.setattr(engines, "Graphed", PaperGraph)
-    made = make_engine(lm)
-    made.static = True
-    return made
+    return make_engine(lm, capture=True)
 
 
 def clips_of(lm):
@@ -55,12 +64,12 @@ def clips_of(lm):
 
 
 def guided(conditions):
-    """The null begins with what the engine has, as far as it is long enough."""
+    """Conditions whose unconditional row begins with the shared prefix, up to its own length."""
     return replace(conditions, shared=(0, min(SHARED, conditions.prefix.shape[1])))
 
 
 def addresses(value):
-    """Of all tensors of dataclasses in each other."""
+    """The addresses of all tensors in nested dataclasses."""
     if isinstance(value, Tensor):
         return [value.data_ptr()]
     parts = [getattr(value, field.name) for field in fields(value)] if is_dataclass(value) else []
@@ -68,16 +77,16 @@ def addresses(value):
 
 
 def quiet(engine):
-    """Whether the next step only decodes, by a graph that there is already."""
+    """Whether the next step only replays a graph that is already captured."""
     slots = [slot for slot in engine._slots if slot]
-    graphs = {size for size, (_, step) in engine._steps.items() if step.graph}
+    graphs = {size for size, (_, step) in engine._captured.items() if step.graph}
     waiting = engine._waiting or any(slot.prefill or slot.left == 1 for slot in slots)
     gone = any(slot.job.cancelled() for slot in slots)
     return not waiting and not gone and any(size // 2 < len(slots) <= size for size in graphs)
 
 
 def finish(engine, jobs):
-    """Step to the end, watched; how many steps did nothing but decode."""
+    """Step to the end under observation; the number of steps that only replayed a graph."""
     steps = 0
     while engine.busy:
         still = quiet(engine)
@@ -86,12 +95,12 @@ def finish(engine, jobs):
             engine.step()
     for job in jobs:
         if not job.cancelled():
-            job.result()  # raises what a step may have raised
+            job.result()  # raises the exception of a step that failed
     return steps
 
 
-def test_captured_steps_decode_what_uncaptured_ones_do(lm, captured):
-    """Over first, later and last windows, with clips that come, go and are cancelled."""
+def test_captured_steps_give_the_codes_of_uncaptured_steps(lm, captured):
+    """Over first, later and last windows, with clips that arrive, finish and are cancelled."""
     clips, before = clips_of(lm), addresses(captured.state)
     alone = [make_engine(lm).generate([one])[0] for one in clips]
     chance, jobs = random.Random(1), []
@@ -110,7 +119,7 @@ def test_captured_steps_decode_what_uncaptured_ones_do(lm, captured):
         assert torch.equal(job.result(), alone[index])
     assert quiet_steps > 20
     assert addresses(captured.state) == before
-    assert set(captured._steps) == {1, 2, 4}
+    assert set(captured._captured) == {1, 2, 4}
 
 
 def reads_a_number(engine):
@@ -138,7 +147,7 @@ UNSAFE = {
 
 
 @pytest.mark.parametrize("wrong", UNSAFE, ids=lambda wrong: wrong.__name__)
-def test_a_step_that_no_graph_can_hold_is_found(lm, captured, wrong, monkeypatch):
+def test_a_step_that_cannot_be_captured_is_detected(lm, captured, wrong, monkeypatch):
     step = engines.decode_step
 
     def decode_step(*arguments):
@@ -151,15 +160,15 @@ def test_a_step_that_no_graph_can_hold_is_found(lm, captured, wrong, monkeypatch
         finish(captured, [job])
 
 
-def test_an_allocation_between_replays_is_found(lm, captured, monkeypatch):
-    monkeypatch.setattr(captured, "_keep_pace", lambda: torch.zeros(1))
+def test_an_allocation_between_replays_is_detected(lm, captured, monkeypatch):
+    monkeypatch.setattr(captured, "_limit_lead", lambda: torch.zeros(1))
     job = captured.submit(clips_of(lm)[0])
     with pytest.raises(Unsafe, match="allocates"):
         finish(captured, [job])
 
 
-def test_a_replay_knows_nothing_of_the_host():
-    """As a graph does, it repeats what was chosen when it was captured, at the same addresses."""
+def test_a_replay_repeats_the_choices_of_the_capture():
+    """Like a CUDA graph, it repeats the host's choices during capture, at the same addresses."""
     place, choice = torch.zeros(2), iter([1.0, 2.0, 3.0, 4.0])
     capture = Capture(lambda: place.copy_(place + next(choice)))
     place.zero_()

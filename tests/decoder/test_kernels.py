@@ -1,7 +1,7 @@
-"""The tables of operations, and the Triton kernels by way of Triton's interpreter.
+"""The operations of each backend agree; Triton's are tested in its interpreter and its compiler.
 
-Triton is imported without a GPU only if it is told so beforehand, so the tests that need it are
-runs of their own: interpreted/ and compiled/.
+Without a GPU, Triton is imported only if an environment variable asks for it at the start, so the
+tests that need it run as separate pytest processes: interpreted/ and compiled/.
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from musicgen.decoder import kernels
-from musicgen.decoder.kernels import attention, compiled, compiler, products
+from musicgen.decoder.kernels import compiler
 
 SHAPE = kernels.Shape(dim=64, ffn_dim=128, head_dim=16, outputs=1024)
 CPU = torch.device("cpu")
@@ -36,77 +36,51 @@ def run_with_triton(folder, interpret, *arguments):
     assert "skipped" not in run.stdout
 
 
-def test_kernels_agree_with_their_twins_in_tritons_interpreter():
+@pytest.mark.slow
+def test_triton_kernels_agree_with_their_references_in_the_interpreter():
     run_with_triton("interpreted", "1")
 
 
-def test_kernels_compile_without_a_gpu():
+@pytest.mark.slow
+def test_triton_kernels_compile_without_a_gpu():
     run_with_triton("compiled", "0")
 
 
 @pytest.mark.full
-def test_kernels_of_every_model_compile_for_every_gpu():
+def test_triton_kernels_of_every_model_compile_for_every_gpu():
     run_with_triton("compiled", "0", "-m", "full")
 
 
-def test_masked_and_sliced_operations_agree():
-    kernels.check(kernels.cpu_ops(), kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
+def test_a_wrong_operation_is_detected():
+    class Wrong(kernels.TorchOps):
+        linear_add = staticmethod(lambda x, weight, residual: residual)
 
-
-@pytest.mark.parametrize("pack", [products.pack_float16, products.pack_int8, torch.Tensor.clone])
-@pytest.mark.parametrize("depth", [64, 256])
-def test_no_row_of_a_product_depends_on_how_many_there_are(pack, depth):
-    """To the last bit, which a code shows once in many thousands."""
-    x, weight = torch.randn(64, depth), pack(torch.randn(192, depth))
-    pairs = torch.cat([products.linear_rows(pair, weight) for pair in x.split(2)])
-    for rows in range(2, 66, 2):
-        assert torch.equal(products.linear_rows(x[:rows], weight), pairs[:rows]), rows
-
-
-def test_a_wrong_operation_is_found():
-    wrong = kernels.Ops(
-        **vars(kernels.TORCH) | {"linear_add": lambda x, weight, residual: residual}
-    )
     with pytest.raises(ArithmeticError, match="linear_add"):
-        kernels.check(wrong, kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
+        kernels.check(Wrong(), kernels.TORCH, CPU, torch.float32, SHAPE, rows=2)
 
 
-def test_shapes_that_no_tile_divides_have_no_kernels():
+def test_shapes_that_the_tiles_do_not_divide_are_refused():
     odd = kernels.Shape(dim=72, ffn_dim=128, head_dim=8, outputs=1024)
-    with pytest.raises(ValueError, match="no kernels"):
+    with pytest.raises(ValueError, match="do not support"):
         kernels.check(kernels.TORCH, kernels.TORCH, CPU, torch.float32, odd, rows=2)
 
 
-def test_cpu_has_its_own_operations():
-    assert kernels.choose(CPU, torch.float32, SHAPE, rows=2) is kernels.cpu_ops()
+@pytest.mark.skipif(compiler.triton is not None, reason="Triton is installed")
+def test_without_triton_pytorch_is_used_and_an_error_is_logged(caplog):
+    kernels._log_once.cache_clear()
+    for rows in (2, 4):
+        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows)
+        assert chosen is kernels.TORCH
+    [record] = caplog.records  # once for all sizes of batch
+    assert record.levelname == "ERROR"
+    assert "Triton is not installed" in record.message
 
 
-@pytest.mark.skipif(compiler.triton is not None, reason="Triton is at hand")
-def test_without_triton_a_warning_and_pytorch():
-    with pytest.warns(UserWarning, match="Triton is not installed"):
-        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
-    assert chosen is kernels.TORCH
-
-
-def test_a_gpu_without_tensor_cores_for_triton_has_other_products(monkeypatch):
+def test_a_gpu_before_ampere_uses_cublas_and_a_warning_is_logged(monkeypatch, caplog):
+    kernels._log_once.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(kernels, "check", lambda *arguments: None)
-    with pytest.warns(UserWarning, match="this GPU is old"):
-        chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
+    chosen = kernels.choose(torch.device("cuda"), torch.float16, SHAPE, rows=2)
+    assert "need compute capability 8.0" in caplog.text
     assert chosen.linear_add is kernels.TORCH.linear_add
     assert chosen.attention is kernels.TRITON.attention
-
-
-@pytest.mark.parametrize("parallel", [False, True])
-def test_compiled_attention_agrees_with_its_twin_on_any_number_of_threads(parallel, monkeypatch):
-    monkeypatch.setattr(compiled, "_attend", compiled.compiled(compiled.attend, parallel))
-    monkeypatch.setattr(compiled, "PARALLEL", parallel)
-    monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    q, keys, values = torch.randn(4, 64), torch.randn(6, 4, 50, 16), torch.randn(6, 4, 50, 16)
-    rows, lengths = torch.tensor([5, 4, 0, 1]), torch.tensor([50, 50, 3, 3])
-    found = compiled.attention_numba(q, keys, values, rows, lengths)
-    expected = attention.attention(q, keys, values, rows, lengths)
-    assert (found - expected).abs().max() < 1e-6
-    alone = compiled.attention_numba(q[2:], keys, values, rows[2:], lengths[2:])
-    assert torch.equal(alone, found[2:])

@@ -1,4 +1,4 @@
-"""The delay pattern against audiocraft's."""
+"""The delay pattern equals audiocraft's."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The sampler against audiocraft's, for the same draws, and its freedom from waiting."""
+"""The samplers draw audiocraft's codes from the same noise, clip by clip and in a batch."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def settings(*samplings):
 
 
 def noise(seed, clips=1):
-    """What `torch.multinomial` draws under the same seed, for one clip after another."""
+    """The noise that `torch.multinomial` draws with the same seed, for one clip after another."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack(
         [torch.empty(K, CARD).exponential_(1, generator=generator) for _ in range(clips)]
@@ -25,7 +25,7 @@ def noise(seed, clips=1):
 
 
 def alike(logits):
-    """Logits [B, K, card] as if with and without a condition, so that guidance changes nothing."""
+    """Logits [B, K, card] repeated as both rows of a clip, so that guidance has no effect."""
     return logits.repeat_interleave(2, dim=0)
 
 
@@ -55,7 +55,7 @@ def test_codes_are_audiocrafts_for_the_same_draws(case, sampler):
 
 
 @pytest.mark.parametrize("sampler", [sample, sample_each])
-def test_temperature_0_takes_the_likeliest(sampler):
+def test_temperature_0_takes_the_most_probable_code(sampler):
     logits = torch.randn(2, K, CARD)
     codes = sampler(alike(logits), noise(0, clips=2), settings(*[Sampling(temperature=0.0)] * 2))
     assert torch.equal(codes, logits.argmax(-1))

@@ -1,4 +1,4 @@
-"""What conditions begin with alike is computed once, kept once, read once, and changes nothing."""
+"""A shared prefix is computed and stored once, and does not change codes."""
 
 import random
 from dataclasses import replace
@@ -20,7 +20,7 @@ from musicgen.decoder import lm as decoder
 from musicgen.decoder.clip import Conditions
 from musicgen.decoder.engine import Engine
 
-SHARED = 70  # more than a piece of a prefill
+SHARED = 70  # longer than one piece of a prefill
 TEXT = "1:75"
 CASES = {
     "top_k": {},
@@ -32,27 +32,29 @@ CASES = {
 
 
 def engine_of(lm, shared):
-    return Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, prefix=96, shared=shared)
+    return Engine(
+        lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, max_prefix=96, shared_prefix=shared
+    )
 
 
 @pytest.fixture(scope="module")
 def models():
-    """A decoder as audiocraft has it, and engines with and without a shared prefix."""
+    """audiocraft's decoder, and engines with and without a shared prefix."""
     config = tiny_config(cross=False, n_q=8)
     oracle = oracle_lm(config)
     lm = engine_lm(oracle, config)
-    # The oracle's null is zeros.
+    # The oracle's unconditional embedding is zeros.
     return config, oracle, engine_of(lm, torch.zeros(SHARED, config.dim)), engine_of(lm, None)
 
 
 def guided(config, case):
-    """A clip of which the null row alone begins with the shared prefix, as with a melody."""
+    """A clip whose unconditional row begins with the shared prefix, as with a melody."""
     asked = clip(config, **CASES[case] | {"text": TEXT})
     return replace(asked, conditions=[replace(c, shared=(0, SHARED)) for c in asked.conditions])
 
 
 def plain(config, case):
-    """A clip of which both rows do, as without a melody."""
+    """A clip whose rows both begin with the shared prefix, as without a melody."""
     text = vectors("3:9", config.dim)
     text = torch.stack([text, torch.zeros_like(text)])
     prefix = torch.cat([torch.zeros(2, SHARED, config.dim), text], dim=1)
@@ -74,7 +76,7 @@ def test_codes_are_audiocrafts(models, case):
 
 @pytest.mark.parametrize("make", [guided, plain])
 @pytest.mark.parametrize("case", CASES)
-def test_codes_are_those_of_an_engine_that_shares_nothing(models, make, case):
+def test_codes_equal_those_of_an_engine_without_a_shared_prefix(models, make, case):
     config, _, engine, without = models
     asked = make(config, case)
     expected = without.generate([unshared(asked)])[0]
@@ -82,7 +84,7 @@ def test_codes_are_those_of_an_engine_that_shares_nothing(models, make, case):
     assert torch.equal(engine.generate([unshared(asked)])[0], expected)
 
 
-def test_a_clip_decodes_beside_others_as_it_does_alone(models):
+def test_codes_do_not_depend_on_the_other_clips_in_the_batch(models):
     config, _, engine, _ = models
     clips = [make(config, case) for case in CASES for make in (guided, plain)]
     clips += [unshared(one) for one in clips[:2]]
@@ -99,7 +101,7 @@ def test_a_clip_decodes_beside_others_as_it_does_alone(models):
 
 
 @pytest.mark.parametrize("make", [guided, plain])
-def test_a_prefill_leaves_out_what_is_shared(models, make, monkeypatch):
+def test_a_prefill_skips_the_shared_prefix(models, make, monkeypatch):
     config, _, engine, _ = models
     extend, seen = decoder.LM._extend, []
 
@@ -115,7 +117,7 @@ def test_a_prefill_leaves_out_what_is_shared(models, make, monkeypatch):
     assert whole - sum(seen) == sum(asked.conditions[0].shared) > 0
 
 
-def test_kernels_are_told_what_a_slot_shares(models):
+def test_the_cache_knows_how_much_of_the_shared_prefix_a_slot_uses(models):
     config, _, engine, _ = models
     lengths = engine.state.cache.shared_lengths
     for asked in (plain(config, "top_k"), guided(config, "windows"), clip(config)):
@@ -124,15 +126,15 @@ def test_kernels_are_told_what_a_slot_shares(models):
 
 
 @pytest.mark.parametrize("shared", [(0, SHARED + 1), (-1, 0), (2, 1)])
-def test_conditions_that_share_too_much_are_refused(models, shared):
+def test_conditions_that_share_more_than_the_prefix_are_refused(models, shared):
     config, _, engine, _ = models
     asked = clip(config)
     asked = replace(asked, conditions=[replace(asked.conditions[0], shared=shared)])
-    with pytest.raises(ValueError, match=f"share more than the engine's {SHARED} positions"):
+    with pytest.raises(ValueError, match=f"share more than the {SHARED} positions"):
         engine.generate([asked])
 
 
-def test_an_engine_without_a_shared_prefix_has_no_row_for_it(models):
+def test_only_an_engine_with_a_shared_prefix_has_a_cache_row_for_it(models):
     _, _, engine, without = models
     assert engine.state.cache.keys.shape[1] == without.state.cache.keys.shape[1] + 1
     assert without.state.cache.shared_lengths is None

@@ -1,4 +1,4 @@
-"""Clips that come, go and fail while others decode: each gets what it gets alone."""
+"""Clips that arrive, are cancelled or fail while others decode: the others keep their codes."""
 
 import random
 import threading
@@ -25,14 +25,14 @@ SETTINGS = (
 
 @pytest.fixture(scope="module", params=[True, False], ids=["cross", "prepend"])
 def made(request):
-    """An engine of four slots, clips of all kinds, and the codes that each gets alone."""
+    """An engine of four slots, clips of all kinds, and the codes of each clip decoded alone."""
     config = tiny_config(cross=request.param)
     engine = Engine(
         engine_lm(oracle_lm(config, half=True), config),
         max_length=MAX_LENGTH,
         stride=STRIDE,
         slots=4,
-        prefix=16,
+        max_prefix=16,
     )
     clips = [clip(config, seed=seed, **settings) for seed, settings in enumerate(SETTINGS)]
     return engine, clips, [engine.generate([one])[0] for one in clips]
@@ -43,7 +43,7 @@ def finish(engine):
         engine.step()
 
 
-def test_clips_that_come_while_others_decode_get_their_own_codes(made):
+def test_codes_do_not_depend_on_arrival_time_or_on_cancelled_clips(made):
     engine, clips, alone = made
     chance = random.Random(0)
     jobs = []
@@ -60,7 +60,7 @@ def test_clips_that_come_while_others_decode_get_their_own_codes(made):
     assert all(torch.equal(job.result(), alone[index]) for index, job in left)
 
 
-def test_who_came_first_is_served_first(made):
+def test_clips_are_admitted_first_come_first_served(made):
     engine, clips, _ = made
     jobs = [engine.submit(one) for one in clips]
     finish(engine)
@@ -84,7 +84,7 @@ def test_a_cancelled_clip_frees_its_slot_before_the_next_step(made):
     assert all(torch.equal(job.result(), alone[2]) for job in jobs if job is not jobs[1])
 
 
-def test_a_clip_cancelled_while_it_waits_is_never_begun(made):
+def test_a_clip_cancelled_while_it_waits_never_starts(made):
     engine, clips, _ = made
     job = engine.submit(clips[0])
     job.cancel()
@@ -93,7 +93,7 @@ def test_a_clip_cancelled_while_it_waits_is_never_begun(made):
     assert job.done_steps == 0
 
 
-def test_there_is_nothing_to_cancel_after_the_end(made):
+def test_a_finished_clip_cannot_be_cancelled(made):
     engine, clips, alone = made
     job = engine.submit(clips[3])
     finish(engine)
@@ -101,7 +101,7 @@ def test_there_is_nothing_to_cancel_after_the_end(made):
     assert torch.equal(job.result(), alone[3])
 
 
-def test_an_error_in_a_step_is_the_result_of_those_in_it(made, monkeypatch):
+def test_an_error_in_a_step_is_the_result_of_the_clips_in_it(made, monkeypatch):
     engine, clips, alone = made
     hit = [engine.submit(clips[0]), engine.submit(clips[4])]
     for _ in range(5):
@@ -117,7 +117,7 @@ def test_an_error_in_a_step_is_the_result_of_those_in_it(made, monkeypatch):
     assert torch.equal(later.result(), alone[0])
 
 
-def test_an_error_between_two_windows_is_that_clips_alone(made, monkeypatch):
+def test_an_error_between_two_windows_fails_that_clip_only(made, monkeypatch):
     engine, clips, alone = made
     jobs = [engine.submit(clips[0]), engine.submit(clips[2])]
     opened = engine._open_window
@@ -135,7 +135,7 @@ def test_an_error_between_two_windows_is_that_clips_alone(made, monkeypatch):
         jobs[1].result()
 
 
-def test_who_waits_for_a_cancelled_clip_is_woken(made):
+def test_a_thread_that_waits_for_a_cancelled_clip_is_woken(made):
     engine, clips, _ = made
     job = engine.submit(clips[2])
     engine.step()
@@ -156,7 +156,7 @@ def test_a_clip_that_cannot_be_prefilled_fails_alone(made, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(engine.lm, "embed", lambda *_: torch.empty(10**15))
         hit = engine.submit(clips[1])
-        broken.setattr(engine, "_decode", lambda *_: None)  # which embeds, too
+        broken.setattr(engine, "_decode", lambda *_: None)  # it calls embed as well
         engine.step()
     finish(engine)
     with pytest.raises(RuntimeError, match="allocate"):
@@ -166,18 +166,18 @@ def test_a_clip_that_cannot_be_prefilled_fails_alone(made, monkeypatch):
 
 @pytest.mark.parametrize("cross", [True, False], ids=["cross", "prepend"])
 @pytest.mark.parametrize("piece", [1, 7])
-def test_a_prefill_in_pieces_changes_nothing(cross, piece, monkeypatch):
+def test_the_size_of_prefill_pieces_does_not_change_codes(cross, piece, monkeypatch):
     monkeypatch.setitem(decoder.PREFILL_PIECE, "cpu", piece)
     config = tiny_config(cross=cross)
     oracle = oracle_lm(config)
     engine = Engine(
-        engine_lm(oracle, config), max_length=MAX_LENGTH, stride=STRIDE, slots=2, prefix=16
+        engine_lm(oracle, config), max_length=MAX_LENGTH, stride=STRIDE, slots=2, max_prefix=16
     )
     asked = clip(config, length=70, prompt=30)
     assert torch.equal(engine.generate([asked])[0], oracle_codes(oracle, asked))
 
 
-def test_a_long_prefill_lets_the_neighbours_decode(made, monkeypatch):
+def test_other_clips_decode_during_a_long_prefill(made, monkeypatch):
     monkeypatch.setitem(decoder.PREFILL_PIECE, "cpu", 2)
     engine, clips, _ = made
     neighbour = engine.submit(replace(clips[0], seed=50))
@@ -185,18 +185,41 @@ def test_a_long_prefill_lets_the_neighbours_decode(made, monkeypatch):
         engine.step()
     long = engine.submit(clips[6])
     before = neighbour.done_steps
-    for _ in range(8):
+    for _ in range(7):
         engine.step()
     assert long.done_steps == 0
-    assert neighbour.done_steps == before + 8
+    assert neighbour.done_steps == before + 7
     finish(engine)
     assert long.result().shape == (4, 60)
 
 
-def test_seeds_of_neighbours_are_their_own(made):
+def test_every_clip_uses_its_own_seed(made):
     engine, clips, alone = made
     same = [engine.submit(clips[0]) for _ in range(3)]
     other = engine.submit(replace(clips[0], seed=77))
     finish(engine)
     assert all(torch.equal(job.result(), alone[0]) for job in same)
     assert not torch.equal(other.result(), alone[0])
+
+
+@pytest.mark.parametrize("clips", [1, 4])
+def test_a_burst_of_clips_takes_one_step_per_piece_of_prefill(made, clips):
+    """Each clip prefills one piece, so the last clip starts `clips - 1` steps after the first."""
+    engine, _, _ = made
+    config = engine.lm.config
+    # A single prompt frame, so that models with cross-attention have something to prefill, too.
+    burst = [clip(config, length=6, prompt=1, seed=seed) for seed in range(clips)]
+    jobs = [engine.submit(one) for one in burst]
+    steps = 0
+    while engine.busy:
+        engine.step()
+        steps += 1
+    assert steps == jobs[0].steps + clips - 1
+
+
+def test_the_step_that_ends_a_prefill_decodes(made):
+    engine, clips, _ = made
+    job = engine.submit(clips[0])
+    engine.step()
+    assert job.done_steps == 1
+    finish(engine)

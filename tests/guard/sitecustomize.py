@@ -1,4 +1,4 @@
-"""Refuses connections to anywhere but this machine, and writes down where they were to go."""
+"""Refuses connections to other machines, and records their addresses in NETWORK_LOG."""
 
 import errno
 import os

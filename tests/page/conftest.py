@@ -1,4 +1,4 @@
-"""A page that scripts/play serves, and a browser to use it with."""
+"""A page served by scripts/play, and a browser."""
 
 import os
 import shutil
@@ -14,15 +14,16 @@ from musicgen.commands.server import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (
-    "These tests use the page in a browser, and there is none: install Chromium "
-    "(Debian: apt-get install chromium) so that one of these is on PATH: " + ", ".join(BROWSERS)
+    "These tests need a browser. Install Chromium (Debian: apt-get install chromium), so that PATH "
+    "has one of these: " + ", ".join(BROWSERS)
 )
-PATIENCE = 120_000  # ms for something to appear: a guard against waiting for ever
-# A microphone that beeps, and nobody asked whether it may be used.
+PATIENCE = 120_000  # ms for an element to appear, so that no test waits for ever
+# A fake microphone that beeps, allowed without asking.
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
-@pytest.fixture(scope="module")  # playwright runs an event loop for as long as it is open
+# Not for the session: playwright runs an event loop while it is open.
+@pytest.fixture(scope="module")
 def browser():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
@@ -65,8 +66,8 @@ def _answers(url):
 
 @pytest.fixture
 def visit(browser):
-    """(url, **what the browser is like) -> the page, which has to stay without error and to ask
-    no other host for anything."""
+    """(url, **options of the browser) -> the opened page. The test fails if the page logs an error
+    or loads anything from another host."""
     noticed = []
     with ExitStack() as stack:
 

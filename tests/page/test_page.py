@@ -1,4 +1,4 @@
-"""The page in a real browser, before real servers with the demo model."""
+"""The page in a real browser, with real servers of the demo model."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def url(play, server):
 
 @pytest.fixture(scope="module")
 def four_clips(play):
-    """The address of a page that started its own server, of the other predictor."""
+    """The address of a page that started its own server, for the songstarter predictor."""
     return play("--predictor", "songstarter")
 
 
@@ -38,7 +38,7 @@ def tune(tmp_path):
 
 
 def field(page, name):
-    """What a number is typed into."""
+    """The input element of a number."""
     return page.locator(f"#field-{name}").locator("input, textarea")
 
 
@@ -47,7 +47,7 @@ def press(page, name):
 
 
 def generate(page, **numbers):
-    """Press the button and wait for a take; its status line."""
+    """Press the button and wait for a take."""
     for name, value in numbers.items():
         field(page, name).fill(str(value))
     press(page, "Generate")
@@ -75,13 +75,13 @@ def error(page, name):
 
 
 def picture(page, name):
-    """Keep a screenshot if somebody wants it: SCREENSHOTS names the folder."""
+    """Save a screenshot if the environment variable SCREENSHOTS names a folder."""
     if folder := os.environ.get("SCREENSHOTS"):
-        page.wait_for_timeout(1500)  # animations, waveforms
+        page.wait_for_timeout(1500)  # until animations have ended and waveforms are drawn
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-def test_a_prompt_becomes_audio_of_the_asked_duration(url, visit):
+def test_a_prompt_becomes_audio_of_the_requested_duration(url, visit):
     page = visit(url)
     page.get_by_label("Prompt").fill(PROMPT)
     generate(page, duration=4)
@@ -92,16 +92,16 @@ def test_a_prompt_becomes_audio_of_the_asked_duration(url, visit):
     expect(page.locator("#result").get_by_label("Play", exact=True)).to_be_visible()
 
 
-def test_a_take_is_measured_beside_what_was_asked_for(url, visit):
+def test_a_take_is_measured_and_compared_with_its_prompt(url, visit):
     page = visit(url)
     page.get_by_label("Prompt").fill(PROMPT)
     open_settings(page)
     generate(page, duration=4, seed=80)
     measured = page.locator("#measured")
     expect(measured).to_contain_text("−14.0 LUFS")
-    expect(measured).to_contain_text("asked for 80")
-    expect(measured).to_contain_text("asked for C minor")
-    expect(measured).to_contain_text(re.compile(r"Real time\s*\d+\.\d×"))
+    expect(measured).to_contain_text("prompt: 80 bpm")
+    expect(measured).to_contain_text("prompt: C minor")
+    expect(measured).to_contain_text(re.compile(r"Real-time factor\s*\d+\.\d×"))
     expect(
         measured.get_by_role("img", name=re.compile("Mel spectrogram over 4.0 s"))
     ).to_be_visible()
@@ -112,13 +112,13 @@ def test_a_melody_is_uploaded_cut_and_followed(url, visit, tune):
     page = visit(url)
     page.locator("#field-input_audio input[type=file]").set_input_files(tune)
     use = page.locator("#use")
-    expect(use).to_contain_text("Followed as a melody: seconds 0 to 3.0 of 3.0")
+    expect(use).to_contain_text("Melody: seconds 0 to 3.0 of 3.0")
     field(page, "continuation_start").fill("1")
     expect(use.get_by_role("img", name=re.compile(r"used: 1 to 3\.0 s"))).to_be_visible()
     field(page, "continuation_start").fill("0")
     page.get_by_label("Prompt").fill("flute, piano")
     generate(page, duration=3)
-    cosine = page.get_by_text(re.compile(r"the melody above the result, cosine \d\.\d\d"))
+    cosine = page.get_by_text(re.compile(r"and the result, cosine similarity \d\.\d\d"))
     expect(cosine).to_be_visible()
 
 
@@ -128,7 +128,7 @@ def test_audio_is_continued(url, visit, tune):
     page.get_by_label("Continuation", exact=True).check()
     field(page, "continuation_end").fill("2")
     field(page, "duration").fill("5")
-    said = "Continued: begins with seconds 0 to 2.0 of 3.0, then 3.0 s are new"
+    said = "Continuation: starts with seconds 0 to 2.0 of 3.0, then 3.0 s are new"
     expect(page.locator("#use")).to_contain_text(said)
     generate(page)
     [audio] = downloads(page)
@@ -141,16 +141,17 @@ def test_the_microphone_is_recorded(url, visit):
     press(page, "Record")
     page.wait_for_timeout(1500)
     press(page, "Stop")
-    expect(page.locator("#use")).to_contain_text("Followed as a melody")
+    expect(page.locator("#use")).to_contain_text("Melody: seconds")
 
 
-def test_the_servers_errors_stand_at_the_fields_that_they_name(url, visit):
+def test_the_servers_errors_are_shown_at_their_fields(url, visit):
     page = visit(url)
     open_settings(page)
     field(page, "duration").fill("0")
     field(page, "top_k").fill("-1")
-    open_settings(page)  # folds them
+    open_settings(page)  # close the settings again
     press(page, "Generate")
+    expect(page.locator("#status")).to_contain_text("see the highlighted field")
     expect(error(page, "duration")).to_have_text("0 is less than the minimum of 1")
     expect(error(page, "top_k")).to_have_text("-1 is less than the minimum of 0")
     expect(field(page, "duration")).to_be_focused()
@@ -160,7 +161,7 @@ def test_the_servers_errors_stand_at_the_fields_that_they_name(url, visit):
     expect(page.locator(".field-error")).to_have_count(0)
 
 
-def test_what_the_model_refuses_stands_at_its_field_too(url, visit, tune):
+def test_the_models_errors_are_shown_at_their_fields(url, visit, tune):
     page = visit(url)
     page.locator("#field-input_audio input[type=file]").set_input_files(tune)
     field(page, "continuation_start").fill("9")
@@ -183,10 +184,10 @@ def test_progress_is_shown_and_cancel_ends_the_work(url, server, visit):
     [cancelled] = set(re.findall(long, server.log.read_text()))
     steps = server.log.read_text().count(cancelled)
     generate(page, duration=8)
-    assert server.log.read_text().count(cancelled) == steps  # it says its steps each second
+    assert server.log.read_text().count(cancelled) == steps  # it logs its steps each second
 
 
-def test_takes_are_kept_and_two_are_compared_at_one_position(url, visit):
+def test_takes_are_listed_and_two_can_be_compared_at_one_position(url, visit):
     page = visit(url)
     page.get_by_label("Prompt").fill(PROMPT)
     generate(page, duration=4)
@@ -207,11 +208,11 @@ def test_takes_are_kept_and_two_are_compared_at_one_position(url, visit):
     expect(page.get_by_role("heading", name="Take 2")).to_have_count(0)
 
 
-def test_a_take_comes_again_with_its_seed(url, visit):
+def test_a_take_is_reproduced_by_its_seed(url, visit):
     page = visit(url)
     generate(page, duration=2)
     first = downloads(page)
-    press(page, "Again with this seed")
+    press(page, "Reuse settings and seed")
     open_settings(page)
     expect(field(page, "seed")).to_have_value(re.compile(r"\d+"))
     press(page, "Generate")
@@ -219,11 +220,11 @@ def test_a_take_comes_again_with_its_seed(url, visit):
     assert downloads(page) == first
 
 
-def test_a_result_becomes_the_input(url, visit):
+def test_a_result_can_be_continued(url, visit):
     page = visit(url)
     generate(page, duration=2)
-    press(page, "Continue this")
-    expect(page.locator("#use")).to_contain_text("begins with seconds 0 to 2.0 of 2.0")
+    press(page, "Continue")
+    expect(page.locator("#use")).to_contain_text("starts with seconds 0 to 2.0 of 2.0")
     expect(field(page, "duration")).to_have_value("4")
     press(page, "Generate")
     ready(page, 2)
@@ -231,7 +232,7 @@ def test_a_result_becomes_the_input(url, visit):
     assert soundfile.info(io.BytesIO(audio)).duration == 4
 
 
-def test_a_key_is_neither_shown_nor_kept(url, visit):
+def test_a_key_is_neither_shown_nor_stored(url, visit):
     page = visit(url)
     open_settings(page)
     key = field(page, "key")
@@ -242,7 +243,7 @@ def test_a_key_is_neither_shown_nor_kept(url, visit):
     assert "open sesame" not in page.content()
 
 
-def test_the_other_face_shows_its_four_clips_side_by_side(four_clips, visit):
+def test_songstarter_shows_its_four_clips_side_by_side(four_clips, visit):
     page = visit(four_clips, viewport={"width": 1600, "height": 1000})
     expect(page.locator("#field-song_id, #field-key")).to_have_count(0)
     page.get_by_label("Prompt").fill(PROMPT)
@@ -257,7 +258,7 @@ def test_the_other_face_shows_its_four_clips_side_by_side(four_clips, visit):
     picture(page, "page-four-clips")
 
 
-def test_everything_has_a_name_and_the_keyboard_reaches_it(url, visit):
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(url, visit):
     page = visit(url)
     open_settings(page)
     named = """() => [...document.querySelectorAll('input, textarea, button, select')].filter(
@@ -273,17 +274,18 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(url, visit):
     assert {"field-input_audio", "field-duration", "field-seed", "generate"} <= reached
 
 
-def test_examples_bring_a_prompt_and_a_hummed_melody(url, visit):
+def test_examples_fill_in_a_prompt_and_a_hummed_melody(url, visit):
     page = visit(url)
     page.get_by_text("a hummed melody").click()
     expect(page.get_by_label("Prompt")).to_have_value(re.compile("flute"))
     expect(page.locator("#use")).to_contain_text("seconds 0 to 4.0 of 4.0")
 
 
-def test_the_page_as_the_readme_shows_it(url, visit, tmp_path):
+@pytest.mark.full  # it makes the screenshot of the README
+def test_the_page_as_the_readme_shows_it(url, visit):
     page = visit(url, viewport={"width": 1280, "height": 900})
     page.get_by_text("a hummed melody").click()
-    expect(page.locator("#use")).to_contain_text("Followed as a melody")
+    expect(page.locator("#use")).to_contain_text("Melody: seconds")
     open_settings(page)
     field(page, "seed").fill("80")
     open_settings(page)
@@ -295,7 +297,7 @@ def test_the_page_as_the_readme_shows_it(url, visit, tmp_path):
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_a_phone_shows_all_of_it_in_both_colours(url, visit, colours):
+def test_the_page_fits_a_phone_in_light_and_dark(url, visit, colours):
     page = visit(url, viewport=PHONE, color_scheme=colours)
     page.get_by_label("Prompt").fill(PROMPT)
     open_settings(page)

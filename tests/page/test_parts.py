@@ -1,6 +1,9 @@
-"""What the page reads out of schemas, prompts, logs and audio."""
+"""The page's parts: fields from schemas, keys from prompts, progress from logs, measurements."""
 
+import http.client
 import json
+from contextlib import closing
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -9,7 +12,7 @@ import soundfile
 import sounds
 
 from musicgen.commands.server import ROOT
-from musicgen.page import analysis, client, takes
+from musicgen.page import analysis, takes
 from musicgen.page.progress import Progress, Webhooks, read
 
 RATE = 32000
@@ -32,15 +35,15 @@ def test_every_input_of_the_contract_is_a_field(predictor):
     assert found["input_audio"].kind == "audio"
 
 
-def test_what_is_empty_is_not_sent_and_what_is_secret_is_not_kept():
+def test_empty_fields_are_not_sent_and_secrets_are_not_stored():
     from musicgen.page import fields
 
     listed = fields.read(contract("predict"))
     typed = {"prompt": "", "duration": 4.0, "seed": "7", "song_id": "x", "key": "sesame"}
     settings = fields.settings(listed, [typed.get(field.name) for field in listed])
-    sent = fields.sent(listed, settings)
+    sent = fields.api_inputs(listed, settings)
     assert sent == {"duration": 4, "seed": 7, "song_id": "x", "key": "sesame"}
-    assert "sesame" not in str(fields.kept(listed, settings))
+    assert "sesame" not in str(fields.without_secrets(listed, settings))
 
 
 @pytest.mark.parametrize(
@@ -55,9 +58,9 @@ def test_what_is_empty_is_not_sent_and_what_is_secret_is_not_kept():
         ("I am sad, D minor", "D minor", None),
     ],
 )
-def test_key_and_tempo_are_read_out_of_a_prompt(prompt, key, tempo):
-    assert takes.asked_key(prompt) == key
-    assert takes.asked_tempo(prompt) == tempo
+def test_key_and_tempo_are_found_in_a_prompt(prompt, key, tempo):
+    assert takes.prompt_key(prompt) == key
+    assert takes.prompt_tempo(prompt) == tempo
 
 
 def test_the_last_bar_of_the_logs_is_the_progress():
@@ -67,24 +70,63 @@ def test_the_last_bar_of_the_logs_is_the_progress():
     assert read("seed: 1\n") is None
 
 
-def test_webhooks_need_the_secret_in_their_address():
+EVENT = {"id": "mine", "logs": "seed: 1"}
+
+
+@pytest.fixture
+def hooks():
     hooks = Webhooks("http://127.0.0.1:5000")
     hooks.logs["mine"] = ""
-    event = {"id": "mine", "logs": "seed: 1"}
-    root = hooks.address.rpartition("/")[0]
-    assert httpx.post(f"{root}/guessed", json=event).status_code == 404
-    assert hooks.logs == {"mine": ""}
-    assert httpx.post(hooks.address, json=event).is_success
+    return hooks
+
+
+def post_raw(hooks, path, headers, body=b""):
+    """The status of a request that announces a body with `headers` and sends `body`."""
+    host, port = hooks.address.split("/")[2].split(":")
+    with closing(http.client.HTTPConnection(host, int(port))) as connection:
+        connection.putrequest("POST", path)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        return connection.getresponse().status
+
+
+def test_webhooks_keep_the_logs_of_own_predictions(hooks):
+    assert httpx.post(hooks.address, json=EVENT).is_success
     assert httpx.post(hooks.address, json={"id": "another's", "logs": "x"}).is_success
     assert hooks.logs == {"mine": "seed: 1"}
 
 
-def test_librosa_hears_key_and_level_of_a_known_melody(tmp_path):
+def test_webhooks_answer_a_wrong_path_before_the_body_is_sent(hooks):
+    """Ten gigabytes are announced and not sent: a server that reads them would wait."""
+    assert post_raw(hooks, "/guessed", {"Content-Length": str(10 << 30)}) == 404
+    assert httpx.post(f"{hooks.address}x", json=EVENT).status_code == 404
+    assert hooks.logs == {"mine": ""}
+
+
+def test_webhooks_refuse_bodies_that_are_too_large_unannounced_or_no_events(hooks):
+    path = urlsplit(hooks.address).path
+    assert post_raw(hooks, path, {"Content-Length": str(10 << 30)}) == 413
+    assert post_raw(hooks, path, {}) == 411
+    assert post_raw(hooks, path, {"Content-Length": "-1"}) == 411
+    for body in (b"no JSON", b"[]", b"{}"):
+        assert post_raw(hooks, path, {"Content-Length": str(len(body))}, body) == 400
+    assert hooks.logs == {"mine": ""}
+
+
+def test_webhooks_stop_waiting_for_a_sender_that_stalls(hooks, monkeypatch):
+    monkeypatch.setattr(hooks.handler, "timeout", 0.2)
+    path = urlsplit(hooks.address).path
+    with pytest.raises(http.client.RemoteDisconnected):
+        post_raw(hooks, path, {"Content-Length": "100"}, b"a part")
+
+
+def test_key_and_loudness_of_a_known_melody_are_measured(tmp_path):
     melody = sounds.melody(4.0, RATE)
-    heard = analysis.hear(sounds.write(tmp_path / "tune.wav", melody, RATE))
+    heard = analysis.measure(sounds.write(tmp_path / "tune.wav", melody, RATE))
     assert heard.seconds == 4
     assert "C major" in heard.keys[:2]
-    quieter = analysis.hear(sounds.write(tmp_path / "quiet.wav", melody / 2, RATE))
+    quieter = analysis.measure(sounds.write(tmp_path / "quiet.wav", melody / 2, RATE))
     assert heard.lufs - quieter.lufs == pytest.approx(6.02, abs=0.1)
     assert analysis.similarity(heard.chroma, quieter.chroma) > 0.99
     up = np.roll(heard.chroma, 6, axis=0)
@@ -93,13 +135,5 @@ def test_librosa_hears_key_and_level_of_a_known_melody(tmp_path):
 
 def test_silence_has_no_tempo_key_or_level(tmp_path):
     soundfile.write(tmp_path / "nothing.wav", np.zeros((RATE, 2)), RATE)
-    heard = analysis.hear(tmp_path / "nothing.wav")
+    heard = analysis.measure(tmp_path / "nothing.wav")
     assert (heard.tempo, heard.keys, heard.lufs) == (0, (), float("-inf"))
-
-
-def test_a_server_that_is_not_there_is_told_in_one_line():
-    server = client.Server("http://127.0.0.1:9")
-    with pytest.raises(client.MusicGenError, match=r"has no /openapi\.json"):
-        server.document()
-    with pytest.raises(client.RefusedError, match="did not answer"):
-        server.predict("x", {}, "http://127.0.0.1:9")

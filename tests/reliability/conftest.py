@@ -1,4 +1,4 @@
-"""Whole checkpoints, whose copies the tests damage."""
+"""Valid checkpoints; the tests here damage copies of them."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""Uploads that are cut anywhere, and storage servers that never come to an end."""
+"""Uploads whose connection breaks at any byte, and storage servers that never finish."""
 
 from collections.abc import Iterable
 from itertools import repeat
@@ -24,10 +24,10 @@ def write(path: Path, size: int) -> Path:
 
 @pytest.mark.parametrize("fault", ["sip", "drip"])
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["one request", "resumable"])
-def test_what_still_moves_is_cut_at_the_deadline(
+def test_a_transfer_that_is_slow_but_alive_ends_at_the_deadline(
     proxy: Proxy, tmp_path: Path, fault: Fault, size: int
 ) -> None:
-    """A hundred bytes a second would go on for hours, and no timeout would notice."""
+    """At a hundred bytes a second it would take hours, and no socket timeout would fire."""
     path = write(tmp_path / "song.wav", size)
     proxy.inject(repeat(fault))
     with pytest.raises(UploadError, match="could not upload"):
@@ -35,7 +35,7 @@ def test_what_still_moves_is_cut_at_the_deadline(
 
 
 def check_cuts(proxy: Proxy, storage_url: str, path: Path, cuts: Iterable[int]) -> None:
-    """Cut after so many bytes, for good: nothing new is there. Cut once: the whole file is."""
+    """With every request cut after so many bytes the old object stays; cut once, it is replaced."""
     old, name = path.with_suffix(".old.mp3"), "songs/17.mp3"
     old.write_bytes(b"the song that was there before")
     for cut in cuts:

@@ -1,6 +1,4 @@
-"""The longest clips, in stereo and in every mode: a bounded amount of memory, and nobody's way is
-barred.
-"""
+"""The longest clips, in stereo and in every mode, take bounded memory and delay no short clip."""
 
 from pathlib import Path
 
@@ -12,8 +10,8 @@ from cog_client import data_uri, samples
 from gate import until
 
 LONGEST = 300
-# Bytes of the worker at its peak, beyond what it has when idle, and without what depends on the
-# width of a network, as the tiny ones' is small.
+# Bytes that the worker may need at its peak beyond its idle memory. Activations, which grow with
+# the width of a network, are negligible in these tiny models.
 MEMORY = 1.5e9
 MODES = [
     ("text", "mp3", "loudness"),
@@ -34,7 +32,7 @@ def server(start_server, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """mode -> what asks for it; the melody is as long as the clip."""
+    """mode -> inputs that select it; the melody is as long as the clip."""
     folder = tmp_path_factory.mktemp("long")
     song = data_uri(sounds.write(folder / "a.mp3", sounds.melody(float(LONGEST))), "audio/mp3")
     return {
@@ -46,20 +44,20 @@ def inputs(tmp_path_factory):
 
 
 def peak(worker):
-    """Bytes that a process had at its peak, since `forget_peak`."""
+    """The largest resident memory of a process in bytes, since `reset_peak`."""
     lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
 
-def forget_peak(worker):
+def reset_peak(worker):
     Path(f"/proc/{worker.pid}/clear_refs").write_text("5")
 
 
 def needed(server, **inputs):
-    """An answer, and the bytes that it took of the worker's memory."""
+    """The output of a prediction, and the bytes of memory that the worker needed for it."""
     worker = server.worker()
-    forget_peak(worker)
+    reset_peak(worker)
     idle = worker.memory_info().rss
     return server.predict(**inputs)["output"], peak(worker) - idle
 
@@ -71,7 +69,7 @@ def test_five_minutes_of_stereo_take_bounded_memory(
 ):
     common = {"output_format": output_format, "normalization_strategy": normalization}
     begun = inputs[mode] | {"continuation_end": 1} if mode == "continuation" else inputs[mode]
-    server.predict(**common, **begun, duration=2)  # what is loaded when first asked for
+    server.predict(**common, **begun, duration=2)  # loads lazily loaded parts
     output, more = needed(server, **common, **inputs[mode], duration=LONGEST)
     print(mode, output_format, normalization, f"{more / 1e6:.0f} MB")
     assert output["duration"] == LONGEST
@@ -83,7 +81,7 @@ def test_five_minutes_of_stereo_take_bounded_memory(
 
 
 def test_a_short_clip_is_made_while_a_long_diffusion_runs(server):
-    """Its decode steps, its codec and its file."""
+    """Decode steps, codec and file of a short clip all proceed before the diffusion ends."""
     long = server.begin("long", multi_band_diffusion=True, duration=10)
     until(lambda: server.says("long", "diffusion band 1"))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What is left of ten thousand predictions: nothing."""
+"""Ten thousand predictions leave no file, and no memory, thread or descriptor in use."""
 
 import os
 import time
@@ -12,17 +12,17 @@ from web import web_server
 from musicgen.serving.result_files import COG_FOLDER, LEFTOVER_SECONDS
 
 SHORTEST = {"duration": 1, "output_format": "wav", "normalization_strategy": "clip"}
-NAME = f"leftover-{os.getpid()}"  # Cog's folders of all servers are in one place
-FAILING = 2  # one in so many predictions has an input that cannot be fetched
+NAME = f"leftover-{os.getpid()}"  # Cog keeps the folders of all servers in one place
+FAILING = 2  # one in so many predictions has an input that cannot be downloaded
 
 
 def send(server, web, numbers):
-    """Predictions of these numbers, by eight callers; those that fail are the ones that have to."""
-    unfetched = (f"{web.url}/half/a.wav", "http://127.0.0.1:9/a.wav")
+    """Run these predictions with eight callers; exactly those with a bad input fail."""
+    broken = (f"{web.url}/half/a.wav", "http://127.0.0.1:9/a.wav")
 
     def one(number):
         fails = number % FAILING == 0
-        audio = {"input_audio": unfetched[number // FAILING % 2]} if fails else {}
+        audio = {"input_audio": broken[number // FAILING % 2]} if fails else {}
         body = {"id": f"{NAME}-{number}", "input": {**SHORTEST, **audio}}
         answer = client.post(f"{server.url}/predictions", json=body)
         assert answer.status_code == 200, answer.text
@@ -33,14 +33,14 @@ def send(server, web, numbers):
 
 
 def leftovers(server):
-    """Cog's folders of these predictions, and the inputs that it did not fetch whole."""
+    """Cog's folders for these predictions, and incomplete downloads of inputs."""
     return [*COG_FOLDER.glob(f"{NAME}-*"), *server.temporary.glob("musicgen-*/inputs/*")]
 
 
 def needs(server):
-    """Of the worker and of Cog's server before it.
+    """Resources of the worker and of Cog's server process.
 
-    Cog leaves a file that it did not fetch open, for Python to collect: a few are always waiting.
+    Cog leaves files of failed downloads open until Python collects them; a few are always waiting.
     """
     processes = [server.worker(), server.worker().parent()]
     waiting = [sum("/inputs/" in file.path for file in one.open_files()) for one in processes]
@@ -56,7 +56,7 @@ ALLOWED = {"memory": (1.1, 0), "threads": (1, 4), "waiting": (1, 20), "descripto
 
 
 def grown(before, after):
-    """What has become more than so many times as much, and so much more."""
+    """Names of resources that grew beyond a factor and an allowance."""
     return [
         what
         for what, (factor, more) in ALLOWED.items()
@@ -74,11 +74,11 @@ def check(server, sound, count):
         print(f"{0.9 * count / (time.monotonic() - start):.1f} predictions/s", before, after)
         assert grown(before, after) == []
         left = leftovers(server)
-        assert left  # or else the search below finds nothing because it looks in the wrong place
+        assert left  # shows that the search below looks in the right place
         then = time.time() - LEFTOVER_SECONDS - 1
-        for path in left:  # instead of waiting until they are that old
+        for path in left:  # instead of waiting ten minutes
             os.utime(path, (then, then))
-        time.sleep(LEFTOVER_SECONDS / 10 + 1)
+        time.sleep(LEFTOVER_SECONDS / 10 + 1)  # the server sweeps no more often than that
         send(server, web, [count + 1])  # an odd number: one that succeeds
         assert [path.name for path in leftovers(server)] == [f"{NAME}-{count + 1}"]
 

@@ -1,13 +1,14 @@
-"""The upload key is where it has to be, in the server's memory and environment, and nowhere else.
+"""The upload key is only in the server's own memory and environment.
 
-Each test uses a real server with a bucket; `leaks` then looks at all that it left, said or started.
+Each test uses a real server with a bucket. `leaks` then searches its files, its log, its answers,
+its requests to the bucket and its child processes.
 """
 
 import base64
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from time import sleep
+from contextlib import closing
 from urllib.parse import quote
 
 import httpx
@@ -16,10 +17,11 @@ import pytest
 import sounds
 import storage
 from cog_client import data_uri
+from gate import until
 
 KEY = "clé-0xC0FFEE-battery"
 WRONG = "not-0xDECAF-quite"
-# How the two could be written down; in base64 the three alignments of the middle.
+# Encodings in which the middle of either key could appear; base64 has three alignments.
 FORMS = {
     form
     for middle in (b"0xC0FFEE", b"0xDECAF")
@@ -30,7 +32,7 @@ FORMS = {
         *(base64.b64encode(b"?" * shift + middle)[4:8] for shift in range(3)),
     )
 }
-# Stands for ffmpeg: notes what it was given, then is ffmpeg.
+# Replaces ffmpeg: records its environment and arguments, then runs ffmpeg.
 RECORDER = """#!/bin/sh
 tr '\\0' '\\n' </proc/self/environ >>{folder}/children
 echo "$@" >>{folder}/children
@@ -50,7 +52,7 @@ def bucket():
 
 @pytest.fixture(scope="module")
 def children(tmp_path_factory):
-    """A folder with a recording ffmpeg; `children` in it is what ffmpeg got."""
+    """A folder with a recording ffmpeg; it writes to the file `children` there."""
     folder = tmp_path_factory.mktemp("children")
     program = folder / "ffmpeg"
     program.write_text(RECORDER.format(folder=folder, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe()))
@@ -60,7 +62,7 @@ def children(tmp_path_factory):
 
 @pytest.fixture
 def server(start_server, bucket, children):
-    """A server of the test's own, as one of them ends it."""
+    """A server for one test, because one of the tests kills it."""
     bucket.inject([])
     return start_server(
         "predict",
@@ -73,14 +75,14 @@ def server(start_server, bucket, children):
 
 
 def written(server):
-    """(path, content) of every file that the server has, its log among them."""
+    """(path, content) of every file of the server, including its log."""
     for path in (server.log, *server.temporary.rglob("*")):
         if path.is_file():
             yield str(path), path.name.encode() + path.read_bytes()
 
 
 def leaks(server, bucket, children, answers):
-    """Where the keys turned up: files, names, answers, requests to the bucket, child processes."""
+    """place -> encodings of the keys found there."""
     worker = server.worker()
     family = [worker, worker.parent(), *worker.children(recursive=True)]
     texts = {
@@ -102,8 +104,8 @@ def raw(server, body, path="/predictions", method="POST", **headers):
     return httpx.request(method, server.url + path, content=body, headers=headers, timeout=None)
 
 
-def test_the_search_finds_what_is_there():
-    """Or else none of the tests below could fail."""
+def test_the_search_finds_every_encoding_of_a_key():
+    """The tests below rely on this search."""
     for key in (KEY, WRONG):
         data = key.encode()
         for text in (
@@ -153,7 +155,7 @@ def test_requests_of_every_kind_leave_no_key(server, bucket, children, tmp_path)
     assert leaks(server, bucket, children, answers) == {}
 
 
-def test_bodies_that_are_no_request_leave_no_key(server, bucket, children):
+def test_invalid_bodies_leave_no_key(server, bucket, children):
     whole = json.dumps({"input": {"duration": 1, "song_id": 3, "key": KEY}})
     keys = [[KEY], {"value": KEY}, {KEY: 1}, [[WRONG]], None, 12]
     bodies = [
@@ -170,23 +172,21 @@ def test_bodies_that_are_no_request_leave_no_key(server, bucket, children):
     answers.append(raw(server, whole, f"/predictions/{'x' * 300}", "PUT").text)
     answers.append(raw(server, whole, Prefer="respond-async").text)
     found = leaks(server, bucket, children, answers)
-    # Cog tells the sender what was wrong with a body, and quotes it.
+    # Only Cog's validation errors contain the key: they quote the invalid body to its sender.
     assert {place.split()[0] for place in found} == {"answer"}, found
 
 
 def test_a_cut_upload_and_a_killed_worker_leave_no_key(server, bucket, children):
     answers = [server.post(duration=1, song_id=4, key=KEY).text]
     bucket.inject(["sip"])
-    body = {"input": {"duration": 1, "song_id": 5, "key": KEY}}
-    with pytest.raises(httpx.ReadTimeout):  # the caller goes away in the middle of the upload
-        httpx.post(f"{server.url}/predictions", json=body, timeout=3)
+    seen = len(bucket.seen)
+    with closing(server.begin("cut", duration=1, song_id=5, key=KEY)):
+        until(lambda: len(bucket.seen) > seen)  # then the client disconnects during the upload
     assert leaks(server, bucket, children, answers) == {}
-    worker, begun = server.worker(), server.log.read_text().count("seed: ")
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(server.post, duration=60, song_id=6, key=KEY)
-        while server.log.read_text().count("seed: ") == begun and not waiting.done():
-            sleep(0.1)
-        worker.kill()
+        waiting = pool.submit(server.post, "killed", duration=60, song_id=6, key=KEY)
+        until(lambda: server.says("killed", "seed: "))
+        server.worker().kill()
         answers.append(waiting.result().text)
     assert "Worker crashed" in answers[-1]
     texts = {**dict(written(server)), "answers": "".join(answers).encode()}

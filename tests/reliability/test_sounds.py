@@ -1,4 +1,4 @@
-"""Sound files of every kind and state: the music in them, or an error that names the field."""
+"""Sound files of every kind, whole or damaged, give music or an error that names the field."""
 
 import random
 import struct
@@ -13,7 +13,7 @@ from cog_client import data_uri, samples
 SUBTYPES = ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"]
 RATES = [8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000, 192000, 384000, 44101]
 LENGTHS = [0, 1, 2, 100, 8000, 48000, 200_000]
-MEMORY = 700e6  # bytes that the worker may need beyond what it has when idle
+MEMORY = 700e6  # bytes that the worker may need beyond its idle memory
 
 
 def plain(rng, path):
@@ -25,11 +25,11 @@ def plain(rng, path):
 
 
 def encoded(rng, path):
-    """Any compressed format, or a film."""
+    """Any compressed format, or a video."""
     wav = sounds.melody(rng.choice([0.1, 1.0, 3.0]), 48000, 2)
-    extension = rng.choice([*sounds.CODECS, "film"])
-    made = path.with_suffix(f".{'mp4' if extension == 'film' else extension}")
-    if extension == "film":
+    extension = rng.choice([*sounds.CODECS, "video"])
+    made = path.with_suffix(f".{'mp4' if extension == 'video' else extension}")
+    if extension == "video":
         sounds.write_video(made, wav if rng.random() < 0.8 else None)
     else:
         sounds.write(made, wav, 48000)
@@ -37,14 +37,14 @@ def encoded(rng, path):
 
 
 def unusual(rng, path):
-    """Samples that are no sound."""
+    """Constant samples, among them NaN and infinity."""
     value = rng.choice([np.nan, np.inf, -np.inf, 1e30, 1e-40, 1.0, 0.0])
     wav = np.full(rng.choice([1, 5, 20_000]), value)
     soundfile.write(path, wav, 32000, subtype="DOUBLE", format="WAV")
 
 
 def noise(rng, path):
-    """No file at all, or a list of others."""
+    """Bytes that are not audio, and playlists that name other files."""
     texts = [b"", b"\0" * 5000, rng.randbytes(5000), b"ID3" + rng.randbytes(500)]
     texts += [b"ffconcat version 1.0\nfile x.wav\n", b"#EXTM3U\n#EXTINF:2,\nfile:///etc/passwd\n"]
     texts += [
@@ -67,7 +67,7 @@ def flipped(rng, data):
 
 
 def lying(rng, data):
-    """Any four bytes of the first hundred say something else."""
+    """Four of the first hundred bytes, as a number, are replaced by an extreme."""
     changed = bytearray(data)
     start = rng.randrange(max(1, min(100, len(data) - 4)))
     changed[start : start + 4] = struct.pack("<I", rng.choice([0, 1, 0xFFFF, 2**31 - 1, 2**32 - 1]))
@@ -83,7 +83,7 @@ DAMAGES = [whole, truncated, flipped, lying]
 
 
 def make(seed, folder):
-    """File number `seed`: its path, and whether there is nothing wrong with it."""
+    """The path of random file number `seed`."""
     rng = random.Random(seed)
     maker, damage = rng.choice(MAKERS), rng.choice(DAMAGES)
     path = folder / f"{seed}-{maker.__name__}-{damage.__name__}.wav"
@@ -130,7 +130,7 @@ def test_a_thousand_files_give_music_or_an_error_that_names_the_field(predict_se
 
 
 @pytest.mark.full
-def test_two_hours_are_decoded_only_as_far_as_they_are_heard(predict_server, tmp_path):
+def test_two_hours_of_input_take_bounded_memory(predict_server, tmp_path):
     """7,200 s of silence in 12 MB; the continuation begins near its end."""
     path = tmp_path / "long.flac"
     soundfile.write(path, np.zeros(7200 * 44100, np.int16), 44100)

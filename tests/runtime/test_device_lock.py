@@ -1,21 +1,16 @@
-"""One request at a time uses the device, and long work hands it on between its pieces."""
+"""One request at a time uses the device; long work yields it between its pieces."""
 
 import contextvars
 import threading
-import time
 from concurrent.futures import CancelledError
 
 import pytest
 import torch
+from gate import until
 from torch import nn
 
 from musicgen.runtime.cancellation import Cancellation, current
 from musicgen.runtime.device_lock import DeviceLock
-
-
-def until(condition):
-    while not condition():
-        time.sleep(0.001)
 
 
 def in_thread(function):
@@ -24,7 +19,7 @@ def in_thread(function):
     return thread
 
 
-def test_turns_go_to_whoever_asked_first():
+def test_the_lock_is_granted_in_the_order_of_requests():
     device_lock, seen, threads = DeviceLock(), [], []
 
     def take(name):
@@ -34,7 +29,7 @@ def test_turns_go_to_whoever_asked_first():
     with device_lock:
         for name in range(20):
             threads.append(in_thread(lambda name=name: take(name)))
-            until(lambda name=name: len(device_lock._queue) == name + 2)
+            until(lambda name=name: len(device_lock._queue) == name + 2, pause=0.001)
     for thread in threads:
         thread.join()
     assert seen == list(range(20))
@@ -62,7 +57,7 @@ def test_long_work_lets_short_work_in_between_its_pieces():
     assert seen == ["first half", "short", "second half"]
 
 
-def test_a_module_that_runs_without_a_turn_waits_for_nobody():
+def test_a_module_called_without_the_lock_does_not_wait():
     device_lock, module = DeviceLock(), nn.Identity()
     device_lock.yield_before(module)
     assert in_thread(lambda: module(torch.ones(1))).join(timeout=60) is None
@@ -72,7 +67,7 @@ def test_a_module_that_runs_without_a_turn_waits_for_nobody():
         assert not thread.is_alive()
 
 
-def test_a_failure_hands_the_turn_on():
+def test_a_failure_releases_the_lock():
     device_lock = DeviceLock()
     with pytest.raises(ZeroDivisionError), device_lock:
         _ = 1 / 0
@@ -80,7 +75,7 @@ def test_a_failure_hands_the_turn_on():
         pass
 
 
-def test_long_work_of_a_cancelled_request_ends_at_its_next_piece():
+def test_long_work_of_a_cancelled_request_ends_before_its_next_piece():
     device_lock, module, cancellation = DeviceLock(), nn.Identity(), Cancellation()
     device_lock.yield_before(module)
 

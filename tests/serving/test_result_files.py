@@ -1,4 +1,4 @@
-"""Files on their way, and what is swept."""
+"""Result files exist until they are sent; old leftovers are removed."""
 
 import contextvars
 import os
@@ -12,7 +12,7 @@ from musicgen.serving import result_files as module
 from musicgen.serving.result_files import LEFTOVER_SECONDS, ResultFiles, sweep
 
 
-def test_outbox_keeps_what_others_send_and_nothing_of_a_failed_prediction(monkeypatch):
+def test_a_failed_prediction_leaves_nothing_and_other_results_stay(monkeypatch):
     result_files = ResultFiles()
     with result_files.folder() as first:
         (first / "a.wav").write_bytes(b"a")
@@ -31,22 +31,22 @@ def test_outbox_keeps_what_others_send_and_nothing_of_a_failed_prediction(monkey
             assert sorted(first.parent.glob("tmp*")) == sorted([running, last])
 
 
-def test_nothing_is_kept_of_a_prediction_that_was_given_up():
+def test_a_cancelled_prediction_leaves_nothing():
     result_files, cancellation = ResultFiles(), Cancellation()
 
-    def given_up():
+    def cancelled():
         current.set(cancellation)
         with result_files.folder() as folder:
             (folder / "a.wav").write_bytes(b"a")
             cancellation.cancel()
 
     with pytest.raises(CancelledError):
-        contextvars.copy_context().run(given_up)
+        contextvars.copy_context().run(cancelled)
     with result_files.folder() as only:
         assert list(only.parent.glob("tmp*")) == [only]
 
 
-def test_old_leftovers_go_and_nothing_else(tmp_path):
+def test_only_old_leftovers_are_removed(tmp_path):
     inputs, cog = tmp_path / "inputs", tmp_path / "cog"
     for name in ("old", "new", "used"):
         for part in ("inputs", "outputs"):
@@ -66,11 +66,11 @@ def test_old_leftovers_go_and_nothing_else(tmp_path):
     assert sorted(path.name for path in (cog / "new").iterdir()) == ["inputs", "outputs"]
 
 
-def test_a_missing_folder_is_nothing_to_sweep(tmp_path):
+def test_a_missing_folder_is_not_an_error(tmp_path):
     sweep(tmp_path / "none", tmp_path / "neither")
 
 
-def test_a_prediction_that_begins_sweeps(tmp_path, monkeypatch):
+def test_a_new_prediction_removes_leftovers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "COG_FOLDER", tmp_path)
     monkeypatch.setattr(module, "LEFTOVER_SECONDS", -1.0)
     (tmp_path / "pred_1" / "inputs").mkdir(parents=True)

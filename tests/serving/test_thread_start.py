@@ -1,4 +1,4 @@
-"""A cancel that Cog means for one thread hits no other that this one is just starting."""
+"""A cancellation that Cog sends to one thread never reaches a thread that this one is starting."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ import pytest
 
 from musicgen.serving import thread_start
 
-# On one processor the new thread cannot run before its maker lets it: every cancel comes between.
+# On one processor the new thread cannot run before its maker pauses, so every cancellation arrives
+# in between.
 CANCELLED_WHILE_STARTING = """
 import ctypes, os, threading
 from concurrent.futures import ThreadPoolExecutor
@@ -73,14 +74,14 @@ def cancelled_while_starting(protect, wait):
     return run(CANCELLED_WHILE_STARTING.replace("PROTECT", protect).replace("WAIT", wait))
 
 
-def test_a_cancel_leaves_the_threads_alone_that_its_own_starts():
+def test_a_cancellation_does_not_reach_a_thread_that_is_starting():
     ended = cancelled_while_starting("musicgen.serving.thread_start.protect()", "None")
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python keeps them apart from 3.12 on")
-def test_without_protection_it_would_not():
-    """If this fails, Python has changed and musicgen/thread_start.py can go."""
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="fixed in Python 3.12")
+def test_without_protection_it_does():
+    """If this fails, Python was fixed and musicgen/serving/thread_start.py can be removed."""
     ended = cancelled_while_starting("", "5")
     assert ended.returncode == 3
     assert b"Exception ignored in thread started by" in ended.stderr
@@ -93,7 +94,7 @@ def starter(monkeypatch):
     return made
 
 
-def test_threads_start_as_ever(starter):
+def test_threads_start_normally(starter):
     ran = []
     for number in range(50):
         thread = threading.Thread(target=ran.append, args=[number])
@@ -102,7 +103,7 @@ def test_threads_start_as_ever(starter):
     assert ran == list(range(50))
 
 
-def test_what_cannot_start_says_so(starter):
+def test_an_error_at_the_start_of_a_thread_reaches_its_caller(starter):
     thread = threading.Thread(target=str)
     thread.start()
     thread.join()
@@ -111,5 +112,5 @@ def test_what_cannot_start_says_so(starter):
     threading.Thread(target=str).start()
 
 
-def test_a_fork_starts_its_own():
+def test_threads_start_in_a_forked_process():
     assert run(FORKED).returncode == 7

@@ -1,4 +1,4 @@
-"""The real client against a real storage server; faults come from a proxy between the two."""
+"""The real client against a real storage server; a proxy between them injects faults."""
 
 import json
 import logging
@@ -28,13 +28,13 @@ def song(tmp_path: Path) -> Path:
 
 
 def write(path: Path, size: int, seed: int = 0) -> Path:
-    """A file of any bytes, line endings at its end included."""
+    """A file of random bytes that ends in line endings."""
     path.write_bytes(Random(seed).randbytes(size - 4) + b"\r\n\n\r")
     return path
 
 
 def resource(storage_url: str, name: str) -> dict[str, object]:
-    """The stored object's properties, asked of the server itself."""
+    """The stored object's properties, read without the proxy."""
     answer = httpx.get(f"{storage_url}/storage/v1/b/songs/o/{quote(name, safe='')}")
     answer.raise_for_status()
     found: dict[str, object] = answer.json()
@@ -45,7 +45,7 @@ def exists(storage_url: str, name: str) -> bool:
     return httpx.get(f"{storage_url}/songs/{name}").status_code == 200
 
 
-# --- what is stored ---------------------------------------------------------------------------
+# --- stored objects ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["one request", "resumable"])
@@ -91,14 +91,14 @@ def test_url_in_production_is_https(song: Path, monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_asks_for_nothing_but_the_upload(proxy: Proxy, song: Path) -> None:
-    """The least role may write objects, not read the bucket's or the object's properties."""
+def test_sends_no_request_but_the_upload(proxy: Proxy, song: Path) -> None:
+    """The least privileged role may write objects, but not read properties of bucket or object."""
     upload(song, SONGS, 2, METADATA)
     sent = [(seen.method, seen.path) for seen in proxy.seen]
     assert sent == [("POST", "/upload/storage/v1/b/songs/o?uploadType=multipart")]
 
 
-# --- faults that pass -------------------------------------------------------------------------
+# --- transient faults -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_transient_fault_is_retried(
     path = write(tmp_path / "song.wav", size)
     proxy.inject(faults)
     stored = upload(path, SONGS, 4, METADATA)
-    # Every request of a good upload comes after the faults: it starts from the beginning.
+    # After the faults the upload starts from its beginning.
     assert len(proxy.seen) == len(faults) + (1 if size == SMALL else 2)
     assert httpx.get(stored.url).content == path.read_bytes()
 
 
-def test_silent_connection_is_given_up_and_retried(
+def test_silent_connection_times_out_and_is_retried(
     proxy: Proxy, song: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("musicgen.serving.upload._STALL", 0.3)
@@ -128,7 +128,7 @@ def test_silent_connection_is_given_up_and_retried(
     assert httpx.get(stored.url).content == song.read_bytes()
 
 
-# --- faults that stay -------------------------------------------------------------------------
+# --- permanent faults -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [503, "drop", "stall"])
@@ -139,7 +139,7 @@ def test_down_for_good(proxy: Proxy, song: Path, fault: Fault) -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_nobody_listens(proxy: Proxy, song: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_refused(proxy: Proxy, song: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     with pytest.raises(UploadError, match="check the network"):
         upload(song, SONGS, 6, METADATA, deadline=0.5)
@@ -176,7 +176,7 @@ def test_damaged_transfer_is_noticed(
 
 @pytest.fixture
 def no_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in production, on a machine that has no credentials of any kind."""
+    """As in production, on a machine without any credentials."""
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
@@ -216,7 +216,7 @@ def test_service_account_gets_no_token(
 
 
 def service_account(token_uri: str) -> dict[str, str]:
-    """A key file as Google hands them out, with a key made on the spot."""
+    """The content of a service account's key file, with a new key."""
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -231,7 +231,7 @@ def service_account(token_uri: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "http://", "nonsense://x"])
-def test_absurd_endpoint(song: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_invalid_endpoint(song: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
     with pytest.raises(UploadError):
         upload(song, SONGS, 6, METADATA, deadline=0.5)
@@ -245,7 +245,7 @@ def test_bad_file(proxy: Proxy, tmp_path: Path, name: str) -> None:
     assert not proxy.seen
 
 
-# --- what it says and costs -------------------------------------------------------------------
+# --- secrets and imports ----------------------------------------------------------------------
 
 
 def test_key_appears_nowhere(
@@ -258,7 +258,7 @@ def test_key_appears_nowhere(
     monkeypatch.setenv("UPLOAD_KEY", KEY)
     monkeypatch.setenv("UPLOAD_BUCKET", "songs")
     with caplog.at_level(logging.DEBUG):
-        bucket = authorize(9, KEY)
+        bucket = authorize(9, KEY).bucket
         stored = upload(song, bucket, 9, METADATA)
         proxy.inject(repeat(503))
         with pytest.raises(UploadError) as caught:

@@ -1,4 +1,4 @@
-"""Requests run in threads, and one that is cancelled has cleaned up when its caller goes on."""
+"""Requests run in worker threads; a cancelled one has cleaned up before its caller continues."""
 
 import asyncio
 import contextvars
@@ -13,7 +13,7 @@ from musicgen.serving.workers import Workers
 name = contextvars.ContextVar("name")
 
 
-def test_a_thread_works_in_its_callers_context():
+def test_a_worker_thread_has_the_context_of_its_caller():
     async def call(workers, value):
         name.set(value)
         return await workers.run(lambda: (name.get(), threading.get_ident()))
@@ -27,7 +27,7 @@ def test_a_thread_works_in_its_callers_context():
     assert threading.get_ident() not in {thread for _, thread in found}
 
 
-def test_what_a_function_raises_reaches_its_caller():
+def test_an_exception_reaches_the_caller():
     async def main():
         await Workers().run(lambda: 1 / 0)
 
@@ -58,7 +58,7 @@ def test_a_cancelled_call_ends_after_its_function_has():
     assert job.cancelled()
 
 
-def test_a_request_given_up_early_gets_no_further():
+def test_a_request_cancelled_early_goes_no_further():
     cancellation, job = Cancellation(), Future()
     cancellation.cancel()
     with pytest.raises(CancelledError), cancellation.covers([job]):
@@ -66,7 +66,7 @@ def test_a_request_given_up_early_gets_no_further():
     assert job.cancelled()
 
 
-def test_a_failed_request_gives_its_jobs_up():
+def test_a_failed_request_cancels_its_jobs():
     job = Future()
     with pytest.raises(ZeroDivisionError), Cancellation().covers([job]):
         _ = 1 / 0

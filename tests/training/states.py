@@ -1,10 +1,10 @@
-"""What a training changed."""
+"""Compares the states of a model before and after training."""
 
 import torch
 
 
 def changed(before, after):
-    """The modules, by their names, of which two states differ."""
+    """Returns the names of the modules whose states differ."""
     assert before.keys() == after.keys()
     return {
         name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""The codec in two bands: what each hears, how they are joined, the decoder on its own."""
+"""The codec's two bands: their batches, joining them, and training the decoder alone."""
 
 import pytest
 import torch
@@ -11,24 +11,24 @@ from training.join import join
 RATE = synth.SAMPLE_RATE
 
 
-@pytest.mark.parametrize("heard", [codec.LOW.heard, codec.HIGH.heard, codec.DECODER_HEARD])
-def test_codec_batches_are_the_same_at_every_visit(heard):
-    wav = codec.segments(5, heard)
-    assert wav.shape == (heard.segments, 1, round(heard.seconds * RATE))
-    assert torch.equal(wav, codec.segments(5, heard))
-    assert not torch.equal(wav, codec.segments(6, heard))
+@pytest.mark.parametrize("batches", [codec.LOW.batches, codec.HIGH.batches, codec.DECODER_BATCHES])
+def test_a_batch_depends_only_on_its_seed(batches):
+    wav = codec.segments(5, batches)
+    assert wav.shape == (batches.segments, 1, round(batches.seconds * RATE))
+    assert torch.equal(wav, codec.segments(5, batches))
+    assert not torch.equal(wav, codec.segments(6, batches))
 
 
-def test_a_band_is_what_lies_above():
+def test_the_high_band_contains_only_higher_frequencies():
     low, high = (torch.from_numpy(tone([pitch])).float()[:1, None] for pitch in (60, 120))
     inside = slice(codec.TAPS, -codec.TAPS)
-    heard = codec.above(low + high, codec.HIGH.above)
-    assert (heard - high)[..., inside].abs().max() < 0.01
+    band = codec.above(low + high, codec.HIGH.above)
+    assert (band - high)[..., inside].abs().max() < 0.01
     assert torch.equal(codec.above(low, 0.0), low)
 
 
 def trained(band):
-    """As if it were: every codebook filled."""
+    """Returns an untrained codec whose codebooks are filled, like those of a trained one."""
     model = codec.build([band])
     for number, layer in enumerate(model.quantizer.vq.layers):
         generator = torch.Generator().manual_seed(number)
@@ -38,7 +38,7 @@ def trained(band):
 
 
 @torch.inference_mode()
-def test_bands_side_by_side_are_one_codec():
+def test_joined_bands_have_the_codes_and_the_sum_of_both():
     parts = [trained(band) for band in codec.BANDS.values()]
     whole = join(parts, codec.build()).eval()
     wav = codec.segments(3)[:4]
@@ -49,7 +49,7 @@ def test_bands_side_by_side_are_one_codec():
     assert torch.allclose(whole(wav).x, sound, atol=1e-5 * float(sound.abs().max()))
 
 
-def test_training_the_decoder_leaves_the_codes(tmp_path):
+def test_training_the_decoder_does_not_change_the_codes(tmp_path):
     whole = join([trained(band) for band in codec.BANDS.values()], codec.build())
     wav = codec.segments(3)[:2]
     before = {name: value.clone() for name, value in whole.state_dict().items()}

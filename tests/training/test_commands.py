@@ -1,4 +1,4 @@
-"""The command: a demo from nothing, and one that is trained further."""
+"""training/train: a new demo, and further training of an existing one."""
 
 import json
 import os
@@ -18,7 +18,7 @@ RATE = synth.SAMPLE_RATE
 
 
 def command_line(work, output, *more):
-    """Arguments that train one step of everything, on a few clips."""
+    """Returns arguments that train one step of every part, on a few clips."""
     steps = [f"--{name}-steps=1" for name in train.STEPS]
     return ["--work", work, "--output", output, "--clips", "0-4", *steps, *more]
 
@@ -28,8 +28,8 @@ def run_train(monkeypatch, *arguments):
     train.main()
 
 
-def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path, monkeypatch, capsys):
-    """One step of each training, through the command."""
+def test_the_command_makes_a_checkpoint_that_the_server_loads(tmp_path, monkeypatch, capsys):
+    """Runs one step of each training through the command."""
     output = tmp_path / "demo"
     arguments = command_line(tmp_path / "work", output)
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
@@ -42,10 +42,10 @@ def test_the_commands_make_a_checkpoint_that_the_server_loads(tmp_path, monkeypa
     model = MusicGen.load(output, "cpu")
     [wav] = model.generate(Request(prompt="techno, A minor, 120 bpm", duration=1, seed=1)).wavs
     assert wav.shape == (2, RATE)
-    # The second time there is nothing left to train, and nothing else in the folder is lost.
+    # A second run has nothing left to train and keeps other files of the folder.
     (output / "kept.json").write_text("{}")
     run_train(monkeypatch, *arguments)
-    assert capsys.readouterr().out.count("going on from step 1") == len(train.STEPS)
+    assert capsys.readouterr().out.count("resuming at step 1") == len(train.STEPS)
     assert (output / "kept.json").exists()
     assert json.loads((output / "manifest.json").read_text()) == manifest
 
@@ -61,10 +61,10 @@ def test_a_demo_can_be_trained_further(tmp_path, monkeypatch):
             getattr(before, part).parameters(), getattr(after, part).parameters(), strict=True
         )
         moved = max((a - b).abs().max().item() for a, b in pairs)
-        assert 0 < moved < 0.1, part  # what it knew is still there
+        assert 0 < moved < 0.1, part  # close to the weights it started from
 
 
-def test_what_is_read_of_a_demo_says_what_the_server_says():
+def test_a_demo_that_is_read_encodes_as_the_server_does():
     encodec, _ = start.read(folders.DEFAULT)
     served = MusicGen.load(folders.DEFAULT, "cpu")
     wav = codec.segments(3)[:2, 0]
@@ -72,7 +72,7 @@ def test_what_is_read_of_a_demo_says_what_the_server_says():
     assert (codes == served.codec.encode(wav)).float().mean() > 0.999
 
 
-def test_weights_end_between_what_they_were_and_what_they_became():
+def test_averaging_ends_between_the_old_and_the_new_weights():
     before, after = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     became = after.weight.clone()
     start.average(before, after)

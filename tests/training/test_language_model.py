@@ -1,4 +1,4 @@
-"""The language model's training: its state, its rates, where its heads look, its batches."""
+"""The language model's training: resuming, learning rates, initial attention, batches."""
 
 import csv
 from dataclasses import replace
@@ -13,7 +13,7 @@ from training.muon import Muon
 from training.run import LOSSES, Run, schedule
 
 
-def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
     def train(folder, stop=None):
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 1)
@@ -35,15 +35,15 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert [row["step"] for row in rows] == [str(step) for step in range(6)]
 
 
-def test_the_learning_rate_rises_and_falls():
+def test_the_learning_rate_warms_up_and_decays():
     rates = [schedule(step, 1000) for step in range(1000)]
     assert rates[0] < 0.02
     assert max(rates) == rates[100] == 1
     assert rates[-1] < 0.021
 
 
-def test_muon_goes_where_torchs_goes():
-    """Which rounds to bfloat16 on its way."""
+def test_muon_agrees_with_pytorchs_muon():
+    """PyTorch's rounds to bfloat16, so the two agree within 3%."""
     generator = torch.Generator().manual_seed(0)
     for shape in ((64, 256), (256, 64), (48, 48)):
         start = torch.randn(shape, generator=generator)
@@ -60,8 +60,8 @@ def test_muon_goes_where_torchs_goes():
         assert (ours - theirs).norm() < 0.03 * (theirs - start).norm()
 
 
-def test_heads_begin_at_the_moments_chroma_and_at_the_words():
-    """Before any training: what the first layer's first two heads look at."""
+def test_untrained_heads_attend_to_the_chroma_of_their_time_and_to_the_words():
+    """Checks the attention of the first layer's first two heads before training."""
     model = lm.Demo().requires_grad_(False)
     attention = model.lm.transformer.layers[0].self_attn
     project = model.lm.condition_provider.conditioners
@@ -95,16 +95,16 @@ def clips():
 
 
 @pytest.mark.parametrize("kind", [dataset.BEGINNING, dataset.WHOLE], ids=["beginning", "whole"])
-def test_batches_say_what_was_asked_of_them(kind, clips, monkeypatch):
-    """Clips as long as wanted; captions; a melody or what stands for none; true answers."""
+def test_batches_contain_what_their_kind_defines(kind, clips, monkeypatch):
+    """Lengths, captions, a melody or its absence, and correct auxiliary targets."""
     made = [clips.clip(index) for index in range(3)]
     assert all(0 <= clip.codes.min() <= clip.codes.max() < codec.CARD for clip in made)
-    # Codes that tell which frame of the clip they are.
+    # Each code is the number of its frame.
     numbered = torch.arange(dataset.WHOLE.frames).expand(dataset.K, -1)
     monkeypatch.setattr(clips, "clip", lambda index: replace(made[index], codes=numbered))
     batch = clips.batch(kind, [0, 1, 2], np.random.default_rng(0))
     assert batch.codes.shape == (3, dataset.K, kind.frames)
-    assert torch.equal(batch.heard, batch.codes)
+    assert torch.equal(batch.inputs, batch.codes)
     assert batch.tokens.shape[0] == batch.chroma.shape[0] == 3
     assert batch.tokens.eq(clips.tokenizer.token_to_id(text.END)).sum(1).eq(1).all()
     for clip, codes, chroma, key, beat in zip(
@@ -120,14 +120,14 @@ def test_batches_say_what_was_asked_of_them(kind, clips, monkeypatch):
         assert any(torch.equal(chroma, melody.long()) for melody in melodies)
 
 
-def test_mistakes_are_few_and_anothers(clips):
+def test_mistakes_are_rare_and_come_from_another_clip(clips):
     codes = clips.batch(dataset.BEGINNING, list(range(4)), np.random.default_rng(0)).codes
-    apart = codes % 100 + 100 * torch.arange(4)[:, None, None]  # tells whose a code is
-    heard = dataset.with_mistakes(apart, np.random.default_rng(1))
-    wrong = heard != apart
+    apart = codes % 100 + 100 * torch.arange(4)[:, None, None]  # hundreds: the clip
+    inputs = dataset.with_mistakes(apart, np.random.default_rng(1))
+    wrong = inputs != apart
     assert 0.03 < wrong.float().mean() < 0.2
-    assert torch.equal(heard[wrong], apart.roll(1, 0)[wrong])
-    # Some are whole passages of one side.
-    sides = wrong.unflatten(1, (dataset.K // 2, 2)).all(1)
-    assert sides.any()
-    assert not sides.all(1).equal(sides.any(1))
+    assert torch.equal(inputs[wrong], apart.roll(1, 0)[wrong])
+    # Some are whole passages of one channel.
+    channels = wrong.unflatten(1, (dataset.K // 2, 2)).all(1)
+    assert channels.any()
+    assert not channels.all(1).equal(channels.any(1))

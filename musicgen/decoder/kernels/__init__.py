@@ -1,84 +1,177 @@
-"""The operations of a decode step, one table per backend, all with the same signatures."""
+"""The operations of a decode step, one implementation per backend, all with the same interface."""
+
+from __future__ import annotations
 
 import functools
+import logging
 import math
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+import os
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from musicgen.decoder import sampling
-from musicgen.decoder.kernels import attention, compiler, draw, fused, products
+from musicgen.decoder.kernels import attention, cache_folder, compiler, draw, fused, products
+from musicgen.decoder.sampling import ROWS_PER_CLIP, SamplingRows
+
+if TYPE_CHECKING:
+    from musicgen.decoder.kernels.team import Team
+
+# A matrix [N, D], as the backend stores it: a tensor, or packed.
+Weight: TypeAlias = Any
+# The residual stream: float32 rows [R, D]. A backend's `linear_add` may return it unfinished, for
+# its norm operations to complete; `fused.Pending` is such a form.
+Stream: TypeAlias = Any
+Inputs: TypeAlias = tuple[Tensor | None, ...]
 
 
-@dataclass(frozen=True)
-class Ops:
-    """What a decode step is made of; the contracts are the docstrings of the PyTorch references.
+class Ops(Protocol):
+    """The operations of a decode step of R rows."""
 
-    Rows that `linear_add` returns are for a norm, and complete once that has seen them.
+    def norm_linear(
+        self, x: Stream, norm: nn.LayerNorm, weight: Weight, *, gelu: bool = False
+    ) -> Tensor:
+        """The product [R, N] of the LayerNorm of x with weight [N, D]; with `gelu`, its GELU."""
+        ...
+
+    def norm_qkv(
+        self,
+        x: Stream,
+        norm: nn.LayerNorm,
+        weight: Weight,
+        keys: Tensor,
+        values: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """The queries [R, D] of the product of the LayerNorm of x with weight [3 D, D].
+
+        The keys and values of row i are written into row `rows[i]` of the caches [any, H, S, Dh],
+        at `positions[i]`; both are int64 [R].
+        """
+        ...
+
+    def linear_add(self, x: Tensor, weight: Weight, residual: Stream) -> Stream:
+        """The residual after adding the product of x [R, N] with weight [D, N] in place."""
+        ...
+
+    def attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Tensor,
+        lengths: Tensor,
+        shared: Tensor | None = None,
+    ) -> Tensor:
+        """Attention [R, D] of queries q [R, D] over the caches [any, H, S, Dh].
+
+        Query i reads the first `lengths[i]` positions of row `rows[i]`. The first `shared[i]` of
+        them equal those of the caches' last row. All three are int64 [R].
+        """
+        ...
+
+    def replay(
+        self, function: Callable[..., Tensor], inputs: Inputs, key: Hashable | None = None
+    ) -> Tensor:
+        """The result of `function(self, *inputs)`, which is made of the operations above.
+
+        A backend may record the operations and run them together. With a key, it may keep the
+        recording, replay it in later calls, and overwrite the result then.
+        """
+        ...
+
+    def sample(self, logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
+        """Codes [B, K] int64 from logits [2B, K, card] and exponential noise [B, K, card]."""
+        ...
+
+
+class Immediate:
+    """Operations that compute when they are called; the engine captures them on CUDA."""
+
+    def replay(
+        self, function: Callable[..., Tensor], inputs: Inputs, key: Hashable | None = None
+    ) -> Tensor:
+        """`Ops.replay`."""
+        return function(self, *inputs)
+
+
+class TorchOps(Immediate):
+    """PyTorch's operations on any device: the references, and CUDA's without Triton."""
+
+    norm_linear = staticmethod(products.norm_linear)
+    norm_qkv = staticmethod(products.norm_qkv)
+    linear_add = staticmethod(products.linear_add)
+    attention = staticmethod(attention.attention)
+    sample = staticmethod(sampling.sample)
+
+
+class TritonOps(Immediate):
+    """Triton's kernels on CUDA: weights and caches are read once, and rows are independent."""
+
+    norm_linear = staticmethod(fused.norm_linear)
+    norm_qkv = staticmethod(fused.norm_qkv)
+    linear_add = staticmethod(fused.linear_add)
+    attention = staticmethod(attention.attention_triton)
+    sample = staticmethod(draw.sample_triton)
+
+
+class TritonAttentionOps(TorchOps):
+    """Triton's attention and sampling with PyTorch's products, for GPUs before Ampere.
+
+    Triton does not use the tensor cores of those GPUs, and its products would spill registers. The
+    rows of cuBLAS's products are only approximately independent of each other.
     """
 
-    norm_linear: Callable[..., Tensor]
-    norm_qkv: Callable[..., Tensor]
-    linear_add: Callable[..., Any]
-    attention: Callable[..., Tensor]
-    sample: Callable[..., Tensor]
+    attention = staticmethod(attention.attention_triton)
+    sample = staticmethod(draw.sample_triton)
 
 
-# Everything at once on any device: what CUDA uses where there is no Triton.
-TORCH = Ops(
-    norm_linear=products.norm_linear,
-    norm_qkv=products.norm_qkv,
-    linear_add=products.linear_add,
-    attention=attention.attention,
-    sample=sampling.sample,
-)
+TORCH: Ops = TorchOps()
+TRITON: Ops = TritonOps()
+TRITON_ATTENTION: Ops = TritonAttentionOps()
 
-# On CUDA: reads weights and caches once, whatever the number of rows; each row on its own.
-TRITON = Ops(
-    norm_linear=fused.norm_linear,
-    norm_qkv=fused.norm_qkv,
-    linear_add=fused.linear_add,
-    attention=attention.attention_triton,
-    sample=draw.sample_triton,
-)
+logger = logging.getLogger(__name__)
 
-# Triton makes nothing of the tensor cores before Ampere's, and its products would spill: on those
-# the products are cuBLAS's, whose rows are only approximately independent of each other.
-TENSOR_CORES = (8, 0)  # the compute capability from which on
-TRITON_BUT_PRODUCTS = replace(
-    TRITON,
-    norm_linear=products.norm_linear,
-    norm_qkv=products.norm_qkv,
-    linear_add=products.linear_add,
-)
+TENSOR_CORES = (8, 0)  # the first compute capability whose tensor cores Triton uses
 
 
 def triton_ops(capability: tuple[int, int]) -> Ops:
-    """What Triton is used for on a GPU of this compute capability."""
-    return TRITON if capability >= TENSOR_CORES else TRITON_BUT_PRODUCTS
+    """The Triton kernels that suit a GPU of this compute capability."""
+    return TRITON if capability >= TENSOR_CORES else TRITON_ATTENTION
 
 
-@functools.cache
-def cpu_ops() -> Ops:
-    """On the CPU: nothing depends on the other rows of the batch, bit for bit."""
-    from musicgen.decoder.kernels import compiled  # and numba, which a GPU has no use for
+def cpu_ops(team: Team) -> Ops:
+    """The CPU's operations, run by these threads; rows are independent of each other, to the bit.
 
-    return Ops(
-        norm_linear=products.norm_linear,
-        norm_qkv=products.norm_qkv,
-        linear_add=products.linear_add,
-        attention=compiled.attention_numba,
-        sample=sampling.sample_each,
-    )
+    A new object for each user, because it keeps what it has recorded.
+    """
+    # numba is imported only where it is used; a GPU does not need it.
+    from musicgen.decoder.kernels.recorder import CpuOps
+
+    return CpuOps(team)
+
+
+def cpu_team(threads: int) -> Team:
+    """Threads to run the CPU's operations."""
+    from musicgen.decoder.kernels.team import Team
+
+    return Team(threads)
+
+
+def pack(matrix: Tensor, team: Team) -> Weight:
+    """A matrix [N, D] as the CPU's operations need it, without loss."""
+    from musicgen.decoder.kernels.packed import pack
+
+    return pack(matrix, team)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What kernels must know of a decoder."""
+    """The dimensions of a decoder that the kernels depend on."""
 
     dim: int
     ffn_dim: int
@@ -87,40 +180,84 @@ class Shape:
 
 
 def choose(device: torch.device, dtype: torch.dtype, shape: Shape, rows: int) -> Ops:
-    """The operations for a decoder of this shape and dtype, for so many rows.
+    """The operations for a decoder of this shape and dtype, for a batch of `rows` rows.
 
-    On CUDA the Triton kernels that suit the GPU, if they build here and agree with PyTorch's;
-    otherwise, after a warning, PyTorch's. Float32 is always PyTorch's: it is there for comparisons,
-    not for speed.
+    On CUDA these are the Triton kernels that suit the GPU, if they build here and agree with
+    PyTorch; otherwise PyTorch's operations, and an error is logged. Float32 always uses PyTorch's
+    operations: it serves comparisons, not speed. So does MUSICGEN_KERNELS=torch, the operator's way
+    out if a kernel crashes or hangs. `cpu_ops` are for packed weights.
     """
-    if device.type == "cpu":
-        return cpu_ops()
-    if dtype == torch.float32:
+    torch_only = os.environ.get("MUSICGEN_KERNELS") == "torch"
+    if device.type == "cpu" or dtype == torch.float32 or torch_only:
         return TORCH
     try:
+        cache_folder.ensure_usable()
         ops = triton_ops(torch.cuda.get_device_capability(device))
         check(ops, TORCH, device, dtype, shape, rows)
-    except Exception as exc:  # whatever a compiler or driver may raise: there is a way without
+    except Exception as exc:  # a compiler or driver may raise any exception
         reason = "Triton is not installed" if compiler.triton is None else f"{exc!r}"
-        warnings.warn(f"decoding without Triton kernels, slower: {reason}", stacklevel=2)
+        _log_once(
+            logging.ERROR,
+            f"Triton kernels cannot be used; decoding with PyTorch operations, which is several "
+            f"times slower: {reason}",
+        )
         return TORCH
     if ops is not TRITON:
-        warnings.warn("decoding without Triton's products, slower: this GPU is old", stacklevel=2)
+        _log_once(
+            logging.WARNING,
+            "Triton's matrix products need compute capability 8.0 or higher; using cuBLAS instead "
+            "(slower)",
+        )
     return ops
+
+
+@functools.cache
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+def describe(ops: Ops) -> str:
+    """A name of the operations for logs and results."""
+    names = (
+        (TORCH, "PyTorch operations"),
+        (TRITON, "Triton kernels"),
+        (TRITON_ATTENTION, "Triton attention and sampling with cuBLAS products"),
+    )
+    return next((name for known, name in names if ops is known), "CPU operations")
 
 
 def check(
     ops: Ops, reference: Ops, device: torch.device, dtype: torch.dtype, shape: Shape, rows: int
 ) -> None:
-    """Run every operation on random rows beside its reference.
+    """Compare every operation with its reference on random rows.
 
-    Raises ValueError for a shape that the kernels' tiles do not divide, and ArithmeticError where
-    the results differ by more than rounding to `dtype` explains.
+    Raises ValueError for a shape that the kernels' tiles do not divide, and ArithmeticError if
+    results differ by more than rounding to `dtype` explains.
+    """
+    check_sample(ops, reference, device, dtype, rows)
+    ours, theirs = (trials(backend, device, dtype, shape, rows) for backend in (ops, reference))
+    for name, run in ours.items():
+        error, allowed = difference(run(), theirs[name](), dtype)
+        if not error <= allowed:
+            raise ArithmeticError(f"{name} is off by {error:.3g}")
+
+
+def difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The largest difference, and the largest that rounding to `dtype` explains."""
+    error = (found.float() - expected.float()).abs().max().item()
+    return error, 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item())
+
+
+def trials(
+    ops: Ops, device: torch.device, dtype: torch.dtype, shape: Shape, rows: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Calls of every operation but `sample`, always on the same random rows.
+
+    Raises ValueError for a shape that the kernels' tiles do not divide.
     """
     dim, ffn_dim, head_dim = shape.dim, shape.ffn_dim, shape.head_dim
     if dim % 64 or ffn_dim % 64 or shape.outputs % 64 or head_dim & (head_dim - 1):
-        raise ValueError(f"no kernels for {shape}")
-    _check_sample(ops, reference, device, dtype, rows)
+        raise ValueError(f"the kernels do not support {shape}")
     random = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -129,7 +266,7 @@ def check(
     def weight(width: int, depth: int) -> Tensor:
         return normal(width, depth) / math.sqrt(depth)
 
-    capacity = 300  # not a whole number of splits
+    capacity = 300  # not a multiple of the split size
     norm = nn.LayerNorm(dim, device=device).requires_grad_(False)
     for affine in (norm.weight, norm.bias):
         affine.add_(normal(dim, dtype=torch.float32), alpha=0.1)
@@ -137,47 +274,51 @@ def check(
     qkv, up, down = weight(3 * dim, dim), weight(ffn_dim, dim), weight(dim, ffn_dim)
     keys, values = normal(2, rows + 1, dim // head_dim, capacity, head_dim).unbind()
     hidden, query = normal(rows, ffn_dim), normal(rows, dim)
-    positions = (torch.arange(rows, device=device) // 2 * 37 + capacity - 40) % capacity
-    order = torch.arange(rows, device=device).flip(0)  # of the rows in the cache
+    positions = (torch.arange(rows, device=device) // ROWS_PER_CLIP * 37 + capacity - 40) % capacity
+    order = torch.arange(rows, device=device).flip(0)  # the row in the cache of each row
     shared = positions // 2 * (torch.arange(rows, device=device) % 2)
-    for cache in (keys, values):  # every other row begins as the last one does
+    for cache in (keys, values):  # every other row begins like the last row
         alike = torch.arange(capacity, device=device) < shared[:, None]
         cache[order] = torch.where(alike[:, None, :, None], cache[-1], cache[order])
 
-    def run(ops: Ops) -> dict[str, Tensor]:
+    def qkv_trial() -> Tensor:
         k, v = keys.clone(), values.clone()
         q = ops.norm_qkv(x, norm, qkv, k, v, order, positions)
+        return torch.cat([part.flatten() for part in (q, k, v)])
+
+    def add_trial() -> Tensor:
         residual = x.clone()
-        added = ops.norm_linear(ops.linear_add(hidden, down, residual), norm, up)
-        return {
-            "norm_qkv": torch.cat([part.flatten() for part in (q, k, v)]),
-            "norm_linear": ops.norm_linear(x, norm, up),
-            "norm_linear with GELU": ops.norm_linear(x, norm, up, gelu=True),
-            "linear_add": residual,
-            "norm_linear after linear_add": added,
-            "attention": ops.attention(query, keys, values, order, positions + 1),
-            "attention, some shared": ops.attention(
-                query, keys, values, order, positions + 1, shared
-            ),
-        }
+        # Its norm completes the residual.
+        ops.norm_linear(ops.linear_add(hidden, down, residual), norm, up)
+        return residual
 
-    results = run(ops)
-    for name, expected in run(reference).items():
-        error = (results[name].float() - expected.float()).abs().max().item()
-        if not error <= 16 * torch.finfo(dtype).eps * max(1.0, expected.abs().max().item()):
-            raise ArithmeticError(f"{name} is off by {error:.3g}")
+    lengths = positions + 1
+    return {
+        "norm_qkv": qkv_trial,
+        "norm_linear": lambda: ops.norm_linear(x, norm, up),
+        "norm_linear with GELU": lambda: ops.norm_linear(x, norm, up, gelu=True),
+        "linear_add": add_trial,
+        "norm_linear after linear_add": lambda: ops.norm_linear(
+            ops.linear_add(hidden, down, x.clone()), norm, up
+        ),
+        "attention": lambda: ops.attention(query, keys, values, order, lengths),
+        "attention with a shared prefix": lambda: ops.attention(
+            query, keys, values, order, lengths, shared
+        ),
+    }
 
 
-def _check_sample(
+def check_sample(
     ops: Ops, reference: Ops, device: torch.device, dtype: torch.dtype, rows: int
 ) -> None:
     random = torch.Generator(device).manual_seed(0)
-    settings = sampling.SamplingRows.empty(rows // 2, device)
-    for clip in range(rows // 2):
+    clips = rows // ROWS_PER_CLIP
+    settings = SamplingRows.empty(clips, device)
+    for clip in range(clips):
         settings.set(clip, sampling.Sampling(top_k=50), 2048)
     logits = torch.randn(rows, 4, 2048, generator=random, device=device).to(dtype)
-    noise = torch.empty(rows // 2, 4, 2048, device=device).exponential_(generator=random)
-    ours, theirs = (table.sample(logits, noise, settings) for table in (ops, reference))
-    # A draw may turn on the last bit of a probability: not many do.
+    noise = torch.empty(clips, 4, 2048, device=device).exponential_(generator=random)
+    ours, theirs = (backend.sample(logits, noise, settings) for backend in (ops, reference))
+    # The last bit of a probability decides a few draws, so not all codes must be equal.
     if (ours != theirs).float().mean().item() > 0.25:
         raise ArithmeticError("sample draws other codes")

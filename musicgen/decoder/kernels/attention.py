@@ -1,9 +1,9 @@
 """Attention of one query per row over the filled part of that row's cache.
 
-The Triton form works through the cache in splits of a fixed size. Few heads share theirs among
-programs, so that one clip fills the GPU too ("Flash-Decoding", Dao et al. 2023), and the splits are
-put together by a launch more; of many heads each has one program. Either way the same splits are
-put together in the same order: a row's result has nothing to do with its neighbours.
+The Triton kernel processes the cache in splits of a fixed size. With few heads, each split has a
+program, so that one clip can fill the GPU ("Flash-Decoding", Dao et al. 2023), and a second launch
+combines the splits; with many heads, each head has one program. Both combine the same splits in the
+same order, so a row's result does not depend on the other rows.
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
@@ -19,8 +19,8 @@ from torch import Tensor
 from musicgen.decoder.kernels.compiler import begin, jit, launch, tl, triton
 
 SPLIT = 128  # positions
-ENOUGH = 1.5  # heads to a processor, from which on each has but one program
-INTERPRETED = 16  # processors, so that the interpreter meets both
+ENOUGH = 1.5  # heads per processor from which on each head has only one program
+INTERPRETED = 16  # processors assumed by Triton's interpreter, so that it runs both forms
 
 
 def attention(
@@ -31,11 +31,11 @@ def attention(
     lengths: Tensor,
     shared: Tensor | None = None,
 ) -> Tensor:
-    """Queries [R, H * Dh] and caches [any, H, S, Dh] -> [R, H * Dh].
+    """Attention [R, H * Dh] of queries [R, H * Dh] over caches [any, H, S, Dh].
 
-    Query i reads the cache's row `rows[i]`, of which `lengths[i]` positions are filled. The first
-    `shared[i]` of them are those of the cache's last row too, and may be read there. This form
-    reads all of `rows[i]`, from a copy, and masks the rest out.
+    Query i reads row `rows[i]` of the cache, of which `lengths[i]` positions are filled. The first
+    `shared[i]` of them equal those of the cache's last row and may be read from there. This
+    reference copies whole rows of the cache and masks the positions that are not filled.
     """
     _, heads, capacity, head_dim = keys.shape
     filled = torch.arange(capacity, device=q.device) < lengths[:, None]
@@ -52,28 +52,28 @@ def attention_triton(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    cache_rows: Tensor,
+    rows: Tensor,
     lengths: Tensor,
     shared: Tensor | None = None,
 ) -> Tensor:
-    """`attention` that reads only what is filled, in float32, and what is shared in one place."""
-    rows, (_, heads, capacity, head_dim) = len(q), keys.shape
+    """`attention` in float32 that reads filled positions only, shared ones from the last row."""
+    count, (_, heads, capacity, head_dim) = len(q), keys.shape
     splits = triton.cdiv(capacity, SPLIT)
-    whole = splits == 1 or rows * heads >= ENOUGH * _processors(q.device)
+    whole = splits == 1 or count * heads >= ENOUGH * _processors(q.device)
     y = torch.empty_like(q)
-    parts = tops = sums = y  # of which nothing is written
+    parts = tops = sums = y  # a placeholder to which nothing is written
     if not whole:
-        parts = q.new_empty((rows * heads, splits, head_dim), dtype=torch.float32)
-        tops, sums = q.new_empty((2, rows * heads, splits), dtype=torch.float32)
+        parts = q.new_empty((count * heads, splits, head_dim), dtype=torch.float32)
+        tops, sums = q.new_empty((2, count * heads, splits), dtype=torch.float32)
     row_stride, head_stride = keys.stride()[:2]
-    _split_kernel[(rows * heads, 1 if whole else splits)](
-        q, keys, values, cache_rows, lengths, lengths if shared is None else shared, y, parts,
+    _split_kernel[(count * heads, 1 if whole else splits)](
+        q, keys, values, rows, lengths, lengths if shared is None else shared, y, parts,
         tops, sums, heads, splits, len(keys) - 1, row_stride, head_stride, head_dim**-0.5,
         HEAD_DIM=head_dim, SPLIT=SPLIT, SHARED=shared is not None, WHOLE=whole, num_warps=4,
         **launch(q.device),
     )  # fmt: skip
     if not whole:
-        _combine_kernel[(rows * heads,)](
+        _combine_kernel[(count * heads,)](
             parts, tops, sums, lengths, y, heads, splits, HEAD_DIM=head_dim, SPLIT=SPLIT,
             num_warps=1, **launch(q.device),
         )  # fmt: skip
@@ -92,7 +92,7 @@ def _split(
     q, keys, values, start, shared_start, shared, first, length, scale, HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """One split of one head: its softmax's maximum, sum, and weighted values."""
+    """The softmax maximum, the softmax sum and the weighted values of one split of one head."""
     lane = tl.arange(0, HEAD_DIM)
     position = first + tl.arange(0, SPLIT)
     filled = position < length
@@ -100,7 +100,7 @@ def _split(
     if SHARED:
         place = tl.where(position < shared, shared_start + position * HEAD_DIM, place)
     offset = place[:, None] + lane[None, :]
-    # Both loads stand before the arithmetic, so that both are on their way at once.
+    # Both loads are issued before the arithmetic, so that they overlap.
     k = tl.load(keys + offset, mask=filled[:, None], other=0.0)
     v = tl.load(values + offset, mask=filled[:, None], other=0.0)
     query = tl.load(q + lane).to(tl.float32) * scale
@@ -113,7 +113,7 @@ def _split(
 
 @jit
 def _put(top, total, value, part_top, part_total, part):
-    """A further split to those before, scaled to the common maximum; rounds alike everywhere."""
+    """Combine the splits so far with one more; every caller rounds in the same way."""
     new_top = tl.maximum(top, part_top)
     before = tl.exp(top - new_top)
     weight = tl.exp(part_top - new_top)
@@ -127,7 +127,7 @@ def _split_kernel(
     last_row, row_stride, head_stride, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr,
     SHARED: tl.constexpr, WHOLE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """One split of one head of one row; or, WHOLE, all that are filled and what they come to."""
+    """One split of one head of one row; if WHOLE, all filled splits and their combination."""
     begin(DEPENDENT)
     row_head, split = tl.program_id(0), tl.program_id(1)
     row, head = row_head // heads, row_head % heads
@@ -164,7 +164,7 @@ def _combine_kernel(
     parts, tops, sums, lengths, y, heads, splits, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """One head of one row: the splits that are filled, put together in order."""
+    """Combine the filled splits of one head of one row, in order."""
     begin(DEPENDENT)
     row_head = tl.program_id(0)
     length = tl.load(lengths + row_head // heads)

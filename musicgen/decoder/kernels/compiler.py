@@ -1,4 +1,4 @@
-"""Triton, where there is a use for it; elsewhere the modules beside this one do without it."""
+"""Triton, imported only where it is useful, and the options of its launches."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import torch
 triton: Any = None
 tl: Any = None
 
-# Whether a kernel may begin before the one that it depends on has ended (programmatic dependent
-# launch, from Hopper on): it brings its first weights, then waits. No GPU has run it yet.
+# Whether a kernel may start before its predecessor has ended (programmatic dependent launch, on
+# Hopper and later): it prefetches its first weights, then waits. Not yet run on a GPU.
 DEPENDENT = os.environ.get("MUSICGEN_DEPENDENT_LAUNCHES") == "1"
-HOPPER = 9  # the major compute capability
+HOPPER = 9  # major compute capability
 
-# TRITON_INTERPRET is Triton's own switch. Set at all, it asks for Triton without a GPU: with 1 the
-# kernels run on the CPU, slowly, for tests; with 0 they can be compiled and recorded, not run.
+# TRITON_INTERPRET is Triton's own variable. If it is set, Triton is imported without a GPU too:
+# with 1 the kernels run on the CPU, slowly, for tests; with 0 they can be compiled, but not run.
 if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
     try:
         triton = importlib.import_module("triton")
         tl = importlib.import_module("triton.language")
-    except Exception:  # a broken installation is as good as none: choose() in __init__ warns
+    except Exception:  # treat a broken installation as a missing one; `kernels.choose` warns
         triton = tl = None
 
 
 def jit(function: Callable[..., None]) -> Any:
-    """`triton.jit`, or nothing where there is no Triton."""
+    """`triton.jit(function)`, or the function itself without Triton."""
     return triton.jit(function) if triton else function
 
 
 def launch(device: torch.device) -> dict[str, bool]:
-    """What every launch is given: DEPENDENT for `begin`, and Triton's option where it is true."""
+    """The arguments of every launch: DEPENDENT for `begin`, and Triton's option for it."""
     if not DEPENDENT or device.type == "cpu":
         return {"DEPENDENT": False}
     dependent = torch.cuda.get_device_properties(device).major >= HOPPER
@@ -42,9 +42,9 @@ def launch(device: torch.device) -> dict[str, bool]:
 
 @jit
 def begin(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """All that earlier launches write is there from here on; only then the next one may begin.
+    """Wait for the results of earlier launches; then let the next launch start.
 
-    Whatever is read before must not change in a step; nothing may be written before.
+    Before this call a kernel must write nothing, and read only data that no step changes.
     """
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()

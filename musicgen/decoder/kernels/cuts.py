@@ -1,7 +1,7 @@
-"""How a product of rows [R, D] with a matrix [N, D] is cut into programs.
+"""How a product of rows [R, D] with a matrix [N, D] is cut into Triton programs.
 
-Nothing of it changes a bit of the result. An element is the sum of `CHUNKS` sums over as many parts
-of the depth D; which instruction adds to them, and in which order, is the same in every cut.
+The cut does not change a bit of the result. An element is the sum of `CHUNKS` partial sums, one per
+part of the depth D; the instruction and the order of additions are the same in every cut.
 """
 
 from __future__ import annotations
@@ -13,58 +13,58 @@ import torch
 
 from musicgen.decoder.kernels.compiler import triton
 
-# Sums that an element is made of, by what becomes of the product: they wait only for themselves,
-# and where the residual is added to, programs may share them. Belongs to the result.
+# Partial sums per element, by the use of the product (`THEN` in `fused`). They are independent of
+# each other; with "add", different programs may compute them. Changing these changes results.
 CHUNKS = {"store": 2, "gelu": 2, "append": 2, "add": 4}
-FEW = 16  # rows, up to which nearly all that a program reads is weights
-DEPTH = 256  # of D, at most, that all chunks of a program are on together
-INTERPRETED = 4  # processors, so that the interpreter meets wide programs too
+FEW = 16  # up to this many rows, almost all bytes that a program reads are weights
+DEPTH = 256  # largest depth of the tiles of all chunks of a program together
+INTERPRETED = 4  # processors assumed by Triton's interpreter; few, so that it runs wide programs
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What one program gets."""
+    """The work of one program."""
 
     rows: int  # of x
-    columns: int  # rows of the matrix to a strip
+    columns: int  # rows of the matrix per strip
     strips: int
-    parts: int  # programs that share the chunks of the same elements: 1, or one for each chunk
-    depth: int  # of each chunk at a time
+    parts: int  # programs per element: 1 for all of its chunks, or one for each chunk
+    depth: int  # of a tile of one chunk
     warps: int
-    stages: int  # tiles on their way, and one
+    stages: int  # tiles in flight, plus one
 
 
 def cut(rows: int, width: int, depth: int, then: str, device: torch.device) -> Cut:
-    """For x [rows, depth] and a matrix [width, depth] of two bytes."""
+    """The cut for x [rows, depth] and a matrix [width, depth] of two-byte numbers."""
     chunks = CHUNKS[then]
-    processors, room = _resources(device)
+    processors, memory = _resources(device)
     parts = chunks if then == "add" and rows > FEW else 1
     tile_rows, columns, strips = _tile(rows, width, parts, processors)
     warps = 2 if rows <= FEW else 4
     own = chunks // parts
-    step = 2 * own * (tile_rows + strips * columns)  # bytes of a tile, for each of its depth
+    step = 2 * own * (tile_rows + strips * columns)  # bytes of a tile per unit of its depth
     programs = triton.cdiv(rows, tile_rows) * (width // (columns * strips)) * parts
-    mine = room if programs <= processors else room // 2
-    # As deep as two tiles have room for; but all threads copy 16 bytes, if the depth allows it.
+    available = memory if programs <= processors else memory // 2
+    # The deepest tile of which two fit; each thread should copy 16 bytes if the depth allows it.
     deepest = DEPTH // own
     whole = [size for size in (128, 64, 32, 16) if depth // chunks % size == 0]
     fit = (
         size
         for size in whole
-        if size <= deepest and (2 * size * step <= mine or size * columns < 512 * warps)
+        if size <= deepest and (2 * size * step <= available or size * columns < 512 * warps)
     )
     deep = next(fit, whole[-1])
-    # What fits twice, for the launch that follows may begin beside this one.
-    stages = 1 + max(2, min(7, room // (2 * deep * step)))
+    # At most half of the memory, because the next launch may start beside this one.
+    stages = 1 + max(2, min(7, memory // (2 * deep * step)))
     return Cut(tile_rows, columns, strips, parts, deep, warps, stages)
 
 
 def _tile(rows: int, width: int, parts: int, processors: int) -> tuple[int, int, int]:
     """Rows, columns of a strip and strips of a program.
 
-    Few rows: narrow matrices are cut finer, so that every processor gets a part. Many: every
-    program reads its rows again, so rows and columns are cut such that the processor that has most
-    to read has least. No strip is wider than 32 columns: from 64 on some GPUs would multiply by
+    Few rows: narrow matrices are cut finer, so that every processor gets a part. Many rows: every
+    program reads its rows again, so the tile is the one that minimizes the reads of the busiest
+    processor. No strip is wider than 32 columns: from 64 columns on, some GPUs would multiply with
     another instruction, whose sums may differ.
     """
     if rows <= FEW:
@@ -82,9 +82,9 @@ def _tile(rows: int, width: int, parts: int, processors: int) -> tuple[int, int,
 
 
 def _resources(device: torch.device) -> tuple[int, int]:
-    """Processors, and bytes of shared memory that one program may have."""
+    """The number of processors, and the bytes of shared memory available to one program."""
     if device.type == "cpu":
         return INTERPRETED, 99 * 1024
     properties = torch.cuda.get_device_properties(device)
-    room: int = getattr(properties, "shared_memory_per_block_optin", 48 * 1024)
-    return properties.multi_processor_count, room
+    memory: int = getattr(properties, "shared_memory_per_block_optin", 48 * 1024)
+    return properties.multi_processor_count, memory

@@ -1,7 +1,7 @@
-"""Sampling as one kernel: guidance, softmax, top-k or top-p, and the draw.
+"""Sampling as one Triton kernel: guidance, softmax, top-k or top-p, and the draw.
 
-No sort: the least probability that is kept is found bit by bit, since floats that are not negative
-are in the order of their bits.
+It does not sort: the smallest probability that is kept is found bit by bit, because non-negative
+floats have the same order as their bit patterns.
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
@@ -18,7 +18,7 @@ from musicgen.decoder.sampling import SamplingRows
 
 
 def sample_triton(logits: Tensor, noise: Tensor, rows: SamplingRows) -> Tensor:
-    """`sampling.sample`; but with top_p the noise belongs to the codes, not to their ranks."""
+    """Codes, as by `sampling.sample`, except that with top_p noise is indexed by code, not rank."""
     clips, n_q, card = noise.shape
     codes = torch.empty((clips, n_q), dtype=torch.int64, device=logits.device)
     _sample_kernel[(clips, n_q)](
@@ -52,7 +52,7 @@ def _sample_kernel(
     odds = tl.exp(scaled - tl.max(scaled, axis=0))
     probs = odds / tl.sum(odds, axis=0)
 
-    # The greatest probability from which on there are top_k codes, or more than top_p of the mass.
+    # The largest bound such that the codes at or above it number top_k, or exceed a mass of top_p.
     mass = tl.load(top_p + clip)
     by_mass = mass > 0.0
     share = tl.where(by_mass, probs, 1.0)
@@ -68,4 +68,6 @@ def _sample_kernel(
     kept = tl.where(bits >= least, probs, 0.0)
     drawn = tl.where(inside, kept / tl.sum(kept, axis=0) / draw, -1.0)
     chosen = tl.where(greedy, tl.argmax(guided, axis=0), tl.argmax(drawn, axis=0))
+    # NaN logits must not give an index beyond the embedding table.
+    chosen = tl.minimum(chosen, card - 1)
     tl.store(codes + clip * n_q + book, chosen.to(tl.int64))

@@ -1,11 +1,11 @@
-"""Triton's forms of `products`: a product with what stands around it as one kernel.
+"""The Triton kernels of `products`: a product fused with the operations around it.
 
-Every weight is read once, and time is spent on that: a program multiplies all the rows, or a part
-of many, with a few of the matrix's, several tiles ahead, and what follows the product happens
-before anything is written. A row's result has nothing to do with its neighbours: see `cuts`.
+Every weight is read once, and reading weights takes most of the time: a program multiplies all rows
+(or some, if there are many) with a few rows of the matrix, prefetches several tiles, and applies
+the operation that follows before it writes. A row's result does not depend on other rows: `cuts`.
 
-Of few rows every program makes the LayerNorm for itself, which takes less time than a launch. Many
-are normed by a launch of their own, which is also where the parts of the product before are added.
+With few rows, every program recomputes the LayerNorm, which is faster than another launch. With
+many rows, a separate launch computes it and also adds the partial sums of the product before.
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from musicgen.decoder.kernels.compiler import begin, jit, launch, tl, triton
 from musicgen.decoder.kernels.cuts import CHUNKS, cut
 
-NORMED_INSIDE = 4  # rows, up to which each program makes their LayerNorm
-# Sums over a row must round alike in every kernel. Triton lays a tensor out as suits the kernel,
-# but for a tile with four numbers to each thread there is one way; tiles are added in order.
+FUSED_NORM_MAX_ROWS = 4  # up to this many rows, each program recomputes the LayerNorm itself
+# Sums over a row must round in the same way in every kernel. Triton chooses a tensor's layout per
+# kernel, but a tile with four numbers per thread has only one; tiles are added in order.
 NORM_WARPS, NORM_TILE = 2, 256
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A residual [R, D] and the parts [C, R, D] of a product that the next norm adds to it."""
+    """A residual [R, D] and partial sums [C, R, D] of a product, which the next norm adds to it."""
 
     residual: Tensor
     parts: Tensor
@@ -64,8 +64,8 @@ def norm_qkv(
 
 
 def linear_add(x: Tensor, weight: Tensor, residual: Stream) -> Stream:
-    """`products.linear_add`; of many rows the parts are left to the norm, which has to follow."""
-    residual = _residual(residual)  # what was pending is in it by now
+    """`products.linear_add`; with many rows, a norm must follow to add the partial sums."""
+    residual = _residual(residual)  # earlier partial sums are already added
     parts = cut(len(x), len(weight), x.shape[1], "add", x.device).parts
     if parts == 1:
         _product(x, None, weight, residual, "add")
@@ -82,7 +82,7 @@ def _residual(x: Stream) -> Tensor:
 def _normed_product(
     x: Stream, norm: nn.LayerNorm, weight: Tensor, y: Tensor, then: str, *cache: Tensor
 ) -> None:
-    if isinstance(x, Tensor) and len(x) <= NORMED_INSIDE:
+    if isinstance(x, Tensor) and len(x) <= FUSED_NORM_MAX_ROWS:
         _product(x, norm, weight, y, then, *cache)
         return
     residual, parts = (x, None) if isinstance(x, Tensor) else (x.residual, x.parts)
@@ -106,14 +106,14 @@ def _product(
     cache_rows: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> None:
-    """Product of x [R, D], normed or not, and weight [N, D]; for `then` see the kernel."""
+    """Product of x [R, D], after `norm` if given, with weight [N, D]; `then` as in the kernel."""
     (rows, depth), width = x.shape, len(weight)
     plan = cut(rows, width, depth, then, x.device)
     scale, shift, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
     head_dim, row_stride, head_stride = 1, 0, 0
     if keys is not None:
         head_dim, (row_stride, head_stride) = keys.shape[3], keys.stride()[:2]
-    # Who shares weights runs side by side, so that they come from memory once.
+    # Programs with the same weights run side by side, so that the weights are read once.
     grid = triton.cdiv(rows, plan.rows), width // (plan.columns * plan.strips), plan.parts
     _product_kernel[grid](
         x, scale, shift, weight, y, keys, values, cache_rows, positions, rows, width, row_stride,
@@ -126,7 +126,7 @@ def _product(
 
 @jit
 def _row(x, D: tl.constexpr, TILE: tl.constexpr):
-    """D numbers as tiles; zeros after the last."""
+    """D numbers as tiles, padded with zeros."""
     tiles = ()
     for first in tl.static_range(0, D, TILE):
         column = first + tl.arange(0, TILE)
@@ -136,7 +136,7 @@ def _row(x, D: tl.constexpr, TILE: tl.constexpr):
 
 @jit
 def _moments(tiles, eps, D: tl.constexpr, TILE: tl.constexpr):
-    """Mean of a row, and what a deviation from it is multiplied by."""
+    """The mean of a row, and the inverse of its standard deviation."""
     total = tl.zeros((TILE,), dtype=tl.float32)
     for tile in tl.static_range((D + TILE - 1) // TILE):
         total += tiles[tile]
@@ -154,7 +154,7 @@ def _norm_kernel(
     x, parts, scale, shift, y, rows, eps,
     D: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm of one row in float32, after adding to it what is pending."""
+    """LayerNorm of one row in float32, after adding pending partial sums to the row."""
     begin(DEPENDENT)
     start = tl.program_id(0) * D
     tiles = _row(x + start, D, TILE)
@@ -177,7 +177,7 @@ def _norm_kernel(
 
 @jit
 def _sums(ours, theirs, D: tl.constexpr, TILE: tl.constexpr):
-    """Of two rows."""
+    """The sum of two rows, tile by tile."""
     sums = ()
     for tile in tl.static_range((D + TILE - 1) // TILE):
         sums += (ours[tile] + theirs[tile],)
@@ -186,7 +186,7 @@ def _sums(ours, theirs, D: tl.constexpr, TILE: tl.constexpr):
 
 @jit
 def _fetch(pointers):
-    """Ask for the lines of 128 bytes at these places."""
+    """Prefetch the 128-byte lines at these addresses."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], tl.int32, False, 1
     )
@@ -203,12 +203,12 @@ def _product_kernel(
 ):  # fmt: skip
     """ROWS rows, STRIPS strips of COLUMNS columns of x [rows, D] @ weight [width, D].T, in float32.
 
-    NORM: the number of rows if their LayerNorm is multiplied, 0 if they themselves are.
-    THEN: "store" it in y, its "gelu", or "add" it to what is there; "append" stores a first third
-    of the columns in y and the other two in the caches, at each row's row and position there.
-    PARTS above 1: the sum of one chunk of D, which is stored in y [PARTS, rows, width].
+    NORM: the number of rows if the factor is their LayerNorm, 0 if it is the rows themselves.
+    THEN: "store" the product in y, store its "gelu", or "add" it to y; "append" stores the first
+    third of the columns in y and the others in the caches, at the cache row and position of each
+    row. PARTS above 1: compute the sum of one chunk of D, stored in y [PARTS, rows, width].
     """
-    # The weights are the first factor, whose tiles may not be smaller than 16: of rows 8 will do.
+    # The weights are the first factor, whose tiles need at least 16 rows; 8 are enough for x.
     own: tl.constexpr = CHUNKS // PARTS
     chunk_depth: tl.constexpr = D // CHUNKS
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -218,7 +218,7 @@ def _product_kernel(
     there = (row < rows)[:, None]
     x_tile = x + row[:, None] * D + own_depth + step[None, :]
     weight_tile = weight + strip_column[:, None] * D + own_depth + step[None, :]
-    if DEPENDENT:  # the first weights, into the cache that all processors share
+    if DEPENDENT:  # prefetch the first weights into the second-level cache
         line = 64 * tl.arange(0, (DEPTH + 63) // 64)
         lines = weight + strip_column[:, None] * D + own_depth + line[None, :]
         for chunk in tl.static_range(own):

@@ -1,4 +1,4 @@
-"""These tests are run by ../test_kernels.py, with Triton at hand and no GPU."""
+"""These tests are run by ../test_kernels.py, with Triton but without a GPU."""
 
 import os
 

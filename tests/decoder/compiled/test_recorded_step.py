@@ -1,4 +1,4 @@
-"""What a decode step launches, recorded with tensors that have no memory: nothing can be read."""
+"""The launches of a decode step, recorded with tensors without memory, so nothing can be read."""
 
 from dataclasses import replace
 from math import prod
@@ -7,9 +7,9 @@ import pytest
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.gpu_plan.cost import launch_cost
 from benchmarks.gpu_plan.launches import CUDA, step_launches
 from benchmarks.gpu_plan.recorder import PROCESSORS
-from benchmarks.gpu_plan.traffic import traffic
 from benchmarks.work import MAX_SECONDS, PUBLISHED, Storage, Work, step_bytes
 
 SHORT = ("small", "stereo-melody-large")
@@ -18,8 +18,8 @@ LONG = [pytest.param(model, marks=pytest.mark.full) for model in PUBLISHED if mo
 
 @pytest.mark.parametrize("capability", [75, 90])
 @pytest.mark.parametrize("model", [*SHORT, *LONG])
-def test_a_step_stays_on_its_gpu(model, capability):
-    """A copy to or from the host would wait, and a replay would repeat the captured one."""
+def test_a_step_uses_only_tensors_on_the_gpu(model, capability):
+    """A copy to or from the host would wait, and a replay would repeat the captured copy."""
     launches = step_launches(replace(PUBLISHED[model], num_layers=2), 2, capability)
     assert len(launches) > 20
     for launch in launches:
@@ -29,10 +29,10 @@ def test_a_step_stays_on_its_gpu(model, capability):
 
 @pytest.mark.parametrize("melodies", [True, False])
 @pytest.mark.parametrize("model", [*SHORT, *LONG])
-def test_bytes_of_the_launches_are_bytes_of_the_step(model, melodies):
-    """What a plan counts launch by launch is what the roofline counts from the model's shape."""
+def test_the_bytes_of_the_launches_add_up_to_the_bytes_of_the_step(model, melodies):
+    """The plan counts per launch, the roofline by the model's shape; both give the same sum."""
     work = Work(model, MAX_SECONDS, 4, CUDA, melodies)
-    parts = [traffic(launch, work) for launch in step_launches(work.config, work.batch, 90)]
+    parts = [launch_cost(launch, work) for launch in step_launches(work.config, work.batch, 90)]
     read = sum(part.programs * part.memory for part in parts)
     assert read == pytest.approx(step_bytes(work, Storage(2, 2)), rel=0.002)
 

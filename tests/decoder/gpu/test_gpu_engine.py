@@ -1,11 +1,10 @@
-"""What only a GPU can show: the capture, the kernels as compiled, fp16 (parity ladder, 4 and 5)."""
+"""Tests that need a GPU: captured steps, compiled kernels, accuracy in float16."""
 
-import time
-import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from sync_debug import waiting_is_an_error
 
 from musicgen.decoder import kernels
 from musicgen.decoder.clip import Clip, Conditions, windows
@@ -77,6 +76,16 @@ def engine(lm, **options):
     return Engine(lm, max_length=MAX_LENGTH, stride=STRIDE, **options)
 
 
+def expected_ops():
+    return kernels.triton_ops(torch.cuda.get_device_capability())
+
+
+def require_independent_rows():
+    """Skip where the products are cuBLAS's, whose rows are only approximately independent."""
+    if expected_ops() is not kernels.TRITON:
+        pytest.skip("the products are cuBLAS's on this GPU")
+
+
 SHAPES = {
     "small": kernels.Shape(1024, 4096, 64, 4 * 2048),
     "medium": kernels.Shape(1536, 6144, 64, 4 * 2048),
@@ -86,15 +95,13 @@ SHAPES = {
 
 @pytest.mark.parametrize("rows", [2, 4, 8, 16, 32, 64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_build_and_agree_with_their_twins(shape, rows):
+def test_kernels_build_and_agree_with_their_references(shape, rows):
     device = torch.device("cuda")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        chosen = kernels.choose(device, torch.float16, SHAPES[shape], rows)
-    assert chosen is kernels.TRITON
+    chosen = kernels.choose(device, torch.float16, SHAPES[shape], rows)
+    assert chosen is expected_ops()
 
 
-def test_graph_and_no_graph_decode_the_same_codes(lm):
+def test_captured_and_eager_steps_give_the_same_codes(lm):
     clips = mixed_clips(lm.config)
     captured, eager = engine(lm), engine(lm, eager=True)
     for batch in (clips[:1], clips, clips[2:4]):
@@ -102,23 +109,25 @@ def test_graph_and_no_graph_decode_the_same_codes(lm):
             assert torch.equal(ours, theirs)
 
 
-def test_a_clip_decodes_beside_others_as_it_does_alone(lm):
+def test_codes_do_not_depend_on_the_other_clips_in_the_batch(lm):
+    require_independent_rows()
     made, clips = engine(lm), mixed_clips(lm.config)
     alone = [made.generate([one])[0] for one in clips]
-    # 8 and then 64 rows: tiles of both sizes.
+    # Up to 16 rows, then 64: tiles of both sizes.
     for batch in (clips[::-1], clips, (clips * 7)[:32]):
         for asked, codes in zip(batch, made.generate(batch), strict=True):
             assert torch.equal(codes, alone[clips.index(asked)])
 
 
-def test_clips_that_begin_alike_decode_beside_others_as_they_do_alone():
+def test_codes_with_a_shared_prefix_do_not_depend_on_the_other_clips():
+    require_independent_rows()
     config = small_config(cross=False, n_q=8)
     shared = torch.randn(150, config.dim, device="cuda")
-    made = engine(random_lm(config), shared=shared)
+    made = engine(random_lm(config), shared_prefix=shared)
     clips = mixed_clips(config)
     for index, one in enumerate(clips[:4]):
         first = one.conditions[0].prefix
-        if index % 2:  # the condition's row has something of its own
+        if index % 2:  # the conditional row begins with something else
             begin, alike = torch.stack([shared.flip(0), shared]), (0, len(shared))
         else:
             begin, alike = torch.stack([shared, shared]), (len(shared), len(shared))
@@ -130,9 +139,9 @@ def test_clips_that_begin_alike_decode_beside_others_as_they_do_alone():
             assert torch.equal(codes, alone[clips.index(asked)])
 
 
-def test_launches_that_overlap_decode_the_same_codes(lm, monkeypatch):
+def test_overlapping_launches_give_the_same_codes(lm, monkeypatch):
     if torch.cuda.get_device_capability()[0] < compiler.HOPPER:
-        pytest.skip("launches overlap from Hopper on")
+        pytest.skip("overlapping launches need Hopper or later")
     clips = mixed_clips(lm.config)
     expected = [engine(lm).generate(batch) for batch in (clips[:1], clips * 6)]
     monkeypatch.setattr(compiler, "DEPENDENT", True)
@@ -143,20 +152,17 @@ def test_launches_that_overlap_decode_the_same_codes(lm, monkeypatch):
                 assert torch.equal(ours, codes)
 
 
-def test_codes_are_codes(lm):
+def test_codes_are_within_range(lm):
     for codes in engine(lm).generate(mixed_clips(lm.config)):
         assert codes.min() >= 0
         assert codes.max() < lm.config.card
 
 
-def test_the_loop_waits_for_nothing(lm):
+def test_decoding_does_not_wait_for_the_gpu(lm):
     made, clips = engine(lm), [make_clip(lm.config, 1), make_clip(lm.config, 2, length=130)]
     made.generate(clips)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         made.generate(clips)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_an_exception_from_progress_leaves_the_engine_usable(lm):
@@ -175,17 +181,13 @@ def test_an_exception_from_progress_leaves_the_engine_usable(lm):
 def test_warm_up_captures_what_the_first_request_needs(lm):
     made = engine(lm)
     made.warm_up()
-    graphs = {size: step.graph for size, (_, step) in made._steps.items()}
-    start = time.perf_counter()
+    graphs = {size: step.graph for size, (_, step) in made._captured.items()}
     made.generate([make_clip(lm.config, 1)])
-    torch.cuda.synchronize()
-    assert time.perf_counter() - start < 5
-    assert {size: step.graph for size, (_, step) in made._steps.items()} == graphs
+    assert {size: step.graph for size, (_, step) in made._captured.items()} == graphs
 
 
-def test_without_kernels_a_batch_still_decodes(lm):
-    made = engine(lm)
-    made.choose_ops = lambda clips: kernels.TORCH
+def test_a_batch_decodes_without_triton(lm):
+    made = engine(lm, ops=kernels.TORCH)
     clips = mixed_clips(lm.config)
     for asked, codes in zip(clips, made.generate(clips), strict=True):
         assert codes.shape == (lm.config.n_q, asked.length)
@@ -228,7 +230,7 @@ def test_fp16_is_as_near_to_float32_as_audiocrafts(cross):
 
     with torch.no_grad():
         exact = oracle(sequence.expand(2, -1, -1), [], tensors)
-        ours = forced_logits(lm, kernels.TRITON, sequence, given)
+        ours = forced_logits(lm, expected_ops(), sequence, given)
         with torch.autocast("cuda", dtype=torch.float16):
             theirs = half_oracle(sequence.expand(2, -1, -1), [], tensors).float()
     assert (ours - exact).pow(2).mean() <= 1.1 * (theirs - exact).pow(2).mean()

@@ -10,7 +10,7 @@ if not collect_ignore_glob:
     patch_tensor = interpreter._patch_lang_tensor
 
     def patch(tensor, scope):
-        """Triton 3.6 means to turn scalars of its own into a loop's bounds; numpy 2.4 will not."""
+        """Let Triton 3.6 use its scalars as loop bounds, which numpy 2.4 refuses."""
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 

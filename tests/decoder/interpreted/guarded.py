@@ -1,4 +1,4 @@
-"""Memory as a kernel may find it: full of NaN, with more that is not its own around it."""
+"""Memory that is full of NaN, between margins that no kernel may write."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,7 +11,7 @@ def rubbish(dtype):
 
 
 class Guarded(TorchDispatchMode):
-    """Whatever is left empty inside is NaN; raises at the end if anything beside it is written."""
+    """Fills new empty tensors with NaN; fails at the end if a margin beside one was written."""
 
     EMPTY = ("empty", "empty_like", "new_empty", "empty_strided")
 

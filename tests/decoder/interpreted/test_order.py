@@ -1,4 +1,4 @@
-"""What a GPU may do as it likes does not show: the order of programs, memory's rubbish, company."""
+"""Results do not depend on the order of programs, on uninitialized memory, or on other rows."""
 
 import random
 from math import prod
@@ -16,7 +16,7 @@ from musicgen.decoder.sampling import Sampling, SamplingRows
 DIM, FFN, HEADS, CAPACITY = 128, 192, 2, 300
 BOOKS, CARD = 4, 100
 FULL = pytest.mark.full
-SOME = {2, 20}  # norms of few rows, and of many
+SOME = {2, 20}  # rows for both forms of the LayerNorm
 ROWS = [n if n in SOME else pytest.param(n, marks=FULL) for n in range(2, 66, 2)]
 
 
@@ -34,9 +34,9 @@ def weights():
 
 
 def inputs(rows):
-    """Rows of everything. Every other one shares half of its positions with the caches' last row.
+    """Inputs of every kernel; every other row shares half of its positions with the last row.
 
-    What has not been written yet, or is to be read there, is NaN in the caches.
+    Positions of the caches that must not be read are NaN.
     """
     generator = torch.Generator().manual_seed(rows)
 
@@ -67,7 +67,7 @@ def inputs(rows):
 
 
 def outputs(weights, given):
-    """Every kernel's result for some rows: tensors [R, ...]. The cache has them backwards."""
+    """The results of every kernel, tensors [R, ...]; the caches have the rows in reverse order."""
     with Guarded() as memory:
         norm, qkv, up, down = weights
         here = {name: memory.copy(tensor) for name, tensor in given.items()}
@@ -150,7 +150,7 @@ def test_the_order_of_programs_does_not_matter(weights, rows, order, shuffle):
 
 @pytest.fixture
 def summed_alike(monkeypatch):
-    """A GPU's product sums in one order whatever the tile; numpy's, here in its place, does not."""
+    """Replaces numpy's product, whose order of sums, unlike a GPU's, depends on the tile."""
 
     def matmul(a, b, dtype):
         return (a[:, :, None].astype(dtype) * b[None]).sum(axis=1)
@@ -158,8 +158,8 @@ def summed_alike(monkeypatch):
     monkeypatch.setattr(np, "matmul", matmul)
 
 
-def test_a_row_is_the_same_however_products_are_cut(weights, monkeypatch, summed_alike):
-    """Among few processors and many: wide programs, and programs that share rows and weights."""
+def test_a_row_does_not_depend_on_how_products_are_cut(weights, monkeypatch, summed_alike):
+    """With few processors and with many: wide programs, and programs that share rows."""
     few = outputs(weights, inputs(20))
     monkeypatch.setattr(cuts, "INTERPRETED", 128)
     assert cuts.cut(20, FFN, DIM, "gelu", torch.device("cpu")).rows < 20
@@ -167,7 +167,7 @@ def test_a_row_is_the_same_however_products_are_cut(weights, monkeypatch, summed
 
 
 @pytest.mark.parametrize("rows", ROWS)
-def test_a_row_is_the_same_in_any_company(weights, rows, summed_alike):
+def test_a_row_does_not_depend_on_the_other_rows(weights, rows, summed_alike):
     given = inputs(rows)
     together = outputs(weights, given)
     for name in together.keys() - {"keys", "values"}:

@@ -20,7 +20,7 @@ ROWS = [2, 6, 20]  # 20 rows have tiles of another size
 
 
 @pytest.mark.parametrize("rows", ROWS)
-def test_kernels_agree_with_their_twins(rows):
+def test_kernels_agree_with_their_references(rows):
     kernels.check(kernels.TRITON, kernels.TORCH, CPU, HALF, SHAPE, rows)
 
 
@@ -43,7 +43,7 @@ def settings(samplings, card):
 
 
 @pytest.mark.parametrize("card", [64, 300])
-def test_sampling_draws_what_its_twin_draws(card):
+def test_sampling_draws_the_codes_of_its_reference(card):
     samplings = [
         Sampling(temperature=0.0),
         Sampling(top_k=1),
@@ -60,7 +60,7 @@ def test_sampling_draws_what_its_twin_draws(card):
     assert torch.equal(codes[2:3], alone)
 
 
-def test_sampling_by_top_p_keeps_what_its_twin_keeps():
+def test_top_p_keeps_the_codes_of_its_reference():
     """With the noise put in the order in which the reference, as audiocraft, uses it."""
     card, samplings = 300, [Sampling(top_p=p, top_k=2) for p in (1e-6, 0.3, 0.9, 0.9, 1.0)]
     rows = settings(samplings, card)
@@ -79,7 +79,7 @@ def decoder(request):
     return LM.from_audiocraft(config, state, device="cpu", dtype=HALF)
 
 
-def test_a_step_with_kernels_is_a_step_without(decoder):
+def test_a_step_gives_the_codes_of_the_reference_step(decoder):
     states = []
     for ops in (kernels.TRITON, kernels.TORCH):
         state = State.empty(decoder, 2, 8, 4)
@@ -95,9 +95,8 @@ def test_a_step_with_kernels_is_a_step_without(decoder):
 
 
 @pytest.mark.parametrize("decoder", [True], ids=["cross"], indirect=True)
-def test_a_clip_decodes_beside_others_as_it_does_alone(decoder):
-    engine = Engine(decoder, max_length=10, stride=6, slots=3, prefix=8)
-    engine.choose_ops = lambda clips: kernels.TRITON
+def test_codes_do_not_depend_on_the_other_clips_in_the_batch(decoder):
+    engine = Engine(decoder, max_length=10, stride=6, slots=3, max_prefix=8, ops=kernels.TRITON)
     clips = [
         clip(decoder.config, length=1, seed=1),
         clip(decoder.config, length=2, seed=2, text="2:3", prompt=1, top_p=0.9),

@@ -1,0 +1,157 @@
+"""Stage: decoding while other threads encode, render and cancel, as in a server."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks import machine
+from benchmarks.gpu_report.running import make_clip, make_engine, random_lm
+from benchmarks.gpu_report.stage import Setting
+from benchmarks.work import Work
+from musicgen.decoder.job import Job
+from musicgen.decoder.loop import Loop
+from musicgen.rendering.encodec import Encodec, EncodecConfig
+
+CLIPS = 8
+RENDERINGS = 20  # of the same codes, which must be equal
+# The published checkpoints' EnCodec: 32 kHz, 50 frames/s.
+CODEC = EncodecConfig(
+    sample_rate=32000,
+    dimension=128,
+    n_filters=64,
+    n_residual_layers=1,
+    ratios=(8, 5, 4, 4),
+    kernel_size=7,
+    last_kernel_size=7,
+    residual_kernel_size=3,
+    dilation_base=2,
+    causal=False,
+    pad_mode="reflect",
+    compress=2,
+    lstm=2,
+    true_skip=True,
+    trim_right_ratio=1.0,
+    n_q=4,
+    bins=2048,
+)
+TINY_CODEC = replace(CODEC, n_filters=4, dimension=16)
+
+
+def run(setting: Setting) -> None:
+    """Record whether codes and audio are the same as alone, and times alone and together."""
+    work = setting.work(setting.models[0], CLIPS)
+    codec = random_codec(setting)
+    check_rendering(codec, setting)
+    loop = Loop(make_engine(random_lm(work), work, setting, CLIPS))
+    try:
+        compare_codes(loop, codec, work, setting)
+        setting.recorder.add("first code", ms=first_code(loop, work))
+    finally:
+        loop.close(wait=True)
+
+
+def compare_codes(loop: Loop, codec: Encodec, work: Work, setting: Setting) -> None:
+    """Decode clips alone, together, and beside other work; record times and whether they agree."""
+    alone = [decode(loop, work, [seed])[0][0] for seed in range(2)]
+    together, quiet = decode(loop, work, range(CLIPS))
+    with ExitStack() as stack:
+        for task in (lambda: render(codec, setting), multiply(setting), lambda: cancel(loop, work)):
+            stack.enter_context(repeated(task))
+        beside, busy = decode(loop, work, range(CLIPS))
+    setting.recorder.add(
+        "codes",
+        ok=all(map(torch.equal, together, beside)) and all(map(torch.equal, alone, together)),
+        equal_alone=[torch.equal(*pair) for pair in zip(alone, together, strict=False)],
+        equal_beside=[torch.equal(*pair) for pair in zip(together, beside, strict=True)],
+        operations=loop.engine.description,
+    )
+    setting.recorder.add("time", ms_per_step_quiet=quiet, ms_per_step_busy=busy)
+
+
+def decode(loop: Loop, work: Work, seeds: Iterable[int]) -> tuple[list[Tensor], float]:
+    """Returns the codes of clips with these seeds, on the CPU, and milliseconds per step."""
+    start = time.perf_counter()
+    jobs = [loop.submit(make_clip(work, seed)) for seed in seeds]
+    codes = [job.result().cpu() for job in jobs]
+    return codes, 1e3 * (time.perf_counter() - start) / work.steps
+
+
+def first_code(loop: Loop, work: Work) -> float:
+    """Returns the median milliseconds of a clip of one frame, while others run."""
+    others = [loop.submit(make_clip(work, seed)) for seed in range(CLIPS - 1)]
+    found = []
+    for seed in range(5):
+        start = time.perf_counter()
+        job: Job = loop.submit(make_clip(work, seed, frames=1))
+        job.result()
+        found.append(1e3 * (time.perf_counter() - start))
+    for other in others:
+        other.cancel()
+    return median(found)
+
+
+def random_codec(setting: Setting) -> Encodec:
+    """Returns EnCodec with random weights, in a dry run a small one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        codec = Encodec(TINY_CODEC if setting.tiny else CODEC)
+    return codec.to(setting.device).eval().requires_grad_(False)
+
+
+def check_rendering(codec: Encodec, setting: Setting) -> None:
+    """Record whether the same codes always give the same audio."""
+    first = render(codec, setting)
+    equal = [torch.equal(first, render(codec, setting)) for _ in range(RENDERINGS)]
+    setting.recorder.add("EnCodec is deterministic", ok=all(equal), equal=sum(equal), of=RENDERINGS)
+
+
+@torch.inference_mode()
+def render(codec: Encodec, setting: Setting) -> Tensor:
+    """Returns two seconds of audio, of always the same codes."""
+    random = torch.Generator().manual_seed(0)
+    codes = torch.randint(codec.config.bins, (2, codec.config.n_q, 100), generator=random)
+    return codec.render(codec.embed(codes.to(setting.device))).cpu()
+
+
+def multiply(setting: Setting) -> Callable[[], object]:
+    """Returns a task with the matrix products of a text encoder."""
+    size = 64 if setting.tiny else 1024
+    weight = torch.randn(size, size, device=setting.device)
+    return lambda: (weight @ weight).sum().item()
+
+
+def cancel(loop: Loop, work: Work) -> None:
+    """Submit a clip, and cancel it soon afterwards."""
+    job = loop.submit(make_clip(work, 99))
+    time.sleep(0.01)
+    job.cancel()
+
+
+@contextmanager
+def repeated(task: Callable[[], object]) -> Iterator[None]:
+    """Run a task in a thread, again and again, until the block ends; raises its exception."""
+    stop, errors = threading.Event(), []
+
+    def run_task() -> None:
+        try:
+            while not stop.is_set():
+                task()
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run_task)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+    machine.release()

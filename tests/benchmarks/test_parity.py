@@ -1,0 +1,28 @@
+"""Random generations are audiocraft's; a difference that rounding does not explain is an error."""
+
+import json
+
+import pytest
+
+from benchmarks import parity
+
+
+def test_random_generations_are_audiocrafts(capsys):
+    count = len(parity.SETTINGS)
+    parity.main(count, seed=0)
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(record["generations"] for record in document.values()) == count
+    assert not any(record["others"] for record in document.values())
+
+
+def test_a_wrong_decoder_is_detected(capsys, monkeypatch):
+    build = parity.System.__init__
+
+    def broken(self, *arguments):
+        build(self, *arguments)
+        self.lm.out_norm.weight.mul_(1.01)
+
+    monkeypatch.setattr(parity.System, "__init__", broken)
+    with pytest.raises(SystemExit):
+        parity.main(len(parity.SETTINGS), seed=0)
+    assert "NO TIE" in capsys.readouterr().out

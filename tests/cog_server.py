@@ -1,0 +1,42 @@
+"""Starts real Cog servers for the tests, each with its own port, temporary folder and log."""
+
+import subprocess
+from contextlib import contextmanager
+
+from cog_client import CogClient
+
+from musicgen.commands import server
+
+
+@contextmanager
+def cog_server(folder, checkpoint, predictor="predict", wrapper=(), **environment):
+    """A `CogClient` of a ready server; the server stops at the end.
+
+    `folder` receives its log and its temporary folder. `wrapper` is a command that runs the server
+    with limits; `{tmp}` in it is replaced by the temporary folder.
+    """
+    temporary, log = folder / "tmp", folder / "server.log"
+    temporary.mkdir(parents=True)
+    port = server.free_port()
+    command, defaults, working_folder = server.prepare(predictor, "127.0.0.1", port)
+    wrapped = [part.replace("{tmp}", str(temporary)) for part in wrapper]
+    settings = {
+        "MUSICGEN_WEIGHTS": str(checkpoint),
+        "MUSICGEN_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(temporary),
+    }
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [*wrapped, *command],
+            cwd=working_folder,
+            env=defaults | settings | environment,
+            stdout=stream,
+            stderr=stream,
+        )
+        try:
+            server.wait_until_ready(url, process)
+            yield CogClient(url, temporary, log)
+        finally:
+            server.stop(process, url)

@@ -1,0 +1,148 @@
+"""The CPU's operations: exact, and no row depends on other rows or on the number of threads."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.work import PUBLISHED
+from musicgen.decoder import kernels
+from musicgen.decoder.kernels import attention
+from musicgen.decoder.kernels.program import Then
+
+FULL = pytest.mark.full
+THREADS = [1, 2]
+MOST_ROWS = 64
+# Widths that panels do and do not divide; depths of less and more than one block of the depth.
+SIZES = [(64, 64), (300, 256), (1200, 100), (40, 1100)]
+
+
+def published_products():
+    """(N, D) of every matrix of every published decoder."""
+    shapes = set()
+    for config in PUBLISHED.values():
+        d, f = config.dim, config.ffn_dim
+        shapes |= {(3 * d, d), (2 * d, d), (d, d), (f, d), (d, f), (config.n_q * config.card, d)}
+    return sorted(shapes)
+
+
+def size_params(sizes, short):
+    return [size if size in short else pytest.param(size, marks=FULL) for size in sizes]
+
+
+@pytest.fixture(scope="module", params=THREADS)
+def team(request):
+    return kernels.cpu_team(request.param)
+
+
+def product(team, weight, x, then=Then.STORE, y=None):
+    inputs = (x,) if y is None else (x, y)
+    ops = kernels.cpu_ops(team)
+    return ops.replay(lambda ops, x, y=None: ops.linear(x, weight, then, y), inputs)
+
+
+def random_matrix(width, depth, dtype):
+    matrix = torch.randn(width, depth) / math.sqrt(depth)
+    return matrix.half().float() if dtype == torch.float16 else matrix
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", SIZES)
+def test_products_are_exact_to_float32_rounding(team, size, dtype):
+    matrix, x = random_matrix(*size, dtype), torch.randn(7, size[1])
+    weight = kernels.pack(matrix, team)
+    assert weight.panels.dtype == dtype
+    assert torch.equal(weight.dense(), matrix)
+    exact = x.double() @ matrix.double().T
+    # The bound of a sum of products that are added in order, each rounded once.
+    bound = size[1] * 2.0**-24 * (x.abs().double() @ matrix.abs().double().T)
+    assert ((product(team, weight, x) - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("matrix_dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_matrices_of_any_dtype_are_packed_without_loss(team, matrix_dtype):
+    matrix = torch.randn(50, 30).bfloat16().to(matrix_dtype)
+    assert torch.equal(kernels.pack(matrix, team).dense(), matrix.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", [*SIZES, *size_params(published_products(), {(3072, 1024)})])
+def test_a_row_of_a_product_does_not_depend_on_the_number_of_rows(team, size, dtype):
+    """To the last bit; a difference would change only one code in many thousands."""
+    weight = kernels.pack(random_matrix(*size, dtype), team)
+    x = torch.randn(MOST_ROWS, size[1])
+    together = product(team, weight, x)
+    for rows in range(1, MOST_ROWS):
+        assert torch.equal(product(team, weight, x[:rows]), together[:rows]), rows
+    assert torch.equal(product(team, weight, x[17:40]), together[17:40])
+
+
+@pytest.mark.parametrize("size", [*SIZES, *size_params(published_products(), {(1024, 4096)})])
+def test_a_product_does_not_depend_on_the_number_of_threads(size):
+    x, matrix = torch.randn(10, size[1]), random_matrix(*size, torch.float16)
+    one, two = (
+        product(team, kernels.pack(matrix, team), x) for team in map(kernels.cpu_team, THREADS)
+    )
+    assert torch.equal(one, two)
+
+
+def test_a_product_can_be_added_to_a_residual(team):
+    matrix, x, residual = torch.randn(100, 64), torch.randn(9, 64), torch.randn(9, 100)
+    weight = kernels.pack(matrix, team)
+    expected = residual + product(team, weight, x)
+    assert torch.equal(product(team, weight, x, Then.ADD, residual), expected)
+
+
+def test_gelu_is_exact_to_float32_rounding(team):
+    """At least as near to the exact function as torch's."""
+    x = torch.linspace(-9, 9, 64 * 2000).view(-1, 64)
+    identity = kernels.pack(torch.eye(64), team)
+    ours = product(team, identity, x, Then.GELU)
+    exact = F.gelu(x.double())
+    scale = x.abs().clamp_min(1e-3)
+    error = ((ours - exact) / scale).abs().max()
+    assert error < 1.3e-7
+    assert error <= ((F.gelu(x) - exact) / scale).abs().max()
+
+
+def test_layer_norm_is_torchs(team):
+    norm = nn.LayerNorm(200).requires_grad_(False)
+    norm.weight.add_(0.1 * torch.randn(200))
+    norm.bias.add_(0.1 * torch.randn(200))
+    x, identity = 3 * torch.randn(5, 200) + 1, kernels.pack(torch.eye(200), team)
+    ops = kernels.cpu_ops(team)
+    ours = ops.replay(lambda ops, x: ops.norm_linear(x, norm, identity), (x,))
+    assert (ours - norm(x)).abs().max() < 2e-6
+
+
+def test_attention_agrees_with_its_reference(team):
+    q, keys, values = torch.randn(4, 64), torch.randn(6, 4, 50, 16), torch.randn(6, 4, 50, 16)
+    rows, lengths = torch.tensor([5, 4, 0, 1]), torch.tensor([50, 50, 3, 3])
+    ops = kernels.cpu_ops(team)
+
+    def attend(count):
+        def record(ops, q, rows, lengths):
+            return ops.attention(q, keys, values, rows, lengths)
+
+        return ops.replay(record, (q[count], rows[count], lengths[count])).clone()
+
+    found = attend(slice(4))
+    expected = attention.attention(q, keys, values, rows, lengths)
+    assert (found - expected).abs().max() < 1e-6
+    assert torch.equal(attend(slice(2, 4)), found[2:])
+
+
+def test_a_recording_is_replayed_with_other_inputs(team):
+    ops, weight = kernels.cpu_ops(team), kernels.pack(torch.randn(40, 30), team)
+    recorded = []
+
+    def function(ops, x):
+        recorded.append(x)
+        return ops.linear(x, weight)
+
+    for _ in range(3):
+        x = torch.randn(2, 30)
+        assert torch.equal(ops.replay(function, (x,), key="x"), product(team, weight, x))
+    assert len(recorded) == 1

@@ -1,0 +1,192 @@
+"""Every snippet of docs/clients.md, run against a real server."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+
+import haproxy
+import httpx
+import pytest
+import sounds
+from web import listening
+
+from musicgen.commands.server import ROOT
+
+PAGE = (ROOT / "docs" / "clients.md").read_text()
+SERVER = "http://127.0.0.1:5000"
+REPLICATE = "replicate@1.4.0"
+
+
+def snippet(language, contains):
+    """The one code block of a language that contains a text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    [block] = [block for block in blocks if contains in block]
+    assert SERVER in block
+    return block
+
+
+def run(command, folder, **environment):
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def hum(tmp_path):
+    """hum.mp3, which the snippets send."""
+    return sounds.write(tmp_path / "hum.mp3", sounds.melody(2.0, 32000), 32000)
+
+
+def test_curl(predict_server, tmp_path):
+    code = snippet("bash", "curl").replace(SERVER, predict_server.url)
+    printed = run(["bash", "-euo", "pipefail", "-c", code], tmp_path)
+    assert "'seed': 7" in printed
+    assert (tmp_path / "song.mp3").stat().st_size > 100_000
+
+
+def test_python(predict_server, hum, tmp_path):
+    code = snippet("python", "def predict").replace(SERVER, predict_server.url)
+    (tmp_path / "client.py").write_text(code)
+    assert run([sys.executable, "client.py"], tmp_path).strip().isdigit()
+    assert (tmp_path / "quartet.mp3").stat().st_size > 100_000
+
+
+@pytest.fixture(scope="module")
+def python_client():
+    """The functions of the Python snippet, without the call at its end."""
+    names = {}
+    exec(snippet("python", "def predict").partition("output = predict(")[0], names)
+    return names
+
+
+def test_python_says_which_field_is_wrong(predict_server, python_client):
+    python_client["URL"] = predict_server.url
+    with pytest.raises(ValueError, match="duration"):
+        python_client["predict"](duration=0)
+    with pytest.raises(RuntimeError, match="continuation=True: there is no input_audio"):
+        python_client["predict"](continuation=True)
+
+
+def test_python_waits_for_a_place_and_for_the_start(start_server, python_client):
+    """Four callers of a server that takes one prediction at a time."""
+    client = start_server("predict", COG_MAX_CONCURRENCY="1")
+    python_client["URL"] = client.url
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(
+            pool.map(lambda seed: python_client["predict"](seed=seed, duration=1), range(8))
+        )
+    assert [output["seed"] for output in outputs] == [*range(8)]
+
+
+@pytest.fixture(scope="module")
+def npm_folder(tmp_path_factory):
+    """A folder in which the npm package `replicate` is installed."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("npm")
+    (folder / "package.json").write_text('{"type": "module"}')
+    command = ["npm", "install", "--no-audit", "--no-fund", REPLICATE]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"npm install failed: {done.stderr.strip()[-200:]}")
+    return folder
+
+
+def javascript(code, hum, folder, **environment):
+    """Run an ES module in the folder of the npm package; what it prints."""
+    shutil.copy(hum, folder / "hum.mp3")
+    (folder / "client.js").write_text(code)
+    return run(["node", "client.js"], folder, **environment)
+
+
+def test_javascript(predict_server, hum, npm_folder):
+    code = snippet("javascript", "Replicate").replace(SERVER, predict_server.url)
+    assert javascript(code, hum, npm_folder).strip().isdigit()
+    song = npm_folder / "quartet.mp3"
+    assert song.read_bytes()[:3] == b"ID3"
+    assert song.stat().st_size > 100_000
+    song.unlink()
+
+
+def test_javascript_with_four_clips(songstarter_server, hum, npm_folder):
+    code = snippet("javascript", "Replicate").replace(SERVER, songstarter_server.url)
+    code = code.partition("await writeFile")[0] + "console.log((await output[3].blob()).type);"
+    assert javascript(code, hum, npm_folder).strip() in ("audio/wav", "audio/x-wav")
+
+
+@pytest.mark.skipif(not haproxy.is_installed(), reason="haproxy is not installed")
+def test_javascript_through_the_proxy(predict_server, hum, npm_folder, tmp_path):
+    with haproxy.running(predict_server.url, tmp_path) as proxy:
+        code = snippet("javascript", "Replicate").replace(SERVER, proxy.url)
+        trust = {"NODE_EXTRA_CA_CERTS": str(proxy.certificate)}
+        printed = javascript(code, hum, npm_folder, MUSICGEN_TOKEN=haproxy.TOKEN, **trust)
+    assert printed.strip().isdigit()
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [("`any/model.*`;", '"any/model";'), ("`data:.*`", 'Buffer.from(hum, "base64")')],
+    ids=["no version", "a buffer"],
+)
+def test_what_does_not_work_in_javascript_does_not(predict_server, hum, npm_folder, part, other):
+    code = snippet("javascript", "Replicate").replace(SERVER, predict_server.url)
+    code, replaced = re.subn(part, other, code)
+    assert replaced == 1
+    shutil.copy(hum, npm_folder / "hum.mp3")
+    (npm_folder / "client.js").write_text(code)
+    done = subprocess.run(["node", "client.js"], cwd=npm_folder, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "404" in done.stderr
+
+
+def test_the_webhook_gets_the_prediction(predict_server, tmp_path):
+    received, arrived = [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response_only(200)
+            self.end_headers()
+            arrived.set()
+
+        def log_message(self, *_):
+            pass
+
+    with listening(Handler) as hook:
+        code = snippet("python", "webhook").replace(SERVER, predict_server.url)
+        code = code.replace("https://example.com/finished", hook)
+        (tmp_path / "client.py").write_text(code)
+        name, status = run([sys.executable, "client.py"], tmp_path).split()
+        assert arrived.wait(600)
+    [prediction] = received
+    assert (prediction["id"], status) == (name, "starting")
+    assert prediction["status"] == "succeeded"
+    assert prediction["output"]["audio"].startswith("data:audio/mpeg;base64,")
+
+
+def test_what_does_not_work_does_not(predict_server):
+    body = {"input": {"duration": 1}}
+    url = predict_server.url
+    assert httpx.post(f"{url}/v1/predictions", json=body).status_code == 404
+    assert httpx.post(f"{url}/models/owner/name/predictions", json=body).status_code == 404
+    assert httpx.get(f"{url}/predictions/some-id").status_code == 405
+    stream = {"Accept": "text/event-stream"}
+    answer = httpx.post(f"{url}/predictions", json=body, headers=stream, timeout=None)
+    assert answer.status_code == 406
+
+
+def test_a_body_without_a_content_type_is_ignored(predict_server):
+    answer = httpx.post(
+        f"{predict_server.url}/predictions",
+        content=b'{"input": {"duration": 1, "output_format": "wav"}}',
+        timeout=None,
+    )
+    assert answer.json()["output"]["output_format"] == "mp3"

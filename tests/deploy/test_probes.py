@@ -1,0 +1,74 @@
+"""The Kubernetes probes of docs/internet.md, run against real servers in each state."""
+
+import os
+import re
+import signal
+import subprocess
+
+import httpx
+import psutil
+import pytest
+import yaml
+from gate import until
+from haproxy import listens
+
+from musicgen.commands import server
+from musicgen.commands.server import ROOT
+
+
+@pytest.fixture(scope="module")
+def probes():
+    page = (ROOT / "docs" / "internet.md").read_text()
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    return yaml.safe_load(text)
+
+
+def succeeds(probe, url):
+    """Whether a probe's command succeeds against a server that is not at port 5000."""
+    command = [part.replace("http://127.0.0.1:5000", url) for part in probe["exec"]["command"]]
+    assert command != probe["exec"]["command"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def states(probes, url):
+    return [succeeds(probes[f"{name}Probe"], url) for name in ("startup", "readiness", "liveness")]
+
+
+def test_a_ready_server_passes_and_one_without_a_worker_is_restarted(probes, start_server):
+    client = start_server("predict")
+    assert states(probes, client.url) == [True, True, True]
+    os.kill(client.worker().pid, signal.SIGKILL)
+    health = f"{client.url}/health-check"
+    until(lambda: httpx.get(health).json()["status"] == "UNHEALTHY")
+    assert states(probes, client.url) == [False, False, False]
+
+
+def test_a_server_that_starts_gets_no_traffic_and_is_not_restarted(probes, tmp_path):
+    """Its worker is stopped while it imports its libraries."""
+    port = server.free_port()
+    command, environment, folder = server.prepare("predict", "127.0.0.1", port)
+    (tmp_path / "empty").mkdir()
+    environment |= {"MUSICGEN_WEIGHTS": str(tmp_path / "empty"), "MUSICGEN_DEVICE": "cpu"}
+    url = f"http://127.0.0.1:{port}"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            parent = psutil.Process(process.pid)
+            until(lambda: parent.children())
+            [worker] = parent.children()
+            worker.suspend()
+            until(lambda: listens(port))
+            assert server.call(f"{url}/health-check")["status"] == "STARTING"
+            assert states(probes, url) == [False, False, True]
+            worker.resume()
+            until(lambda: server.call(f"{url}/health-check")["status"] == "SETUP_FAILED")
+            assert states(probes, url) == [False, False, False]
+        finally:
+            server.stop(process, url)
+
+
+def test_probes_wait_long_enough_for_a_busy_machine(probes):
+    for name in ("startup", "readiness", "liveness"):
+        assert probes[f"{name}Probe"]["timeoutSeconds"] >= 10
+    assert probes["livenessProbe"]["failureThreshold"] >= 6
+    assert probes["terminationGracePeriodSeconds"] >= 300

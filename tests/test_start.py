@@ -1,0 +1,101 @@
+"""The start of a server: its log line, and memory that is short on a GPU."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from musicgen import pipeline
+from musicgen.conditioning.conditioner import MAX_TOKENS
+from musicgen.decoder.engine import slot_columns
+from musicgen.decoder.slots import SLOTS_SHARE
+from musicgen.decoder.state import State
+from musicgen.pipeline import MusicGen
+
+CUDA = torch.device("cuda")
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+
+def test_the_start_logs_device_operations_slots_and_seconds(checkpoints, caplog):
+    with caplog.at_level(logging.INFO, "musicgen"):
+        model = MusicGen.load(checkpoints["text"], "cpu")
+    [line] = [record.message for record in caplog.records if "is ready on" in record.message]
+    assert line.startswith(f"text is ready on CPU ({torch.get_num_threads()} threads), torch ")
+    assert (
+        f"CPU operations, {model.engine.slots} clips at once, texts of 512 tokens, loaded in "
+        in line
+    )
+
+
+def test_where_memory_is_short_texts_are_cut_before_slots_are_given_up(checkpoints, monkeypatch):
+    model = MusicGen.load(checkpoints["text"], "cpu")
+    engine = model.engine
+    columns = slot_columns(engine.lm, engine.max_length)
+    fits = {tokens: State.slot_bytes(engine.lm, columns, tokens) for tokens in MAX_TOKENS}
+    for tokens, expected in ((512, 512), (256, 256), (128, 128)):
+        free = 32 * fits[tokens] / SLOTS_SHARE * 1.001
+        monkeypatch.setattr(pipeline.memory, "free_bytes", lambda _: free)  # noqa: B023
+        model = MusicGen.load(checkpoints["text"], "cpu")
+        assert (model.engine.slots, model.conditioner.text.max_tokens) == (32, expected)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError(CUBLAS)])
+def test_a_stage_without_memory_runs_again_with_an_empty_cache(monkeypatch, error):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+
+    def stage():
+        calls.append("run")
+        if len(calls) == 1:
+            raise error
+        return "wav"
+
+    assert MusicGen._with_memory(SimpleNamespace(device=CUDA), stage) == "wav"
+    assert calls == ["run", "emptied", "run"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_other_errors_and_other_devices_are_not_retried(device):
+    calls = []
+
+    def stage():
+        calls.append("run")
+        raise RuntimeError("shape mismatch" if device == "cuda" else "out of memory")
+
+    with pytest.raises(RuntimeError):
+        MusicGen._with_memory(SimpleNamespace(device=torch.device(device)), stage)
+    assert calls == ["run"]
+
+
+def test_a_second_server_on_a_full_gpu_starts_with_fewer_slots(models, monkeypatch, caplog):
+    """Its memory was free when the slots were counted."""
+    model, tried = models["text"], []
+    monkeypatch.setattr(pipeline, "slots_that_fit", lambda *arguments: 12)
+    monkeypatch.setattr(pipeline, "Engine", lambda lm, **options: tried.append(options["slots"]))
+
+    def loop(engine):
+        if tried[-1] > 3:
+            raise torch.OutOfMemoryError("full")
+        return "loop"
+
+    monkeypatch.setattr(pipeline, "Loop", loop)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert model._start_decoding(model.engine.lm) == "loop"
+    assert tried == [12, 6, 3]
+    assert "no memory for 12 slots, trying 6" in caplog.text
+
+
+def test_on_a_gpu_the_codec_and_the_text_encoder_run_before_the_first_request(models, monkeypatch):
+    model, ran = models["stereo-melody"], []
+    monkeypatch.setattr(model.codec.model, "encode", lambda wav: ran.append("encode") or CODES)
+    monkeypatch.setattr(model.codec, "render", lambda embeddings: ran.append("render") or WAV)
+    text = model.conditioner.text
+    monkeypatch.setattr(
+        model.conditioner, "text", lambda prompt: ran.append("text") or text(prompt)
+    )
+    model._warm_up_codec_and_text()
+    assert ran == ["text", "encode", "render"]
+
+
+CODES, WAV = torch.zeros(2, 4, 50, dtype=torch.int64), torch.zeros(2, 1, 32000)
