@@ -37,6 +37,7 @@ class Recording:
         self.scratch = 0  # float32 numbers that a thread needs
         self.inputs: Inputs = ()
         self.result: Tensor | None = None
+        self.function: Callable[..., Tensor] | None = None
         self.tensors: list[Tensor] = []  # whose memory must stay
         self.buffers: dict[tuple[str, torch.Size], Tensor] = {}
 
@@ -101,6 +102,7 @@ class CpuOps:
         recording.inputs = tuple(None if x is None else x.clone().contiguous() for x in inputs)
         recording.tensors += [x for x in recording.inputs if x is not None]
         recording.result = function(self, *recording.inputs)
+        recording.function = function  # whatever it refers to must stay as long as the recording
         recording.build()
         return recording
 
