@@ -35,7 +35,7 @@ GROUPS = {
 }
 # Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
 SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play"}
-SLOW_PLACES = {"benchmarks", "cluster", "deploy", "test_cli", "test_disk"}
+SLOW_PLACES = {"benchmarks", "cluster", "deploy", "reliability", "test_cli"}
 DEMO_PLACES = {"test_demo", "training"}
 
 # The test models are so small that a second thread makes them slower.

@@ -17,6 +17,8 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",  # several servers log equal lines, and all are needed
     "RAY_COLOR_PREFIX": "0",
+    # Otherwise a replica with --gpus 0 still sees all GPUs.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 # A cluster of one machine listens on loopback only.
 ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

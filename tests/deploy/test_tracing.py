@@ -56,7 +56,8 @@ def collecting():
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as collector.url:
+    with listening(Handler) as server:
+        collector.url = server.url
         yield collector
 
 

@@ -25,8 +25,8 @@ def receiving():
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as url:
-        yield url, files
+    with listening(Handler) as server:
+        yield server.url, files
 
 
 @pytest.fixture
