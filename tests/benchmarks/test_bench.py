@@ -181,7 +181,7 @@ def test_transformers_computes_the_same_logits(model):
         filled = work.prefix_length
         x = (lm.embed(tokens) + lm.positions(filled + 1)[-1:]).repeat(2, 1)
         positions, rows = torch.tensor([filled] * 2), torch.arange(2)
-        mine = lm.step(x, rows, positions, cache, kernels.cpu_ops())
+        mine = lm.step(x, rows, positions, cache, kernels.cpu_ops(lm.team))
 
         model, _ = systems._transformers(work, state)
         theirs = model.decoder(tokens.T.repeat(2, 1), encoder_hidden_states=both).logits
