@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import sounds
 
+from musicgen.commands.inputs import read_fields
 from musicgen.commands.server import ROOT
 from musicgen.page import analysis, takes
 from musicgen.page.progress import Progress, Webhooks, read
@@ -24,13 +25,11 @@ def contract(predictor):
 
 @pytest.mark.parametrize("predictor", ["predict", "songstarter"])
 def test_every_input_of_the_contract_is_a_field(predictor):
-    from musicgen.page import fields
-
     document = contract(predictor)
     properties = document["components"]["schemas"]["Input"]["properties"]
-    found = {field.name: field for field in fields.read(document)}
+    found = read_fields(document)
     assert set(found) == set(properties)
-    assert (found["duration"].default, found["duration"].bounds) == (8, "1 to 300.")
+    assert (found["duration"].default, found["duration"].bounds) == (8, "1 to 300")
     assert found["output_format"].choices == ("wav", "mp3")
     assert found["input_audio"].kind == "audio"
 
@@ -38,7 +37,7 @@ def test_every_input_of_the_contract_is_a_field(predictor):
 def test_empty_fields_are_not_sent_and_secrets_are_not_stored():
     from musicgen.page import fields
 
-    listed = fields.read(contract("predict"))
+    listed = list(read_fields(contract("predict")).values())
     typed = {"prompt": "", "duration": 4.0, "seed": "7", "song_id": "x", "key": "sesame"}
     settings = fields.settings(listed, [typed.get(field.name) for field in listed])
     sent = fields.api_inputs(listed, settings)
