@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlparse
 
+import huggingface_hub.constants
 from web import serving
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -117,3 +118,11 @@ def running(repositories):
         server.hub = Hub(repositories)
         server.hub.url = server.url
         yield server.hub
+
+
+def set_endpoint(monkeypatch, url):
+    """Set HF_ENDPOINT in a process in which the client has already read it."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

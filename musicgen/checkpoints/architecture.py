@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from musicgen.checkpoints.limits import check_numbers
 from musicgen.errors import WeightsError
 
 # Setting of upstream's training configuration -> the only supported value. It may be absent.
@@ -35,23 +36,24 @@ REQUIRED: dict[str, object] = {
     "fuser.input_interpolate": [],
     "conditioners.description.t5.normalize_text": False,
 }
-# Number -> the largest accepted value, far above any MusicGen's. A larger one could fill the memory
-# before the missing weights are noticed.
-LIMITS: dict[str, int] = {
+# Number -> the largest accepted value, far above any MusicGen's.
+LIMITS: dict[str, int | float] = {
     "transformer_lm.dim": 2**15,
     "transformer_lm.num_heads": 2**10,
     "transformer_lm.num_layers": 2**10,
-    "transformer_lm.hidden_scale": 2**6,
+    "transformer_lm.hidden_scale": 64.0,
     "transformer_lm.n_q": 2**6,
     "transformer_lm.card": 2**20,
-    "dataset.segment_duration": 2**10,
+    "dataset.segment_duration": 600.0,
 }
+MAX_DELAY = 2**8
 CHROMA = "conditioners.self_wav.chroma_stem"
-MELODY_LIMITS: dict[str, int] = {
-    f"{CHROMA}.sample_rate": 2**20,
-    f"{CHROMA}.n_chroma": 2**10,
-    f"{CHROMA}.radix2_exp": 20,
+MELODY_LIMITS: dict[str, int | float] = {
+    f"{CHROMA}.sample_rate": 2**18,
+    f"{CHROMA}.n_chroma": 2**6,
+    f"{CHROMA}.radix2_exp": 16,
 }
+MAX_MELODY_FRAMES = 2**14  # of one window; MusicGen has 235
 CROSS, PREPEND = "fuser.cross", "fuser.prepend"
 USED_CODEBOOKS = "compression_model_n_q"
 CONDITIONERS = {"description": "t5", "self_wav": "chroma_stem"}  # name -> kind
@@ -98,21 +100,38 @@ def _check_required(path: Path, config: DictConfig) -> None:
 
 def _check_limits(path: Path, config: DictConfig) -> None:
     has_melody = _value(config, "conditioners.self_wav", None) is not None
-    for key, limit in (LIMITS | (MELODY_LIMITS if has_melody else {})).items():
-        found = _value(config, key, None)
-        if not isinstance(found, int | float) or not 0 < found <= limit:
-            raise WeightsError(f"{path}: {key}={found!r} is not a number up to {limit}.")
+    limits = LIMITS | (MELODY_LIMITS if has_melody else {})
+    check_numbers(path, {key: _value(config, key, None) for key in limits}, limits)
+    if has_melody:
+        rate, exponent, seconds = (
+            _value(config, key, None)
+            for key in (f"{CHROMA}.sample_rate", f"{CHROMA}.radix2_exp", "dataset.segment_duration")
+        )
+        frames = seconds * rate / 2**exponent * 4
+        if frames > MAX_MELODY_FRAMES:
+            raise WeightsError(
+                f"{path}: {CHROMA}.radix2_exp={exponent} gives {frames:.0f} frames of melody for "
+                f"each window; at most {MAX_MELODY_FRAMES} are supported."
+            )
 
 
 def _check_combinations(path: Path, config: DictConfig) -> None:
     cross, prepend = _value(config, CROSS, []), _value(config, PREPEND, [])
     n_q, used = _value(config, "transformer_lm.n_q", 0), _value(config, USED_CODEBOOKS, None)
-    delays = _value(config, "codebooks_pattern.delay.delays", None) or []
+    heads, dim = (_value(config, f"transformer_lm.{key}", 1) for key in ("num_heads", "dim"))
+    delays = _value(config, "codebooks_pattern.delay.delays", None) or [0] * n_q
+    numbers = [delay for delay in delays if type(delay) is int]
     channels = 2 if _value(config, "interleave_stereo_codebooks.use", False) else 1
     problems = {
         f"{CROSS}={cross} and {PREPEND}={prepend} are both in use": cross and prepend,
         f"{CROSS}={cross} has more than the description": cross not in ([], ["description"]),
-        f"codebooks_pattern.delay.delays={delays} do not begin at 0": min(delays, default=0) != 0,
+        f"transformer_lm.dim={dim} is not a multiple of num_heads={heads}": dim % heads != 0,
+        f"codebooks_pattern.delay.delays={delays} are not {n_q} whole numbers": not len(numbers)
+        == len(delays)
+        == n_q,
+        f"codebooks_pattern.delay.delays={delays} do not begin at 0": min(numbers, default=0) != 0,
+        f"codebooks_pattern.delay.delays={delays} exceed {MAX_DELAY}": max(numbers, default=0)
+        > MAX_DELAY,
         f"{USED_CODEBOOKS}={used} is not transformer_lm.n_q={n_q}": used is not None
         and used * channels != n_q,
     }

@@ -10,12 +10,22 @@ import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPMessage
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
 from musicgen.errors import WeightsError
 
 TIMEOUT = 60  # seconds without a byte
+MAX_MEMBERS = 1_000  # a checkpoint has fewer than 100
+MAX_EXTENSION = 2**20  # bytes of one header that extends another, such as a long name
+# Types of such headers; tarfile reads their contents into memory.
+EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 HTTPS_ONLY = "weights are fetched over https only"
 
 
@@ -35,7 +45,7 @@ def fetch(url: str, root: Path, landmarks: Sequence[str]) -> Path:
     if not target.exists():
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _unpack(url, target)
+            _download(url, target)
         except Exception as exc:  # tarfile and the decompressors may raise any exception
             if isinstance(exc, urllib.error.HTTPError):
                 exc.close()  # it holds the connection
@@ -51,13 +61,30 @@ def fetch(url: str, root: Path, landmarks: Sequence[str]) -> Path:
 
 
 class _Member(tarfile.TarInfo):
-    """A member of which a damaged header is an error.
+    """A member with a bounded header, of which damage is an error.
 
     tarfile itself takes a damaged header for the end of the archive and drops the rest.
     """
 
     @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in EXTENSIONS and member.size > MAX_EXTENSION:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file")
+        return member
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """tarfile reads the map of a sparse file into memory, however long it is."""
+        raise tarfile.ReadError("a sparse file")
+
+    @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        if len(tar.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"more than {MAX_MEMBERS} members")
+        if sum(len(value) for value in tar.pax_headers.values()) > MAX_EXTENSION:
+            raise tarfile.ReadError(f"global headers of more than {MAX_EXTENSION} bytes")
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -97,19 +124,35 @@ class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _unpack(url: str, target: Path) -> None:
-    """Download and unpack to `target`, which appears only when it is complete."""
+def unpack(path: Path, target: Path) -> None:
+    """Unpack the local tar `path` to `target`, unless that exists, under the same rules."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("rb") as file:
+            _extract(file, target)
+    except Exception as exc:  # tarfile and the decompressors may raise any exception
+        raise WeightsError(f"{path} could not be unpacked: {exc}") from exc
+
+
+def _download(url: str, target: Path) -> None:
+    """Unpack the tar at `url` to `target` while it is downloaded."""
     opener = urllib.request.build_opener(_HttpsRedirects)
+    with opener.open(url, timeout=TIMEOUT) as response:
+        _extract(response, target)
+
+
+def _extract(stream: Any, target: Path) -> None:
+    """Unpack a tar to `target`, which appears only when it is complete."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as partial:
         inner = Path(partial) / "tar"
         inner.mkdir()
-        with (
-            opener.open(url, timeout=TIMEOUT) as response,
-            tarfile.open(fileobj=response, mode="r|*", tarinfo=_Member) as tar,
-        ):
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
             tar.extractall(inner, filter=_plain)
-            while response.read(2**20):
-                pass  # data after the archive's end
-            if response.length:  # a download cut between two files looks like a complete archive
-                raise tarfile.ReadError(f"{response.length} bytes have not arrived")
+        while stream.read(2**20):
+            pass  # data after the archive's end
+        # Of a download, the bytes that are left. Cut between two files, it looks like a whole tar.
+        if missing := getattr(stream, "length", 0):
+            raise tarfile.ReadError(f"{missing} bytes have not arrived")
         inner.rename(target)

@@ -36,10 +36,14 @@ from musicgen.checkpoints.configuration import read_yaml, select_sections
 from musicgen.checkpoints.encodec_files import AUDIOCRAFT, EncodecFiles
 from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
 from musicgen.checkpoints.manifest import Manifest, read_manifest
-from musicgen.checkpoints.pickles import read_package
-from musicgen.checkpoints.reading import damage_reported, find, local_name
+from musicgen.checkpoints.pickles import EXPORT, read_package
+from musicgen.checkpoints.reading import damage_reported, find, local_name, read_json
 from musicgen.checkpoints.tensors import TensorFile, read_ahead
-from musicgen.checkpoints.transformers_model import read_transformers_model
+from musicgen.checkpoints.transformers_model import (
+    TransformersModel,
+    read_config,
+    read_transformers_model,
+)
 from musicgen.decoder.lm import LM
 from musicgen.decoder.weights import LMConfig, below
 from musicgen.errors import WeightsError
@@ -52,8 +56,11 @@ CODEC_TENSORS = "codec.safetensors"
 DEMUCS_TENSORS = "htdemucs.safetensors"
 ENCODEC_FOLDER = "encodec_32khz"  # EnCodec of a converted checkpoint, where transformers saved it
 
+ADAPTER_FILE = "adapter_config.json"
 NO_SEPARATOR = "none"
 PROVIDER_PREFIX = "condition_provider.conditioners."
+TUNED_PREFIX = f"{PROVIDER_PREFIX}description.t5."  # a text encoder trained with the language model
+COMPUTED_PREFIX = f"{PROVIDER_PREFIX}self_wav.chroma."  # buffers that are computed, not read
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,37 @@ class Checkpoint:
         with damage_reported(self.config_file):
             check_architecture(self.config_file, self.config)
             _ = self.lm, self.text_name, self.separates
-        for conditioner in CONDITIONERS:
-            if conditioner in self.config.conditioners:
-                self.projection(conditioner)
+        for conditioner in self._conditioners:
+            self.projection(conditioner)
+        self._check_unread()
+
+    def _check_unread(self) -> None:
+        """Raise WeightsError for a conditioner's weight that would be ignored."""
+        read = {f"{PROVIDER_PREFIX}{name}.output_proj." for name in self._conditioners}
+        if self.has_tuned_text_encoder:
+            read.add(TUNED_PREFIX)
+        if self.chroma is not None:
+            read.add(COMPUTED_PREFIX)
+        for key in self.state:
+            if "lora" in key.lower():
+                raise WeightsError(
+                    f"{self.lm_file}: {key} is part of a LoRA adapter. Merge the adapter into its "
+                    "model before you save it."
+                )
+            if key.startswith("condition_provider.") and not key.startswith(tuple(read)):
+                raise WeightsError(
+                    f"{self.lm_file}: {key} would be ignored: its configuration has no part that "
+                    f"reads it (conditioners.description.t5.finetune={self.tunes_text_encoder})."
+                )
+        if self.tunes_text_encoder and not self.has_tuned_text_encoder:
+            raise WeightsError(
+                f"{self.lm_file}: conditioners.description.t5.finetune=True, but it has no weights "
+                f"{TUNED_PREFIX}*; it is incomplete."
+            )
+
+    @property
+    def _conditioners(self) -> list[str]:
+        return [name for name in CONDITIONERS if name in self.config.conditioners]
 
     @property
     def name(self) -> str:
@@ -150,7 +185,27 @@ class Checkpoint:
 
     @property
     def text_folder(self) -> Path:
+        """The folder of the text encoder and its tokenizer."""
         return self.find(local_name(self.text_name))
+
+    @property
+    def tunes_text_encoder(self) -> bool:
+        """Whether the text encoder was trained with the language model."""
+        return bool(self.config.conditioners.description.t5.get("finetune", False))
+
+    @cached_property
+    def has_tuned_text_encoder(self) -> bool:
+        """Whether the state has the weights of a text encoder that was trained with it."""
+        return self.tunes_text_encoder and any(key.startswith(TUNED_PREFIX) for key in self.state)
+
+    def text_encoder(self) -> TransformersModel:
+        """The text encoder: that of `text_folder`, with the weights of this state if it has any."""
+        if not self.has_tuned_text_encoder:
+            return read_transformers_model(self.text_folder)
+        tuned = below(self.state, TUNED_PREFIX)
+        return TransformersModel(
+            self.text_folder, read_config(self.text_folder), self.lm_file, tuned
+        )
 
     @property
     def codec_file(self) -> Path:
@@ -206,6 +261,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             checkpoint = opener(folder)
             checkpoint.check()
             return checkpoint
+    refuse_adapter(folder)
     raise WeightsError(
         f"{folder} is not a MusicGen checkpoint: it has neither {' nor '.join(OPENERS)}. If "
         "pulling or converting into it was interrupted, run that again."
@@ -238,16 +294,30 @@ def _open_upstream(folder: Path) -> Checkpoint:
         package = read_package(path)
         if "pretrained" in package:
             return _transformers_codec(folder, package["pretrained"])
+        state = _state(path, package)
         with damage_reported(path):
             document = read_yaml(path, package["xp.cfg"])
             config = select_sections(path, document, codec_settings(document))
-        return EncodecFiles(AUDIOCRAFT, folder, config, _state(path, package))
+        return EncodecFiles(AUDIOCRAFT, folder, config, state)
 
     path = find(folder, LM_FILE)
     package = read_package(path)
+    state = _state(path, package)
     with damage_reported(path):
         config = select_sections(path, read_yaml(path, package["xp.cfg"]), LM_SETTINGS)
-    return Checkpoint(folder, path, path, config, _state(path, package), codec)
+    return Checkpoint(folder, path, path, config, state, codec)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise WeightsError if `folder` holds a LoRA adapter, as the PEFT library saves it."""
+    if not (folder / ADAPTER_FILE).exists():
+        return
+    base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    raise WeightsError(
+        f"{folder} is a LoRA adapter of {base}, not a whole model. Merge it: PeftModel."
+        f"from_pretrained(base_model, {str(folder)!r}).merge_and_unload().save_pretrained(MERGED). "
+        "Then run scripts/weights convert MERGED DIR."
+    )
 
 
 OPENERS = {MANIFEST_FILE: _open_converted, LM_FILE: _open_upstream}
@@ -265,7 +335,11 @@ def _transformers_codec(folder: Path, name: object) -> EncodecFiles:
 
 
 def _state(path: Path, package: Mapping[Any, Any]) -> Mapping[str, Tensor]:
-    state = package.get("best_state")
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"{path}: it has no weights (best_state).")
-    return state
+    state: Any = package.get("best_state")
+    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    if not state or not tensors:
+        training = isinstance(state, Mapping) or {"state_dict", "optimizer"} & package.keys()
+        hint = f" {EXPORT}" if training else ""
+        raise WeightsError(f"{path}: it has no weights (best_state).{hint}")
+    found: Mapping[str, Tensor] = state
+    return found

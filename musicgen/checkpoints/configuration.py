@@ -18,14 +18,28 @@ from omegaconf import DictConfig, OmegaConf
 from musicgen.errors import WeightsError
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+MAX_TEXT = 2**18  # characters; upstream's configurations have about 10,000
+MAX_VALUES = 5_000  # of the sections that are read; upstream's have about 100
+MAX_DEPTH = 50
 MAX_REFERENCES = 8  # in a chain of settings, each of which refers to the next
 
 
 def read_yaml(path: Path, text: str) -> dict[str, Any]:
-    """The mapping in the YAML `text` of file `path`."""
-    # With aliases, a few lines that refer to each other can describe more than any memory holds.
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CSafeLoader)):
-        raise WeightsError(f"{path}: its configuration (xp.cfg) has YAML aliases; none should.")
+    """The mapping in the YAML `text` of file `path`.
+
+    Refused are aliases, by which a few lines can describe more than any memory holds, and deep
+    nesting, which crashes the parser.
+    """
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"its configuration has more than {MAX_TEXT} characters")
+    depth = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise WeightsError(f"{path}: its configuration (xp.cfg) has YAML aliases; none should.")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its configuration has more than {MAX_DEPTH} levels")
     document = yaml.load(text, yaml.CSafeLoader)
     if not isinstance(document, dict):
         raise ValueError("its configuration is not a mapping")
@@ -51,6 +65,8 @@ def select_sections(
         for parent in parents:
             target = target.setdefault(parent, {})
         target[last] = _resolved(path, name, source[last], document if references else None)
+    if _count(selected) > MAX_VALUES:  # OmegaConf needs a millisecond for each
+        raise ValueError(f"its configuration has more than {MAX_VALUES} values")
     config: DictConfig = OmegaConf.create(selected)
     return config
 
@@ -75,6 +91,13 @@ def _resolved(path: Path, name: str, value: Any, document: Mapping[str, Any] | N
         f"{path}: {name}={reprlib.repr(value)} is refused: only a reference to another setting of "
         "the training configuration (${a.b}) is followed. Write the value itself."
     )
+
+
+def _count(value: Any) -> int:
+    """The number of values in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return 1 + sum(map(_count, value.values()))
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def _look_up(document: Any, name: str) -> Any:

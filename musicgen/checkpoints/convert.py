@@ -26,6 +26,7 @@ from musicgen.checkpoints.checkpoint import (
     LM_TENSORS,
     OPENERS,
     PROVIDER_PREFIX,
+    TUNED_PREFIX,
     Checkpoint,
     open_checkpoint,
 )
@@ -38,9 +39,8 @@ from musicgen.checkpoints.tensors import write_tensors
 from musicgen.checkpoints.transformers_model import (
     CONFIG_FILE,
     TransformersModel,
-    read_transformers_model,
 )
-from musicgen.checkpoints.transformers_musicgen import open_musicgen
+from musicgen.checkpoints.transformers_musicgen import Stacked, open_musicgen
 from musicgen.decoder.weights import is_float16
 from musicgen.errors import WeightsError
 
@@ -109,7 +109,7 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
     write_text_encoder(text_encoder, checkpoint.text_name, target)
     codec = write_codec(checkpoint.codec(), target)
     target.copy(DIFFUSION_FILE, source / DIFFUSION_FILE)
-    target.write_tensors(LM_TENSORS, checkpoint.state)
+    target.write_tensors(LM_TENSORS, without_text_encoder(checkpoint.state))
     sources = read_sources(source)
     manifest = Manifest(
         format=FORMAT,
@@ -117,7 +117,7 @@ def convert(source: Path, folder: Path, name: str | None = None) -> Manifest:
         licence=sources[0].licence,
         sources=sources,
         files=target.files,
-        lm=plain(checkpoint.config),
+        lm=lm_facts(checkpoint),
         codec=codec,
         codec_folder=None if codec else ENCODEC_FOLDER,
     )
@@ -132,7 +132,20 @@ def open_source(folder: Path) -> tuple[Checkpoint, TransformersModel]:
     checkpoint = open_checkpoint(folder)
     if checkpoint.manifest is not None:
         raise WeightsError(f"{folder} is converted already.")
-    return checkpoint, read_transformers_model(checkpoint.text_folder)
+    return checkpoint, checkpoint.text_encoder()
+
+
+def without_text_encoder(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state` without a tuned text encoder, which becomes a folder of its own."""
+    return Stacked(state, {key: [key] for key in state if not key.startswith(TUNED_PREFIX)})
+
+
+def lm_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings of the language model for the manifest."""
+    config = checkpoint.config.copy()
+    # The folder of the text encoder now has the tuned weights.
+    OmegaConf.update(config, "conditioners.description.t5.finetune", False, force_add=True)
+    return plain(config)
 
 
 def lm_dtype(name: str, tensor: Tensor) -> torch.dtype:

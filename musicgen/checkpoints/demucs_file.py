@@ -4,7 +4,9 @@ Upstream has two formats: a pickle (`htdemucs.th`) that refers to the model's cl
 safetensors of its hub repository, which hold the name of the class. Only an HTDemucs is loaded.
 """
 
+import inspect
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 CLASS = "demucs.htdemucs.HTDemucs"
 DEFAULT_SEGMENT = 10  # seconds, of HTDemucs
+MAX_NUMBER = 2**20  # of any argument
+MAX_COUNT = 64  # of layers and of stems
+COUNTS = ("dconv_depth", "depth", "multi_freqs_depth", "t_layers")
+MAX_SEGMENT = 60  # seconds
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,25 @@ class DemucsFile:
         from demucs.htdemucs import HTDemucs  # takes seconds to import
 
         with damage_reported(self.path):
+            _check_arguments(inspect.signature(HTDemucs).bind(*self.args, **self.kwargs).arguments)
             with torch.device("meta"):  # without random initial weights: the state has them all
                 model = HTDemucs(*self.args, **self.kwargs)
             state = {name: value.float() for name, value in self.state.items()}
             model.load_state_dict(state, assign=True)
         return model.eval()
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError for numbers that would take too much memory or time."""
+    limits = dict.fromkeys(COUNTS, MAX_COUNT) | {"segment": MAX_SEGMENT}
+    for name, value in arguments.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        if len(items) > MAX_COUNT:
+            raise ValueError(f"{name} has {len(items)} items, more than {MAX_COUNT}")
+        for item in items:
+            limit = limits.get(name, MAX_NUMBER)
+            if isinstance(item, int | float | Fraction) and not -limit <= item <= limit:
+                raise ValueError(f"{name}={reprlib.repr(item)} is not a number up to {limit}")
 
 
 def open_demucs(path: Path) -> DemucsFile:

@@ -1,4 +1,4 @@
-"""Fetches a model and the models it depends on from the hub, and checks every file's hash.
+"""Fetches files from the hub, continues partial downloads, and checks every file's hash.
 
 Two things are not left to huggingface_hub 2.4.0. It discards a partial download when its process
 ends (https://github.com/huggingface/huggingface_hub/issues/4196); here it is kept and continued.
@@ -8,16 +8,14 @@ of one repository; here files of several repositories are hashed, each before it
 
 import errno
 import hashlib
-import json
 import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
@@ -30,25 +28,9 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tqdm import tqdm
 
-from musicgen.checkpoints.checkpoint import (
-    CODEC_FILE,
-    DEMUCS_TENSORS,
-    DIFFUSION_FILE,
-    open_checkpoint,
-)
-from musicgen.checkpoints.convert import SOURCES_FILE, TOKENIZER_FILES, convert
-from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
-from musicgen.checkpoints.manifest import Manifest, Source
-from musicgen.checkpoints.pickles import read_package
-from musicgen.checkpoints.reading import local_name
-from musicgen.checkpoints.transformers_model import CONFIG_FILE
-from musicgen.checkpoints.transformers_musicgen import MELODY_SETTINGS, follows_melodies
+from musicgen.checkpoints.manifest import Source
 from musicgen.errors import WeightsError
 
-DOWNLOADS = ".download"  # subfolder for the files until they are converted
-DEMUCS = ("adefossez/HTDemucs", "htdemucs.yaml")
-DIFFUSION = "facebook/multiband-diffusion"
-TEXT_OWNER = "google-t5"  # owner of a text encoder that a configuration names without one
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 NON_COMMERCIAL = "CC-BY-NC-4.0"
@@ -125,6 +107,24 @@ class Download:
     folder: Path
     sources: list[Source] = field(default_factory=list)
     bytes: int = 0
+    local: Path | None = None  # the folder that was linked
+
+    def link(self, source: Path) -> None:
+        """Link every file of `source` into the folder instead of fetching it."""
+        self.local = source
+        for path in [path for path in source.rglob("*") if path.is_file()]:
+            relative = path.relative_to(source)
+            if relative.parts[0].startswith("."):
+                continue
+            target = self.folder / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            target.symlink_to(path.resolve())
+            self.bytes += path.stat().st_size
+
+    def has_local(self, name: str) -> bool:
+        """Whether the linked folder has this file or folder."""
+        return self.local is not None and (self.local / name).exists()
 
     def fetch(self, repo: Repository, names: Mapping[str, str]) -> None:
         """Fetch files of `repo`, `names`: local path -> name, except those that are complete.
@@ -149,67 +149,6 @@ class Download:
         self.sources.append(repo.source)
 
 
-def pull(model: str, folder: Path, *, diffusion: bool = False) -> Manifest:
-    """Fetch `model` and the models it depends on, and convert them to `folder`.
-
-    A second call continues an interrupted one. Raises WeightsError for a missing repository or
-    file, a hash that does not match, a full disk, or no network.
-    """
-    if (folder / MANIFEST_FILE).exists():
-        raise WeightsError(f"{folder} holds a converted checkpoint already; remove it first.")
-    download = Download(folder / DOWNLOADS)
-    with explained(folder):
-        fetch_model(download, model)
-        if diffusion:
-            download.fetch(repository(DIFFUSION), {DIFFUSION_FILE: DIFFUSION_FILE})
-        sources = json.dumps([asdict(source) for source in download.sources])
-        (download.folder / SOURCES_FILE).write_text(sources)
-        manifest = convert(download.folder, folder, local_name(model))
-    shutil.rmtree(download.folder)
-    return manifest
-
-
-def fetch_model(download: Download, model: str) -> None:
-    """Fetch the language model, EnCodec, the text encoder and, for a melody model, Demucs."""
-    repo = repository(model)
-    say_licence(repo.source)
-    if LM_FILE not in repo.files and CONFIG_FILE in repo.files:
-        fetch_saved(download, repo, "")
-        if follows_melodies(download.folder):
-            download.fetch(repo, {MELODY_SETTINGS: MELODY_SETTINGS})
-            fetch_demucs(download)
-        return
-    download.fetch(repo, {name: name for name in (LM_FILE, CODEC_FILE)})
-    checkpoint = open_checkpoint(download.folder)
-    codec = read_package(download.folder / CODEC_FILE)
-    if "pretrained" in codec:
-        name = str(codec["pretrained"])
-        fetch_saved(download, repository(name), local_name(name))
-    name = checkpoint.text_name
-    text = repository(name if "/" in name else f"{TEXT_OWNER}/{name}")
-    fetch_saved(download, text, local_name(name))
-    if checkpoint.chroma is not None:
-        fetch_demucs(download)
-
-
-def fetch_saved(download: Download, repo: Repository, folder: str) -> None:
-    """Fetch a model in transformers' format, and its tokenizer if it has one, to `folder`."""
-    names = [CONFIG_FILE, *repo.weights(), *(n for n in TOKENIZER_FILES if n in repo.files)]
-    download.fetch(repo, {f"{folder}/{name}".lstrip("/"): name for name in names})
-
-
-def fetch_demucs(download: Download) -> None:
-    """Fetch Demucs. A YAML file in its repository names the file with the model."""
-    name, bag = DEMUCS
-    repo = repository(name)
-    download.fetch(repo, {bag: bag})
-    models = yaml.safe_load((download.folder / bag).read_text()).get("models")
-    if not models or len(models) != 1 or not re.fullmatch(r"\w+", str(models[0])):
-        raise WeightsError(f"{name}: {bag} names {models}, not one model.")
-    download.fetch(repo, {DEMUCS_TENSORS: f"{models[0]}.safetensors"})
-    download.sources.pop()  # both files are of one repository
-
-
 def repository(name: str) -> Repository:
     """The files and the licence of a repository at its newest revision, as the hub lists them."""
     with explained(None, name):
@@ -229,13 +168,6 @@ def repository(name: str) -> Repository:
     known = [licence for owner, licence in LICENCES.items() if re.fullmatch(owner, name)]
     licence = known[0] if known else str(card.get("license") or "not stated by its publisher")
     return Repository(Source(name, licence, info.sha), files)
-
-
-def say_licence(source: Source) -> None:
-    """Print the licence before the download starts."""
-    print(f"{source.name} at {source.revision}: licence {source.licence}")
-    if "nc" in source.licence.lower().split("-"):
-        print("These weights and their output are not for commercial use.")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from musicgen.checkpoints.reading import damage_reported, read_json
 from musicgen.errors import WeightsError
 
 FORMAT = 1
+WEIGHT_SUFFIXES = {".bin", ".ckpt", ".model", ".pt", ".pth", ".safetensors", ".th"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,20 @@ class Manifest:
                     f"{folder / name} was changed: its sha256 is not the one in {MANIFEST_FILE}. "
                     "Pull or convert the checkpoint again."
                 )
+
+    def check_unlisted(self, folder: Path) -> None:
+        """Raise WeightsError if `folder` has weights that the manifest does not list.
+
+        They may be those of another model, written into the folder by mistake.
+        """
+        files = (path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES)
+        names = [path.relative_to(folder).as_posix() for path in files]
+        unlisted = [name for name in names if name not in self.files and name[0] != "."]
+        if unlisted:
+            raise WeightsError(
+                f"{folder} has files of another model, which {MANIFEST_FILE} does not list: "
+                f"{', '.join(unlisted)}. Remove them, or pull or convert into a new folder."
+            )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from musicgen.checkpoints.checkpoint import PROVIDER_PREFIX, Checkpoint
 from musicgen.checkpoints.encodec_files import EncodecFiles
+from musicgen.checkpoints.limits import check_numbers
 from musicgen.checkpoints.reading import damage_reported, read_json
 from musicgen.checkpoints.transformers_model import (
     CONFIG_FILE,
@@ -33,6 +34,15 @@ SECONDS = 30  # length that every MusicGen was trained on; not in transformers' 
 CLASSES = {
     "MusicgenForConditionalGeneration": False,
     "MusicgenMelodyForConditionalGeneration": True,
+}
+# Number -> the largest accepted value, as in architecture.py.
+LIMITS = {
+    "decoder.ffn_dim": 2**20,
+    "decoder.hidden_size": 2**15,
+    "decoder.num_attention_heads": 2**10,
+    "decoder.num_codebooks": 2**6,
+    "decoder.num_hidden_layers": 2**10,
+    "decoder.vocab_size": 2**20,
 }
 # audiocraft's name in a layer -> transformers' names, of which the weights are stacked
 LAYER = {
@@ -90,7 +100,9 @@ def open_musicgen(folder: Path) -> tuple[Checkpoint, TransformersModel]:
     melody = follows_melodies(folder)
     path = folder / CONFIG_FILE
     with damage_reported(path):
-        names = _names(model.state, model.config["decoder"], melody)
+        decoder = model.config["decoder"]
+        check_numbers(path, {f"decoder.{key}": decoder.get(key) for key in decoder}, LIMITS)
+        names = _names(model.state, decoder, melody)
         _check_mapped(model, names)
         config = OmegaConf.create(_configuration(path, model.config, melody))
         codec = EncodecFiles.from_transformers(_part(model, "audio_encoder"))

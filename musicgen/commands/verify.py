@@ -7,14 +7,13 @@ import torch
 
 from musicgen.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from musicgen.checkpoints.convert import dtype_rule
-from musicgen.checkpoints.manifest import Manifest, read_manifest
+from musicgen.checkpoints.manifest import read_manifest
 from musicgen.checkpoints.tensors import TensorFile
 from musicgen.errors import WeightsError
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
 
 SECONDS = 2
-MODEL_SUFFIXES = (".bin", ".th", ".pt", ".safetensors")
 
 
 def verify(folder: Path) -> Iterator[str]:
@@ -25,28 +24,13 @@ def verify(folder: Path) -> Iterator[str]:
     if checkpoint.manifest is None:
         yield "hashes: none in upstream's format (scripts/weights convert adds them)"
     else:
-        check_no_other_model(folder, checkpoint.manifest)
+        checkpoint.manifest.check_unlisted(folder)
         checkpoint.manifest.check_hashes(folder)
         yield f"hashes: {len(checkpoint.manifest.files)} files match manifest.json"
         yield f"dtypes: {check_dtypes(folder)} tensors"
     checkpoint.load_lm(torch.device("meta"), torch.float16)
     yield f"shapes: {describe(checkpoint)}"
     yield f"generation: {generate(folder)}"
-
-
-def check_no_other_model(folder: Path, manifest: Manifest) -> None:
-    """Raises WeightsError if the folder has model files that its manifest does not list."""
-    others = [
-        name
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in MODEL_SUFFIXES
-        and (name := path.relative_to(folder).as_posix()) not in manifest.files
-    ]
-    if others:
-        raise WeightsError(
-            f"{folder} has files of another model, which manifest.json does not list: "
-            f"{', '.join(others)}. Remove them, or pull or convert into a new folder."
-        )
 
 
 def check_dtypes(folder: Path) -> int:

@@ -16,8 +16,8 @@ def main(arguments: list[str]) -> None:
     parser = make_parser("weights", "Fetch, convert and verify checkpoints.")
     commands = parser.add_subparsers(required=True)
 
-    add = commands.add_parser("pull", help="fetch a model from the hub, check it, convert it")
-    add.add_argument("model", metavar="OWNER/NAME", help="such as facebook/musicgen-small")
+    add = commands.add_parser("pull", help="fetch a model, or what a local one lacks; convert it")
+    add.add_argument("model", metavar="MODEL", help="OWNER/NAME on the hub, or a folder or tar")
     add.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="default: weights/NAME")
     add.add_argument("--diffusion", action="store_true", help="fetch Multi-Band Diffusion too")
     add.set_defaults(run=pull)
@@ -38,9 +38,10 @@ def main(arguments: list[str]) -> None:
 
 
 def pull(options: argparse.Namespace) -> None:
-    from musicgen.checkpoints.hub import pull as fetch
+    from musicgen.checkpoints.pull import checkpoint_name
+    from musicgen.checkpoints.pull import pull as fetch
 
-    folder = options.folder or folders.WEIGHTS / Path(options.model).name
+    folder = options.folder or folders.WEIGHTS / checkpoint_name(options.model)
     manifest = fetch(options.model, folder, diffusion=options.diffusion)
     _print_written(manifest, folder)
 
@@ -52,9 +53,9 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def verify(options: argparse.Namespace) -> None:
+    folder = check_checkpoint(options.folder) if options.folder else folders.resolve()
     from musicgen.commands.verify import verify
 
-    folder = check_checkpoint(options.folder) if options.folder else folders.resolve()
     for line in verify(folder):
         print(line, flush=True)
     print(f"{folder} is good.")

@@ -43,11 +43,15 @@ class Chroma(nn.Module):
         self, sample_rate: int, n_chroma: int = 12, radix2_exp: int = 12, argmax: bool = False
     ) -> None:
         super().__init__()
-        self.n_fft = 2**radix2_exp
-        self.hop = self.n_fft // 4
+        self.n_fft: int = 2**radix2_exp
+        self.hop: int = self.n_fft // 4
         self.argmax = argmax
         self.register_buffer("bank", filter_bank(sample_rate, self.n_fft, n_chroma))
         self.register_buffer("window", torch.hann_window(self.n_fft))
+
+    def frames(self, samples: int) -> int:
+        """The number of frames of so many samples."""
+        return max(samples, self.n_fft) // self.hop + 1
 
     def forward(self, wav: Tensor) -> Tensor:
         missing = self.n_fft - wav.shape[-1]

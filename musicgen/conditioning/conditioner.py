@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from musicgen.checkpoints.checkpoint import Checkpoint
 from musicgen.checkpoints.demucs_file import open_demucs
 from musicgen.checkpoints.reading import damage_reported
-from musicgen.checkpoints.transformers_model import read_transformers_model
 from musicgen.conditioning.chroma import Chroma
 from musicgen.conditioning.t5 import T5Encoder
 from musicgen.conditioning.tokens import open_tokenizer
@@ -43,8 +42,14 @@ class TextEncoder:
         folder = checkpoint.text_folder
         self.tokenize = open_tokenizer(folder)
         with damage_reported(folder):
-            self.encoder = T5Encoder(read_transformers_model(folder), device)
-        self.projection = _projection(checkpoint, "description", device)
+            self.encoder = T5Encoder(checkpoint.text_encoder(), device)
+            tokens, embeddings = self.tokenize.size, len(self.encoder.state["embedding"])
+            if tokens > embeddings:
+                raise WeightsError(
+                    f"{folder}: the tokenizer has {tokens} tokens, but the text encoder has "
+                    f"embeddings of {embeddings}; the two do not belong together."
+                )
+        self.projection = _projection(checkpoint, "description", self.encoder.width, device)
         self.device = device
         self.max_tokens = MAX_TOKENS[0]
 
@@ -74,13 +79,13 @@ class MelodyEncoder:
         arguments = {key: chroma[key] for key in CHROMA_ARGUMENTS}
         self.sample_rate: int = arguments["sample_rate"]
         self.extractor = Chroma(**arguments).to(device)
-        self.projection = _projection(checkpoint, "self_wav", device)
+        self.projection = _projection(checkpoint, "self_wav", arguments["n_chroma"], device)
         self.checkpoint = checkpoint
         self.device = device
         self.register = register
         # Truncated as in audiocraft: the number of frames that the model was trained with.
         self.samples = int(checkpoint.max_duration * self.sample_rate)
-        self.frames: int = self.extractor(torch.zeros(1, self.samples, device=device)).shape[1]
+        self.frames = self.extractor.frames(self.samples)
 
     @cached_property
     def separator(self) -> "Separator":
@@ -192,9 +197,15 @@ class Conditioner:
         ]
 
 
-def _projection(checkpoint: Checkpoint, name: str, device: torch.device) -> nn.Linear:
-    state = checkpoint.projection(name)
-    dim, width = state["weight"].shape
+def _projection(checkpoint: Checkpoint, name: str, width: int, device: torch.device) -> nn.Linear:
+    """The projection of a conditioner's `width` features to the decoder's dim."""
+    state, dim = checkpoint.projection(name), checkpoint.lm.dim
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    if shapes != {"weight": (dim, width), "bias": (dim,)}:
+        raise WeightsError(
+            f"{checkpoint.lm_file}: the output_proj of {name} has the shapes {shapes}, but the "
+            f"conditioner has {width} features and the decoder {dim}; they do not belong together."
+        )
     projection = nn.Linear(width, dim, device="meta")
     parameters: dict[str, Any] = {key: value.float() for key, value in state.items()}
     projection.load_state_dict(parameters, assign=True)

@@ -13,15 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from musicgen.checkpoints.transformers_model import TransformersModel
+from musicgen.checkpoints.limits import check_numbers
+from musicgen.checkpoints.transformers_model import CONFIG_FILE, TransformersModel
 from musicgen.errors import WeightsError
 
 # Setting of transformers' configuration -> its default.
 DEFAULTS: dict[str, Any] = {
     "feed_forward_proj": "relu",
     "layer_norm_epsilon": 1e-6,
+    "num_heads": 8,
+    "num_layers": 6,
     "relative_attention_max_distance": 128,
     "relative_attention_num_buckets": 32,
+}
+# Number -> the largest accepted value, far above that of the largest T5.
+LIMITS = {
+    "layer_norm_epsilon": 1.0,
+    "num_heads": 2**10,
+    "num_layers": 2**8,
+    "relative_attention_max_distance": 2**20,
+    "relative_attention_num_buckets": 2**12,
 }
 
 
@@ -35,11 +46,20 @@ class T5Encoder:
                 f"{model.folder}: T5 with feed_forward_proj={config['feed_forward_proj']!r} is not "
                 "supported; the text encoder of a MusicGen has 'relu'."
             )
+        path = model.folder / CONFIG_FILE
+        check_numbers(path, config, LIMITS)
         self.heads: int = config["num_heads"]
         self.epsilon: float = config["layer_norm_epsilon"]
         self.buckets: int = config["relative_attention_num_buckets"]
         self.distance: int = config["relative_attention_max_distance"]
+        if self.buckets % 4 or self.distance <= self.buckets // 4:
+            raise WeightsError(
+                f"{path}: relative_attention_max_distance={self.distance} with "
+                f"relative_attention_num_buckets={self.buckets} is not supported; the number of "
+                "buckets must be a multiple of 4, and the distance more than a quarter of it."
+            )
         self.state = _encoder_state(model, config["num_layers"], self.buckets, self.heads, device)
+        self.width = self.state["embedding"].shape[1]
         self.layers = [
             {key: self.state[name] for key, name in _layer_names(i).items()}
             for i in range(config["num_layers"])
@@ -109,6 +129,13 @@ def _encoder_state(
         **{name: name for i in range(layers) for name in _layer_names(i).values()},
     }
     missing = [name for name in names.values() if name not in model.state]
+    read = {*names.values(), "encoder.embed_tokens.weight"}
+    unread = [key for key in model.state if key.startswith("encoder.") and key not in read]
+    if unread:
+        raise WeightsError(
+            f"{model.weights_file}: {unread[0]} is not part of a T5 encoder of {layers} layers "
+            f"({len(unread)} such in all), so it would be ignored; fetch it again."
+        )
     if missing:
         raise WeightsError(f"{model.folder}: the text encoder has no {missing[0]}; fetch it again.")
     if model.state[names["bias"]].shape != (buckets, heads):

@@ -1,7 +1,9 @@
 """wav <-> codes by a checkpoint's EnCodec, one clip at a time, so that clips are independent."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from musicgen.checkpoints.checkpoint import Checkpoint
 from musicgen.checkpoints.encodec_files import AUDIOCRAFT, TRANSFORMERS
+from musicgen.checkpoints.limits import check_numbers
 from musicgen.errors import WeightsError
 from musicgen.rendering.encodec import Encodec, EncodecConfig, load_encodec
 
@@ -38,6 +41,24 @@ TRANSFORMERS_NAMES = {
     "bins": ("codebook_size", 1024),
 }
 # Settings of audiocraft's section `seanet` with the same name in EncodecConfig.
+# Number -> the largest accepted value, far above that of any EnCodec.
+LIMITS: dict[str, int | float] = {
+    "sample_rate": 2**18,
+    "dimension": 2**13,
+    "n_filters": 2**12,
+    "n_residual_layers": 16,
+    "kernel_size": 2**10,
+    "last_kernel_size": 2**10,
+    "residual_kernel_size": 2**10,
+    "dilation_base": 16,
+    "compress": 2**10,
+    "trim_right_ratio": 1.0,
+    "n_q": 2**6,
+    "bins": 2**20,
+}
+MAX_LSTM_LAYERS, MAX_RATIOS, MAX_HOP = 16, 16, 2**16
+MAX_MARGIN = 100  # frames; MusicGen's EnCodec has 4
+PAD_MODES = ("constant", "reflect", "replicate")
 SEANET_NAMES = (
     "dimension",
     "n_filters",
@@ -108,12 +129,35 @@ def open_encodec(checkpoint: Checkpoint) -> Encodec:
     """The EnCodec of a checkpoint, in audiocraft's or transformers' format."""
     files = checkpoint.codec()
     config = CONFIGURATIONS[files.library](checkpoint, files.config)
+    _check_limits(checkpoint, config)
     try:
-        return load_encodec(config, files.state)
+        model = load_encodec(config, files.state)
     except RuntimeError as exc:
         raise WeightsError(
             f"{checkpoint.folder}: EnCodec's weights do not fit its configuration ({exc})."
         ) from exc
+    if model.margin > MAX_MARGIN:
+        raise WeightsError(
+            f"{checkpoint.folder}: EnCodec's convolutions reach {model.margin} frames, more than "
+            f"the supported {MAX_MARGIN}."
+        )
+    return model
+
+
+def _check_limits(checkpoint: Checkpoint, config: EncodecConfig) -> None:
+    """Raise WeightsError for a shape that could take too much memory or time."""
+    path, ratios = checkpoint.codec_file, config.ratios
+    check_numbers(path, asdict(config), LIMITS)
+    problems = {
+        f"lstm={config.lstm!r}": config.lstm not in range(MAX_LSTM_LAYERS + 1),
+        f"pad_mode={config.pad_mode!r}": config.pad_mode not in PAD_MODES,
+        f"ratios={reprlib.repr(ratios)}": not 0 < len(ratios) <= MAX_RATIOS
+        or any(type(ratio) is not int or ratio < 1 for ratio in ratios)
+        or config.hop > MAX_HOP,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise WeightsError(f"{path}: EnCodec with {problem} is not supported.")
 
 
 def from_audiocraft(checkpoint: Checkpoint, config: Any) -> EncodecConfig:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from musicgen.checkpoints.checkpoint import Checkpoint
 from musicgen.checkpoints.configuration import select_sections
+from musicgen.checkpoints.limits import check_numbers
 from musicgen.checkpoints.pickles import read_package
 from musicgen.checkpoints.reading import damage_reported
 from musicgen.errors import WeightsError
@@ -68,6 +69,20 @@ CONFIGURATION = (
 )
 # Settings that are read of a band's configuration.
 SETTINGS = ("channels", "diffusion_unet", "processor", "schedule")
+# Number -> the largest accepted value, far above that of upstream's models.
+LIMITS: dict[str, int | float] = {
+    "channels": 2**3,
+    "diffusion_unet.hidden": 2**12,
+    "diffusion_unet.depth": 16,
+    "diffusion_unet.res_blocks": 16,
+    "diffusion_unet.kernel": 2**8,
+    "diffusion_unet.stride": 2**6,
+    "diffusion_unet.growth": 16.0,
+    "diffusion_unet.max_channels": 2**16,
+    "diffusion_unet.codec_dim": 2**13,
+    "processor.n_bands": 2**6,
+    "schedule.num_steps": 2**14,
+}
 
 
 @dataclass(frozen=True)
@@ -249,7 +264,9 @@ def load_bands(path: Path, codec: Codec, device: torch.device) -> list[Band]:
 
 def read_config(path: Path, config: DictConfig) -> DictConfig:
     """The settings of a band that its model, processor and schedule are built from."""
-    return select_sections(path, OmegaConf.to_container(config), SETTINGS)
+    selected = select_sections(path, OmegaConf.to_container(config), SETTINGS)
+    check_numbers(path, {name: OmegaConf.select(selected, name) for name in LIMITS}, LIMITS)
+    return selected
 
 
 def check_fit(path: Path, sample_rate: int, width: int, codec: Codec) -> None:

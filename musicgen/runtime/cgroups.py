@@ -16,8 +16,8 @@ PROCESS = Path("/proc/self/cgroup")
 def folders(controller: str) -> Iterator[Path]:
     """The group of this process for a controller (memory, cpu), and those above it.
 
-    The folders of version 2 come first, then those of version 1. A folder may not exist: inside a
-    container the path can be one that only the host sees.
+    Version 2 is listed before version 1. Some folders may not exist: inside a container the path
+    can be one that only the host sees.
     """
     try:
         lines = PROCESS.read_text().splitlines()

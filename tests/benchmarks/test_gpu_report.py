@@ -32,6 +32,7 @@ def options(folder, *more):
     return runner.parse(["--out", str(folder), "--device", "cpu", "--seconds", "600", *more])
 
 
+@pytest.mark.full
 def test_every_stage_runs_on_the_cpu_with_nothing_but_torch_triton_and_pytest(tmp_path):
     path = os.pathsep.join([str(ONLY_TORCH), str(runner.ROOT)])
     blocked = subprocess.run(

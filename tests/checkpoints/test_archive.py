@@ -207,6 +207,43 @@ def test_a_member_larger_than_the_free_disk_is_refused_by_its_header(web, tmp_pa
     assert list((tmp_path / "weights").iterdir()) == []
 
 
+def tar_of_members(members, kind=tarfile.PAX_FORMAT, headers=None):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:xz", format=kind, pax_headers=headers) as tar:
+        for member in members:
+            tar.addfile(member)
+    return data.getvalue()
+
+
+def member(name="a", kind=tarfile.REGTYPE, headers=None):
+    made = tarfile.TarInfo(name)
+    made.type, made.pax_headers = kind, headers or {}
+    return made
+
+
+LONG = "a" * (2**20 + 1)
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"}
+# What tarfile reads into memory, or keeps there, while a header is read.
+HEADERS = {
+    "a long comment": lambda: tar_of_members([member(headers={"comment": LONG})]),
+    "a long name": lambda: tar_of_members([member(LONG)], tarfile.GNU_FORMAT),
+    "a long global comment": lambda: tar_of_members([member()], headers={"comment": LONG}),
+    "many members": lambda: tar_of_members([member(str(k)) for k in range(1_010)]),
+    "a sparse file": lambda: tar_of_members([member(kind=tarfile.GNUTYPE_SPARSE)]),
+    "a sparse file of pax": lambda: tar_of_members([member(headers=SPARSE)]),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_tar_with_large_headers_is_refused(web, tmp_path, case):
+    web.files["/large.tar"] = HEADERS[case]()
+    assert len(web.files["/large.tar"]) < 200_000
+    message = r"large\.tar could not be fetched.*(a header|global headers|members|a sparse file)"
+    with pytest.raises(WeightsError, match=message):
+        folders.resolve(f"{web.url}/large.tar")
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_a_damaged_tar_is_refused_whole(web, tmp_path, mode):
     """With any bit flipped, the result is all files or an error, never some of the files."""

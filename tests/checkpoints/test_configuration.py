@@ -53,7 +53,7 @@ def test_a_reference_must_name_a_single_value(text):
 
 def test_long_values_are_not_quoted_whole():
     with pytest.raises(WeightsError) as caught:
-        select("a: " + "${b}" * 100_000, "a")
+        select("a: " + "${b}" * 10_000, "a")
     assert len(str(caught.value)) < 300
 
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import T5Tokenizer
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
+from musicgen.conditioning import normalization
 from musicgen.conditioning.tokens import SENTENCEPIECE_FILE, TOKENIZERS_FILE, open_tokenizer
 from musicgen.errors import WeightsError
 
@@ -142,12 +143,57 @@ def test_a_damaged_file_is_named(folder, tmp_path, damage):
         open_tokenizer(tmp_path)
 
 
+def charsmap(data):
+    """The position and length of the normalization's table in a sentencepiece model."""
+    [specification] = normalization._fields(data, normalization.NORMALIZER_FIELD)
+    [table] = normalization._fields(specification, normalization.CHARSMAP_FIELD)
+    return data.index(table), len(table)
+
+
+def trie(data):
+    start, _ = charsmap(data)
+    return start + 4, int.from_bytes(data[start : start + 4], "little")
+
+
+def with_large_trie(data):
+    start, _ = charsmap(data)
+    return data[:start] + b"\xff\xff\xff\x7f" + data[start + 4 :]
+
+
+def with_leaves_outside(data):
+    start, size = trie(data)
+    return data[:start] + b"\xff" * size + data[start + size :]
+
+
+def with_branches_outside(data):
+    start, size = trie(data)
+    return data[:start] + b"\x00\xff\xff\x7f" * (size // 4) + data[start + size :]
+
+
+def with_a_long_replacement(data):
+    start, length = charsmap(data)
+    _, size = trie(data)
+    return data[: start + 4 + size] + b"a" * (length - 5 - size) + data[start + length - 1 :]
+
+
+@pytest.mark.parametrize(
+    "change", [with_large_trie, with_leaves_outside, with_branches_outside, with_a_long_replacement]
+)
+def test_a_normalization_that_would_end_the_process_is_named(folder, tmp_path, change):
+    """sentencepiece does not check the tables: it reads outside of them, or makes a text longer."""
+    data = (folder / SENTENCEPIECE_FILE).read_bytes()
+    assert len(change(data)) == len(data)
+    (tmp_path / SENTENCEPIECE_FILE).write_bytes(change(data))
+    with pytest.raises(WeightsError, match=r"spiece\.model is not a .*normalization"):
+        open_tokenizer(tmp_path)
+
+
 def test_a_damaged_hub_file_is_named(tmp_path):
     (tmp_path / TOKENIZERS_FILE).write_text(Tokenizer.__name__)
-    with pytest.raises(WeightsError, match=r"tokenizer\.json is not a tokenizer"):
+    with pytest.raises(WeightsError, match=r"tokenizer\.json cannot be read"):
         open_tokenizer(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path):
-    with pytest.raises(WeightsError, match=r"tokenizer\.json is missing\. Fetch a whole"):
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is missing\. Complete a folder"):
         open_tokenizer(tmp_path)

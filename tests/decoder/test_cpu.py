@@ -1,6 +1,8 @@
 """The CPU's operations: exact, and no row depends on other rows or on the number of threads."""
 
+import gc
 import math
+import threading
 
 import pytest
 import torch
@@ -146,3 +148,14 @@ def test_a_recording_is_replayed_with_other_inputs(team):
         x = torch.randn(2, 30)
         assert torch.equal(ops.replay(function, (x,), key="x"), product(team, weight, x))
     assert len(recorded) == 1
+
+
+def test_the_threads_of_a_decoder_end_with_it():
+    before = set(threading.enumerate())
+    team = kernels.cpu_team(3)
+    helpers = set(threading.enumerate()) - before
+    assert len(helpers) == 2
+    del team
+    gc.collect()
+    for helper in helpers:
+        helper.join()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import haproxy
@@ -184,9 +185,12 @@ def test_what_does_not_work_does_not(predict_server):
 
 
 def test_a_body_without_a_content_type_is_ignored(predict_server):
-    answer = httpx.post(
-        f"{predict_server.url}/predictions",
-        content=b'{"input": {"duration": 1, "output_format": "wav"}}',
-        timeout=None,
-    )
-    assert answer.json()["output"]["output_format"] == "mp3"
+    """Cog then does not read it, and may reset the connection instead of answering."""
+
+    def ask():
+        url, body = f"{predict_server.url}/predictions", b'{"input": {"output_format": "wav"}}'
+        with suppress(httpx.ReadError):
+            return httpx.post(url, content=body, timeout=None).json()["output"]["output_format"]
+
+    answers = (ask() for _ in range(20))
+    assert next(filter(None, answers)) == "mp3"

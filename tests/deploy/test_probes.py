@@ -58,10 +58,10 @@ def test_a_server_that_starts_gets_no_traffic_and_is_not_restarted(probes, tmp_p
             [worker] = parent.children()
             worker.suspend()
             until(lambda: listens(port))
-            assert server.call(f"{url}/health-check")["status"] == "STARTING"
+            assert httpx.get(f"{url}/health-check").json()["status"] == "STARTING"
             assert states(probes, url) == [False, False, True]
             worker.resume()
-            until(lambda: server.call(f"{url}/health-check")["status"] == "SETUP_FAILED")
+            until(lambda: httpx.get(f"{url}/health-check").json()["status"] == "SETUP_FAILED")
             assert states(probes, url) == [False, False, False]
         finally:
             server.stop(process, url)

@@ -74,7 +74,7 @@ def test_only_tls_is_answered(proxy):
 def test_all_other_paths_are_refused(proxy, predict_server, method, path):
     answer = proxy.request(method, path, json={"input": SHORT})
     assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
-    assert server.call(f"{predict_server.url}/health-check")["status"] in ("READY", "BUSY")
+    assert httpx.get(f"{predict_server.url}/health-check").json()["status"] in ("READY", "BUSY")
 
 
 @needs_haproxy
@@ -211,7 +211,7 @@ def test_a_server_whose_setup_failed_is_ended(checkpoints, tmp_path):
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         until(lambda: haproxy.listens(port))
-        until(lambda: server.call(f"{url}/health-check")["status"] != "STARTING")
+        until(lambda: httpx.get(f"{url}/health-check").json()["status"] != "STARTING")
         assert health(url, process.pid) == ("SETUP_FAILED", 1)
         assert process.wait() == 0
 

@@ -2,8 +2,6 @@
 
 import json
 
-import torch
-
 from musicgen.checkpoints.folders import MANIFEST_FILE
 from musicgen.pipeline import MusicGen
 
@@ -24,9 +22,3 @@ def believed(folder):
             if (folder / name).is_file():
                 facts["bytes"] = (folder / name).stat().st_size
         path.write_text(json.dumps(manifest))
-
-
-def resaved(path, change):
-    package = torch.load(path, weights_only=False)
-    change(package)
-    torch.save(package, path)

@@ -147,7 +147,7 @@ def triton_ops(capability: tuple[int, int]) -> Ops:
 def cpu_ops(team: Team) -> Ops:
     """The CPU's operations, run by these threads; rows are independent of each other, to the bit.
 
-    A new object for each user, because it keeps what it has recorded.
+    Each call returns a new object, which keeps the programs that it has recorded.
     """
     # numba is imported only where it is used; a GPU does not need it.
     from musicgen.decoder.kernels.recorder import CpuOps

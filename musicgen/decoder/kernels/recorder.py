@@ -1,8 +1,8 @@
 """The operations of a decode step on the CPU: recorded once, then run as one compiled call.
 
-This is to the CPU what a captured graph is to CUDA. Each operation adds itself to a program instead
-of computing; `replay` records the program on static tensors and runs it, at once or again and again
-with other contents of the tensors.
+It is the counterpart of a captured CUDA graph. Each operation adds itself to a program instead
+of computing. `replay` records the program on static tensors and runs it; later calls copy their
+inputs into these tensors and run the same program again.
 """
 
 from __future__ import annotations

@@ -60,6 +60,17 @@ def test_sampling_draws_the_codes_of_its_reference(card):
     assert torch.equal(codes[2:3], alone)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("wanted", [Sampling(), Sampling(top_p=0.5), Sampling(temperature=0.0)])
+def test_codes_stay_in_range_if_logits_are_nan(wanted):
+    """A code beyond the embedding table would be read out of bounds on a GPU."""
+    card = 300
+    logits, noise = torch.full((2, 4, card), torch.nan), torch.ones(1, 4, card)
+    codes = draw.sample_triton(logits, noise, settings([wanted], card))
+    assert codes.min() >= 0
+    assert codes.max() < card
+
+
 def test_top_p_keeps_the_codes_of_its_reference():
     """With the noise put in the order in which the reference, as audiocraft, uses it."""
     card, samplings = 300, [Sampling(top_p=p, top_k=2) for p in (1e-6, 0.3, 0.9, 0.9, 1.0)]
