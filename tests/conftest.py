@@ -35,7 +35,17 @@ GROUPS = {
 }
 # Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
 SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play"}
-SLOW_PLACES = {"benchmarks", "cluster", "deploy", "reliability", "test_cli"}
+SLOW_PLACES = {
+    "benchmarks",
+    "cluster",
+    "deploy",
+    "reliability",
+    "test_cli",
+    "test_http",
+    "test_http_callers",
+    "test_http_inputs",
+    "test_http_properties",
+}
 DEMO_PLACES = {"test_demo", "training"}
 
 # The test models are so small that a second thread makes them slower.
