@@ -164,7 +164,7 @@ def test_a_command_of_a_longer_block_runs_as_printed(command, clone):
         lines = []
         while not lines or not lines[-1].startswith(ready):
             lines.append(process.stdout.readline())
-            assert lines[-1], lines
+            assert lines[-1], lines  # empty at the end of the output
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.stdout.read()
     assert process.returncode == 130
