@@ -140,6 +140,8 @@ def test_a_block_runs_as_printed(block, clone, request):
         assert done.stderr.endswith(shown)  # after the seed
         return
     assert done.returncode == 0, done.stderr
+    if "song.mp3" in script:
+        assert (clone / "song.mp3").stat().st_size > 100_000
     if shown.startswith("{") and "scripts/predict" in script:
         assert json.loads(done.stdout) == json.loads(shown)
 
