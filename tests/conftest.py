@@ -1,6 +1,7 @@
 """Fixtures for all tests. The expensive ones exist once per pytest-xdist worker."""
 
 import os
+import signal
 from contextlib import ExitStack, contextmanager, suppress
 
 # Idle OpenMP threads sleep. Otherwise the threads that one test needs (numba's, in test_kernels.py)
@@ -35,11 +36,25 @@ GROUPS = {
 }
 # Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
 SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play"}
-SLOW_PLACES = {"benchmarks", "cluster", "deploy", "reliability", "test_cli"}
+SLOW_PLACES = {
+    "benchmarks",
+    "cluster",
+    "deploy",
+    "reliability",
+    "test_cli",
+    "test_http",
+    "test_http_callers",
+    "test_http_inputs",
+    "test_http_properties",
+}
 DEMO_PLACES = {"test_demo", "training"}
 
 # The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
+# A shell starts what runs in its background with ctrl-C ignored, and processes pass that on: the
+# commands that the tests interrupt would not notice.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session):

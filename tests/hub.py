@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlparse
 
 import huggingface_hub.constants
-from web import listening
+from web import serving
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".bin", ".safetensors", ".th", ".model")
@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running(repositories):
     """Yields the hub while it serves at `hub.url`."""
-    with listening(Handler) as server:
+    with serving(Handler) as server:
         server.hub = Hub(repositories)
         server.hub.url = server.url
         yield server.hub

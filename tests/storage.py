@@ -161,8 +161,7 @@ def fault_proxy(upstream: str) -> Iterator[Proxy]:
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve  # noqa: N815
 
-    with listening(Handler) as server:
-        proxy.url = server.url
+    with listening(Handler) as proxy.url:
         try:
             yield proxy
         finally:

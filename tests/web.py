@@ -19,7 +19,7 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def listening(
+def serving(
     handler: type[BaseHTTPRequestHandler], tls: SSLContext | None = None
 ) -> Iterator[Server]:
     """A server with a thread for each connection; https if `tls` is given."""
@@ -34,6 +34,15 @@ def listening(
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def listening(
+    handler: type[BaseHTTPRequestHandler], tls: SSLContext | None = None
+) -> Iterator[str]:
+    """The URL of such a server."""
+    with serving(handler, tls) as server:
+        yield server.url
 
 
 @dataclass
@@ -76,8 +85,7 @@ def web_server(files: Mapping[str, bytes]) -> Iterator[Web]:
             with suppress(OSError):  # the client has disconnected
                 super().handle()
 
-    with listening(Handler) as server:
-        web.url = server.url
+    with listening(Handler) as web.url:
         try:
             yield web
         finally:

@@ -280,7 +280,7 @@ def _open_converted(folder: Path) -> Checkpoint:
         with damage_reported(manifest_file):
             settings = [*manifest.codec]
             config = select_sections(manifest_file, manifest.codec, settings, references=False)
-        return EncodecFiles(AUDIOCRAFT, folder, config, tensors)
+        return EncodecFiles(AUDIOCRAFT, manifest_file, config, tensors)
 
     path = find(folder, LM_TENSORS)
     with damage_reported(manifest_file):
@@ -298,7 +298,7 @@ def _open_upstream(folder: Path) -> Checkpoint:
         with damage_reported(path):
             document = read_yaml(path, package["xp.cfg"])
             config = select_sections(path, document, codec_settings(document))
-        return EncodecFiles(AUDIOCRAFT, folder, config, state)
+        return EncodecFiles(AUDIOCRAFT, path, config, state)
 
     path = find(folder, LM_FILE)
     package = read_package(path)

@@ -7,20 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
-from musicgen.checkpoints.transformers_model import TransformersModel
+from musicgen.checkpoints.transformers_model import CONFIG_FILE, TransformersModel
 
 AUDIOCRAFT, TRANSFORMERS = "audiocraft", "transformers"
 
 
 @dataclass(frozen=True)
 class EncodecFiles:
-    """EnCodec of a folder. `library` names the library whose names `config` and `state` use."""
+    """EnCodec of a folder. `library` is the library whose names `config` and `state` use.
+
+    `config` was read from `config_file`.
+    """
 
     library: str  # AUDIOCRAFT or TRANSFORMERS
-    folder: Path
+    config_file: Path
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
 
     @classmethod
     def from_transformers(cls, model: TransformersModel) -> "EncodecFiles":
-        return cls(TRANSFORMERS, model.folder, model.config, model.state)
+        return cls(TRANSFORMERS, model.folder / CONFIG_FILE, model.config, model.state)

@@ -4,6 +4,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ def open_encodec(checkpoint: Checkpoint) -> Encodec:
     """The EnCodec of a checkpoint, in audiocraft's or transformers' format."""
     files = checkpoint.codec()
     config = CONFIGURATIONS[files.library](checkpoint, files.config)
-    _check_limits(checkpoint, config)
+    _check_limits(files.config_file, config)
     try:
         model = load_encodec(config, files.state)
     except RuntimeError as exc:
@@ -144,9 +145,9 @@ def open_encodec(checkpoint: Checkpoint) -> Encodec:
     return model
 
 
-def _check_limits(checkpoint: Checkpoint, config: EncodecConfig) -> None:
+def _check_limits(path: Path, config: EncodecConfig) -> None:
     """Raise WeightsError for a shape that could take too much memory or time."""
-    path, ratios = checkpoint.codec_file, config.ratios
+    ratios = config.ratios
     check_numbers(path, asdict(config), LIMITS)
     problems = {
         f"lstm={config.lstm!r}": config.lstm not in range(MAX_LSTM_LAYERS + 1),

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from web import listening
+from web import serving
 
 from musicgen.checkpoints import checkpoint as weights
 from musicgen.checkpoints import folders
@@ -72,7 +72,7 @@ def web(certificate, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(folders, "WEIGHTS", tmp_path / "weights")
-    with listening(Handler, context) as server:
+    with serving(Handler, context) as server:
         server.files, server.redirects, server.requests, server.cut = {}, {}, 0, None
         yield server
 
@@ -166,7 +166,7 @@ def test_other_schemes_are_refused():
 @pytest.mark.parametrize("scheme", ["http", "ftp", "file"])
 def test_a_redirect_to_another_scheme_is_refused(web, checkpoints, tmp_path, scheme):
     """The target would send the same tar, over a connection that anyone on the path can change."""
-    with listening(Handler) as plain:
+    with serving(Handler) as plain:
         plain.files, plain.redirects, plain.requests, plain.cut = {}, {}, 0, None
         plain.files["/text.tar"] = tar_of(checkpoints["text"])
         web.redirects["/a.tar"] = f"{web.url}/b.tar"

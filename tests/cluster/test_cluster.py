@@ -62,8 +62,8 @@ def webhook():
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as server:
-        yield server.url, posted
+    with listening(Handler) as url:
+        yield url, posted
 
 
 def audio(response):

@@ -38,8 +38,8 @@ def recorder():
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as server:
-        yield server.url, seen
+    with listening(Handler) as url:
+        yield url, seen
 
 
 class Gate(gates.Gate):

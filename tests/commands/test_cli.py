@@ -138,7 +138,10 @@ def test_a_port_in_use_is_reported_first(command):
 
 @contextmanager
 def started(checkpoint, *command, **environment):
-    """A command in a process group of its own, as of a terminal, with stdout and stderr merged."""
+    """A command in a process group of its own, as of a terminal, with stdout and stderr merged.
+
+    If the test fails, the command is ended with it.
+    """
     with subprocess.Popen(
         [ROOT / "scripts" / command[0], *command[1:]],
         env={**os.environ, "MUSICGEN_WEIGHTS": str(checkpoint), **environment},
@@ -150,7 +153,7 @@ def started(checkpoint, *command, **environment):
         try:
             yield process
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGTERM)
             raise
 
 
@@ -168,9 +171,9 @@ def test_serve_says_when_it_is_ready_and_logs_a_line_for_each_request(checkpoint
     command = ["serve", "--port", str(port), "--weights", str(checkpoints["text"])]
     with started("/nowhere", *command, TMPDIR=str(tmp_path), COG_WEIGHTS="/nowhere") as process:
         url = f"http://127.0.0.1:{port}"
-        *setup, ready = lines_until(process, "Ready: ")
+        start, ready = lines_until(process, "Ready: ")
+        assert start.startswith("text is ready on CPU (")
         assert ready == f"Ready: {url} (API reference: {url}/docs, ctrl-C stops it)\n"
-        assert all("text is ready on CPU" in line for line in setup)
         cog = Client(url)
         assert cog.predict({"duration": 1, "seed": 5}, "mine").facts["model"] == "text"
         with pytest.raises(RefusedError):

@@ -45,8 +45,8 @@ def answering(status, body):
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as server:
-        yield Client(server.url)
+    with listening(Handler) as url:
+        yield Client(url)
 
 
 def test_importing_it_imports_neither_torch_nor_an_http_package():

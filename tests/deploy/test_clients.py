@@ -15,7 +15,7 @@ import haproxy
 import httpx
 import pytest
 import sounds
-from web import listening
+from web import serving
 
 from musicgen.commands.server import ROOT
 
@@ -161,7 +161,7 @@ def test_the_webhook_gets_the_prediction(predict_server, tmp_path):
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as hook:
+    with serving(Handler) as hook:
         code = snippet("python", "webhook").replace(SERVER, predict_server.url)
         code = code.replace("https://example.com/finished", hook.url)
         (tmp_path / "client.py").write_text(code)

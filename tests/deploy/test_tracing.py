@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler
 import httpx
 import pytest
 from gate import until
-from web import listening
+from web import serving
 
 from musicgen.serving import tracing
 
@@ -56,7 +56,7 @@ def collecting():
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as server:
+    with serving(Handler) as server:
         collector.url = server.url
         yield collector
 

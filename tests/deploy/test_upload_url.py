@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 from cog_server import cog_server
-from web import listening
+from web import serving
 
 SHORT = {"prompt": "trap", "duration": 1}
 
@@ -25,7 +25,7 @@ def receiving():
         def log_message(self, *_):
             pass
 
-    with listening(Handler) as server:
+    with serving(Handler) as server:
         yield server.url, files
 
 

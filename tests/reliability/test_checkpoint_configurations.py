@@ -160,7 +160,7 @@ TOO_MUCH = [
     (CODEC_FILE, "upstream", change_config, {"seanet.pad_mode": "circular"}),
     (CODEC_FILE, "upstream", change_config, {"encodec.sample_rate": 10**9}),
     (CODEC_FILE, "upstream", change_config, {"rvq.bins": 10**12}),
-    ("codec.safetensors", "converted", in_manifest("codec"), {"seanet.lstm": 10**7}),
+    (MANIFEST_FILE, "converted", in_manifest("codec"), {"seanet.lstm": 10**7}),
     (T5_FILE, "upstream", in_json, {"num_layers": 10**8}),
     (T5_FILE, "upstream", in_json, {"num_heads": 10**8}),
     (T5_FILE, "upstream", in_json, {"relative_attention_max_distance": 8}),
@@ -188,8 +188,7 @@ TOO_MUCH = [
 )
 def test_a_number_that_asks_for_too_much_is_named(request, file, form, change, settings):
     folder = request.getfixturevalue(form)
-    changed = MANIFEST_FILE if form == "converted" else file
-    change(folder / changed, settings)
+    change(folder / file, settings)
     believed(folder)
     [name] = settings
     with pytest.raises(WeightsError, match=f"{folder / file}.*{name.rpartition('.')[2]}"):
