@@ -140,6 +140,8 @@ def test_a_block_runs_as_printed(block, clone, request):
         assert done.stderr.endswith(shown)  # after the seed
         return
     assert done.returncode == 0, done.stderr
+    if "song.mp3" in script:
+        assert (clone / "song.mp3").stat().st_size > 100_000
     if shown.startswith("{") and "scripts/predict" in script:
         assert json.loads(done.stdout) == json.loads(shown)
 
@@ -164,7 +166,7 @@ def test_a_command_of_a_longer_block_runs_as_printed(command, clone):
         lines = []
         while not lines or not lines[-1].startswith(ready):
             lines.append(process.stdout.readline())
-            assert lines[-1], lines
+            assert lines[-1], lines  # empty at the end of the output
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.stdout.read()
     assert process.returncode == 130

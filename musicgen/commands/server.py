@@ -153,6 +153,8 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
                 return
             if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
                 raise MusicGenError(f"The server could not start: {setup_error(health)}")
+            if health["status"] == "UNHEALTHY":
+                raise MusicGenError("The server could not start: its worker process has died.")
         time.sleep(0.1)
     raise MusicGenError(f"The server stopped with exit code {process.returncode}.")
 

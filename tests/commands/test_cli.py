@@ -311,21 +311,6 @@ def test_setup_is_silent_when_nothing_changed():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def blocks(text):
-    """The fenced blocks of a Markdown text."""
-    return re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
-
-
-def test_the_readmes_curl_example_works_as_printed(start_server, tmp_path):
-    running = start_server("predict", folders.DEFAULT)
-    found = blocks((ROOT / "README.md").read_text())
-    index = next(i for i, block in enumerate(found) if block.startswith("curl -s http://127"))
-    script = found[index].replace("http://127.0.0.1:5000", running.url)
-    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == found[index + 1], done.stderr
-    assert length(tmp_path / "song.mp3") == (4.0, 2, 32000)
-
-
 def test_every_command_of_the_readme_exists():
     text = (ROOT / "README.md").read_text()
     for name in set(re.findall(r"scripts/(\w+(?:/\w+)?)", text)):
