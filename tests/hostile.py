@@ -32,7 +32,7 @@ def fragment(folder, count=60_000_000):
     return path
 
 
-def cover(folder, side=9000):
+def cover(folder, side=5000):
     """An mp3 with a cover of side x side pixels, all of one colour."""
     sound, picture = sounds.stairs(folder / "b.mp3"), folder / "cover.png"
     size = f"color=black:s={side}x{side}"
