@@ -73,7 +73,7 @@ def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
         return engine.generate(clips, progress=lambda done, total: tick())
 
     storage = Storage(lm.heads.itemsize, work.half.itemsize)
-    return System(decode, storage, engine.warm_up, lambda: engine.description)
+    return System(decode, storage, engine.warm_up, lambda: engine.decode_steps.description)
 
 
 def audiocraft(work: Work, state: StateDict) -> System:

@@ -23,9 +23,10 @@ from musicgen.checkpoints import folders
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
 from musicgen.checkpoints.reading import damage_reported
 from musicgen.conditioning.conditioner import MAX_TOKENS, Conditioner
-from musicgen.decoder import cuda
+from musicgen.decoder import cuda, faults
 from musicgen.decoder.clip import Clip
-from musicgen.decoder.engine import BATCHES, Engine
+from musicgen.decoder.decode_steps import BATCHES
+from musicgen.decoder.engine import Engine
 from musicgen.decoder.job import Job
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
@@ -120,7 +121,7 @@ class MusicGen:
             "%s is ready on %s: %s, %d clips at once, texts of %d tokens, loaded in %.1f s",
             model.name,
             describe_device(model.device),
-            model.engine.description,
+            model.engine.decode_steps.description,
             model.engine.slots,
             model.conditioner.text.max_tokens,
             perf_counter() - begin,
@@ -159,7 +160,7 @@ class MusicGen:
         except Exception as exc:
             logger.exception("generation failed")
             cuda.exit_if_context_is_lost(self.device)
-            raise DecodeError(OUT_OF_MEMORY if memory.is_exhausted(exc) else FAILED) from exc
+            raise DecodeError(OUT_OF_MEMORY if faults.is_exhausted(exc) else FAILED) from exc
 
     def _generate(self, request: Request, timings: Timings) -> Generation:
         self._check_model(request)
@@ -275,7 +276,7 @@ class MusicGen:
         try:
             return stage()
         except RuntimeError as exc:
-            if self.device.type != "cuda" or not memory.is_exhausted(exc):
+            if self.device.type != "cuda" or not faults.is_exhausted(exc):
                 raise
             logger.warning("out of GPU memory, retrying once: %s", exc)
         torch.cuda.empty_cache()
@@ -299,8 +300,8 @@ class MusicGen:
                         shared_prefix=self.conditioner.shared,
                     )
                 )
-            except torch.OutOfMemoryError:
-                if slots == 1:
+            except RuntimeError as exc:
+                if slots == 1 or not faults.is_exhausted(exc):
                     raise
                 logger.warning("no memory for %d slots, trying %d", slots, slots // 2)
             slots //= 2

@@ -8,7 +8,7 @@ import torch
 
 from musicgen import pipeline
 from musicgen.conditioning.conditioner import MAX_TOKENS
-from musicgen.decoder.engine import slot_columns
+from musicgen.decoder.decode_steps import slot_columns
 from musicgen.decoder.slots import SLOTS_SHARE
 from musicgen.decoder.state import State
 from musicgen.pipeline import MusicGen

@@ -69,7 +69,7 @@ def compare_codes(loop: Loop, codec: Encodec, work: Work, setting: Setting) -> N
         ok=all(map(torch.equal, together, beside)) and all(map(torch.equal, alone, together)),
         equal_alone=[torch.equal(*pair) for pair in zip(alone, together, strict=False)],
         equal_beside=[torch.equal(*pair) for pair in zip(together, beside, strict=True)],
-        operations=loop.engine.description,
+        operations=loop.engine.decode_steps.description,
     )
     setting.recorder.add("time", ms_per_step_quiet=quiet, ms_per_step_busy=busy)
 
