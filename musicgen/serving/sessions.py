@@ -16,8 +16,9 @@ def bounded(
 ) -> Iterator[None]:
     """Shut down the connections of `session` after so many seconds, even if data still flows.
 
-    Socket timeouts cannot do that: they restart with every few bytes. `check` gets the IP address
-    of each connection before anything is sent, and may raise.
+    Socket timeouts cannot do that: they restart with every few bytes. This includes connections to
+    a proxy, and those of google-auth's second session, which fetches tokens. `check` gets the IP
+    address of each connection that uses no proxy before anything is sent, and may raise.
     """
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -29,10 +30,12 @@ def bounded(
             def _new_conn(self) -> socket.socket:
                 connection: socket.socket = super()._new_conn()
                 try:
-                    check(connection.getpeername()[0])
+                    if self.proxy is None:
+                        check(connection.getpeername()[0])
                 except BaseException:
                     connection.close()
                     raise
+                opened.append(connection)
                 return connection
 
             def connect(self) -> None:
@@ -41,21 +44,29 @@ def bounded(
 
         return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
 
+    pools = {
+        "http": bounded_pool(HTTPConnectionPool),
+        "https": bounded_pool(HTTPSConnectionPool),
+    }
+
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
             super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {
-                "http": bounded_pool(HTTPConnectionPool),
-                "https": bounded_pool(HTTPSConnectionPool),
-            }
+            self.poolmanager.pool_classes_by_scheme = pools
+
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **kwargs)
+            manager.pool_classes_by_scheme = pools
+            return manager
 
     def shut_down() -> None:
         for connection in opened:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    session.mount("https://", Adapter())
-    session.mount("http://", Adapter())
+    for part in filter(None, (session, getattr(session, "_auth_request_session", None))):
+        part.mount("https://", Adapter())
+        part.mount("http://", Adapter())
     timer = Timer(seconds, shut_down)
     timer.daemon = True
     timer.start()
