@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from musicgen.decoder.sampling import ROWS_PER_CLIP
 from musicgen.decoder.state import State, decode_step
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # numbers of clips for which a step can be captured
+# Half of the time to compile a kernel is Triton's frontend, which holds the GIL; the other half is
+# an assembler process. More threads would each keep a cuBLAS workspace, for nothing.
+COMPILER_THREADS = 2
 
 
 class DecodeSteps:
@@ -48,8 +52,16 @@ class DecodeSteps:
         step()
 
     def capture_all(self) -> None:
-        """Capture the step of every batch size, if steps are captured."""
-        for clips in self._sizes() if self.capture else ():
+        """Capture the step of every batch size, if steps are captured.
+
+        All kernels are compiled before, in parallel.
+        """
+        if not self.capture:
+            return
+        sizes = self._sizes()
+        with ThreadPoolExecutor(COMPILER_THREADS) as pool:
+            list(pool.map(self._choose_ops, [size for size in sizes if size not in self.chosen]))
+        for clips in sizes:
             self([0] * clips)
 
     @property
@@ -79,7 +91,7 @@ class DecodeSteps:
     def _capture_step(self, clips: int) -> tuple[Tensor, Graphed]:
         """The slots tensor that the step of this many clips reads, and the captured step."""
         slots = torch.zeros(clips, dtype=torch.int64, device=self.lm.device)
-        ops, state = self._choose_ops(clips), self.state
+        ops, state = self.chosen.get(clips) or self._choose_ops(clips), self.state
         step = Graphed(
             lambda: decode_step(self.lm, ops, state, slots),
             changed=(state.sequence, state.column, state.noise_step),

@@ -235,6 +235,26 @@ def test_an_engine_says_which_operations_its_steps_use(lm, monkeypatch):
     )
 
 
+def test_kernels_of_all_batch_sizes_are_compiled_in_parallel_and_once(lm, monkeypatch):
+    rows, both = [], threading.Barrier(2)
+
+    def choose(device, dtype, shape, count):
+        rows.append(count)
+        if count > 2:  # the kernels of one clip are compiled for the warm-up
+            both.wait()  # for the other thread
+        return kernels.TORCH
+
+    monkeypatch.setattr(kernels, "choose", choose)
+    made = engines.Engine(
+        lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, max_prefix=16, capture=True, eager=True
+    )
+    made.decode_steps.ops = None
+    monkeypatch.setattr(made, "decode_trial", lambda: made.decode_steps._choose_ops(1))
+    monkeypatch.setattr(type(made.decode_steps), "__call__", lambda steps, indices: None)
+    made.warm_up()
+    assert sorted(rows) == [2, 4, 8]
+
+
 def test_a_cpu_engine_says_so_after_its_warm_up(lm):
     made = engine(lm)
     made.warm_up()
