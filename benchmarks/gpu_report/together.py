@@ -18,6 +18,7 @@ from musicgen.decoder import kernels
 from musicgen.decoder.job import Job
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
+from musicgen.rendering import pieces
 from musicgen.rendering.encodec import Encodec, EncodecConfig
 
 CLIPS = 8
@@ -133,7 +134,7 @@ def render(codec: Encodec, setting: Setting) -> Tensor:
     """Returns two seconds of audio, of always the same codes."""
     random = torch.Generator().manual_seed(0)
     codes = torch.randint(codec.config.bins, (2, codec.config.n_q, 100), generator=random)
-    return codec.render(codec.embed(codes.to(setting.device))).cpu()
+    return pieces.render(codec, codec.embed(codes.to(setting.device))).cpu()
 
 
 def multiply(setting: Setting) -> Callable[[], object]:
