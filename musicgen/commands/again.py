@@ -76,7 +76,7 @@ class Original:
         found = provenance.read(new)
         different = differences(self.made, found) if found else []
         reasons = "; ".join(different) or (
-            "their tags are equal, so the prompt, the input audio, the weights or the machine differ"
+            "the tags are equal, so the prompt, input audio, weights or machine are different"
         )
         if _sound(new) == _sound(self.file):
             return f"{copy} has the sound of {self.file}. The rest of the file differs: {reasons}."
