@@ -174,12 +174,13 @@ def ffmpeg_options(provenance: Provenance, output_format: str) -> list[str]:
     return options
 
 
-def read(path: Path) -> Provenance | None:
+def read(path: str | Path) -> Provenance | None:
     """How a file was made, by its tags, or None if it has none that can be used.
 
     Tags are not signed: anybody can write them. Raises InputError for a file that is not audio, or
     whose tags have an input that this version does not know.
     """
+    path = Path(path)
     metadata = read_metadata(path)
     record = next((metadata[name] for name in RECORDS if name in metadata), "")
     try:
@@ -190,7 +191,7 @@ def read(path: Path) -> Provenance | None:
     if unknown or "input_audio" in found.inputs:
         name = unknown[0] if unknown else "input_audio"
         problem = f"its tags have the input {name[:40]!r}, which this version does not read"
-        raise InputError("file", path.name, problem, f"Use the version of {found.software[:40]}")
+        raise InputError("file", path.name, problem, f"Use {found.software[:40]!r}")
     return found
 
 

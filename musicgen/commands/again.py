@@ -14,6 +14,8 @@ from musicgen.commands.inputs import Field
 from musicgen.errors import MusicGenError
 from musicgen.provenance import Provenance
 
+DEFAULT = "default"  # shown for an input that tags leave out
+
 
 @dataclass(frozen=True)
 class Original:
@@ -102,7 +104,8 @@ def differences(original: Provenance, copy: Provenance) -> list[str]:
     )
     names = dict.fromkeys([*before, *after])
     return [
-        f"{name} {after.get(name, 'at its default')}, not {before.get(name, 'at its default')}"
+        # repr() escapes control characters, which a stranger's file could send to the terminal.
+        f"{name} is {after.get(name, DEFAULT)!r}, not {before.get(name, DEFAULT)!r}"
         for name in names
         if before.get(name) != after.get(name)
     ]
