@@ -307,28 +307,3 @@ def test_the_page_fits_a_phone_in_light_and_dark(url, visit, colours):
     expect(page.locator("#result")).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     picture(page, "page-phone" if colours == "dark" else "page-phone-light")
-
-
-def test_a_file_shows_its_tags_and_is_made_again(visit, url, tmp_path):
-    page = visit(url)
-    page.get_by_label("Prompt").fill(PROMPT)
-    generate(page, duration=2, seed=11)
-    [first] = downloads(page)
-    page.get_by_label("Prompt").fill("another prompt")
-    generate_fields = {"duration": 3, "seed": 12}
-    for name, value in generate_fields.items():
-        field(page, name).fill(str(value))
-    (tmp_path / "take.mp3").write_bytes(first)
-    page.get_by_text("Make a file again").click()
-    page.locator("#again input[type=file]").set_input_files(tmp_path / "take.mp3")
-    tags = page.locator("#provenance")
-    expect(tags).to_contain_text("trainedAlgorithmicMedia")
-    expect(tags).to_contain_text("It was made with a further input: prompt.")
-    press(page, "Again")
-    expect(field(page, "seed")).to_have_value("11")
-    expect(field(page, "duration").first).to_have_value("2")
-    expect(page.get_by_label("Prompt")).to_have_value("another prompt")
-    page.get_by_label("Prompt").fill(PROMPT)
-    press(page, "Generate")
-    ready(page, take=2)
-    assert downloads(page) == [first]
