@@ -10,7 +10,6 @@ import time
 from concurrent.futures import CancelledError
 from contextvars import copy_context
 
-import hostile
 import numpy as np
 import pytest
 import soundfile
@@ -18,6 +17,7 @@ import sounds
 import torch
 from sounds import ffmpeg, pitches, stairs
 
+from benchmarks import hostile
 from musicgen.audio import MAX_PEAK, load_slice
 from musicgen.audio_file import LEAD_IN, SEEK_BEYOND
 from musicgen.errors import InputError
