@@ -49,7 +49,7 @@ def attacks(folder: Path, slow: str) -> dict[str, Attack]:
         "tracks": file(tracks(folder), served=True),
         "cover": file(cover(folder), served=True),
         "silence": Attack(
-            {"input_audio": data_uri(silence(folder)), "continuation_start": 10**9},
+            {"input_audio": data_uri(silence(folder, 4000)), "continuation_start": 10**9},
             "continuation_start|input_audio",
         ),
         "endless": audio(f"{slow}/radio.mp3"),
