@@ -107,6 +107,7 @@ class Traffic:
                 send(inputs, f"{self.name}-{number}")
             except Exception as exc:  # any exception is a finding
                 self.wrong.append(f"{send.__name__}: {exc!r}")
+                print(self.wrong[-1], file=sys.stderr, flush=True)
             self.sent += 1
 
     def succeeded(self, inputs: Inputs, name: str) -> None:
