@@ -8,7 +8,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,34 +32,25 @@ class Attack:
     served: bool = False
 
 
-def attacks(folder: Path, slow: str) -> dict[str, Attack]:
-    """All attacks by name. Their files are made in `folder`; `slow` is the URL of `endless`."""
+Maker = Callable[[Path, str], Attack]
 
-    def audio(uri: str, **inputs: Any) -> Attack:
-        return Attack({"input_audio": uri, **inputs})
 
-    def file(path: Path, served: bool = False) -> Attack:
-        return Attack({"input_audio": data_uri(path)}, served=served)
+def _file(make: Callable[[Path], Path], served: bool = False) -> Maker:
+    return lambda folder, slow: Attack({"input_audio": data_uri(make(folder))}, served=served)
 
-    host = "http://127.0.0.1:9"
-    return {
-        "prompt": Attack({"prompt": "a " * (2 * MEGABYTE)}, "prompt"),
-        "index": file(index(folder), served=True),
-        "fragment": file(fragment(folder)),
-        "tracks": file(tracks(folder), served=True),
-        "cover": file(cover(folder), served=True),
-        "silence": Attack(
-            {"input_audio": data_uri(silence(folder, 4000)), "continuation_start": 10**9},
-            "continuation_start|input_audio",
-        ),
-        "endless": audio(f"{slow}/radio.mp3"),
-        "gzip": audio(f"{slow}/bomb.mp3"),
-        "host of many labels": audio("http://" + "a." * MEGABYTE + "/a.wav"),
-        "path of many escapes": audio(f"{host}/" + "%41" * MEGABYTE),
-        "data URI of escapes": audio("data:audio/wav," + "%41" * (2 * MEGABYTE)),
-        "data URI with a long type": audio("data:" + "a;" * MEGABYTE + "base64,AAAA"),
-        "song number": Attack({"song_id": 2**64, "key": "x" * MEGABYTE}, "song_id"),
-    }
+
+def _silence(folder: Path, slow: str) -> Attack:
+    uri = data_uri(silence(folder, 4000))
+    inputs = {"input_audio": uri, "continuation_start": 10**9}
+    return Attack(inputs, "continuation_start|input_audio")
+
+
+def _slow(name: str) -> Maker:
+    return lambda folder, slow: Attack({"input_audio": f"{slow}/{name}"})
+
+
+def _text(field: str, value: str) -> Maker:
+    return lambda folder, slow: Attack({field: value}, field)
 
 
 def index(folder: Path, count: int = COUNT) -> Path:
@@ -112,6 +103,7 @@ def silence(folder: Path, seconds: int = 20_000) -> Path:
     return path
 
 
+# Files of at most a megabyte.
 FILES = {"index": index, "fragment": fragment, "tracks": tracks, "cover": cover}
 
 
@@ -128,6 +120,26 @@ def unusual(folder: Path) -> dict[str, Path]:
         "late track": _late(folder),
         "float": tone(folder / "float.wav", "-af", "volume=4", "-c:a", "pcm_f32le"),
     }
+
+
+# Attack -> what makes it, from a folder for its files and the URL of `endless`.
+ATTACKS: dict[str, Maker] = {
+    "prompt": _text("prompt", "a " * (2 * MEGABYTE)),
+    "index": _file(index, served=True),
+    "fragment": _file(fragment),
+    "tracks": _file(tracks, served=True),
+    "cover": _file(cover, served=True),
+    "silence": _silence,
+    "endless": _slow("radio.mp3"),
+    "gzip": _slow("bomb.mp3"),
+    "host of many labels": _text("input_audio", "http://" + "a." * MEGABYTE + "/a.wav"),
+    "path of many escapes": _text("input_audio", "http://127.0.0.1:9/" + "%41" * MEGABYTE),
+    "data URI of escapes": _text("input_audio", "data:audio/wav," + "%41" * (2 * MEGABYTE)),
+    "data URI with a long type": _text("input_audio", "data:" + "a;" * MEGABYTE + "base64,AAAA"),
+    "song number": lambda folder, slow: Attack(
+        {"song_id": 2.0**64, "key": "x" * MEGABYTE}, "song_id"
+    ),
+}
 
 
 def odd_mask(folder: Path, mask: int = 0x80000001) -> Path:

@@ -82,7 +82,7 @@ class Traffic:
     def __init__(self, url: str, seed: int, folder: Path, slow: str) -> None:
         """`folder` gets files, and `slow` is the URL of `hostile.endless`."""
         self.client = Client(url)
-        self.attacks = hostile.attacks(folder, slow)
+        self.attacks = {name: make(folder, slow) for name, make in hostile.ATTACKS.items()}
         self.unusual = {name: data_uri(path) for name, path in hostile.unusual(folder).items()}
         self.name = f"soak-{os.getpid()}"  # prefix of the ids, since all servers share Cog's folder
         self.requests = mixture(1000, seed, follows_melodies(self.client))
