@@ -20,7 +20,7 @@ MEMORY_BYTES = 256 * 2**20  # of data; an ordinary file takes 35 MB
 CPU_SECONDS = 20  # decoding an hour of mp3 takes about 10
 SILENT_SECONDS = 300.0  # without output, after which a process counts as stuck
 CHECK_SECONDS = 0.1  # between two checks for cancellation
-MESSAGE_BYTES = 4096  # the last messages count
+MESSAGE_BYTES = 2**14  # the last messages count; one about a codec lists all that are allowed
 CHUNK = 2**18  # bytes
 
 # `ulimit` before `exec` sets the limits before ffmpeg allocates anything. macOS may not know -d.
@@ -86,7 +86,7 @@ class Ffmpeg:
                     if not data:
                         selector.unregister(key.fileobj)
                     elif key.fileobj is self.process.stderr:
-                        self.messages = (self.messages + data)[-MESSAGE_BYTES:]
+                        self.messages = _tail(self.messages + data)
                     else:
                         yield data
 
@@ -125,6 +125,14 @@ def _command(arguments: Arguments, nice: int) -> list[str | os.PathLike[str]]:
     limits = [str(MEMORY_BYTES // 1024), str(CPU_SECONDS), str(nice)]
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-v", "repeat+error"]
     return ["sh", "-c", LIMITED, *limits, *ffmpeg, *arguments]
+
+
+def _tail(messages: bytes) -> bytes:
+    """The last MESSAGE_BYTES of messages, without a line that would be cut."""
+    if len(messages) <= MESSAGE_BYTES:
+        return messages
+    kept = messages[-MESSAGE_BYTES:]
+    return kept.partition(b"\n")[2] or kept
 
 
 def _last_line(messages: bytes) -> str:
