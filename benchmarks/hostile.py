@@ -25,24 +25,29 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Attack:
-    """Inputs of a request, the field that its refusal names, and whether it may be served."""
+    """Inputs of a request, and the fields of which its refusal names one."""
 
     inputs: dict[str, Any]
-    field: str = "input_audio"
-    served: bool = False
+    fields: tuple[str, ...] = ("input_audio",)
 
 
 Maker = Callable[[Path, str], Attack]
 
 
-def _file(make: Callable[[Path], Path], served: bool = False) -> Maker:
-    return lambda folder, slow: Attack({"input_audio": data_uri(make(folder))}, served=served)
+def _file(make: Callable[[Path], Path]) -> Maker:
+    """A file that is read and, since a second of it leaves nothing of `duration`, then refused."""
+
+    def attack(folder: Path, slow: str) -> Attack:
+        inputs = {"input_audio": data_uri(make(folder)), "continuation": True, "duration": 1}
+        return Attack(inputs, ("input_audio", "duration"))
+
+    return attack
 
 
 def _silence(folder: Path, slow: str) -> Attack:
     uri = data_uri(silence(folder, 4000))
     inputs = {"input_audio": uri, "continuation_start": 10**9}
-    return Attack(inputs, "continuation_start|input_audio")
+    return Attack(inputs, ("input_audio", "continuation_start"))
 
 
 def _slow(name: str) -> Maker:
@@ -50,7 +55,7 @@ def _slow(name: str) -> Maker:
 
 
 def _text(field: str, value: str) -> Maker:
-    return lambda folder, slow: Attack({field: value}, field)
+    return lambda folder, slow: Attack({field: value}, (field,))
 
 
 def index(folder: Path, count: int = COUNT) -> Path:
@@ -125,10 +130,10 @@ def unusual(folder: Path) -> dict[str, Path]:
 # Attack -> what makes it, from a folder for its files and the URL of `endless`.
 ATTACKS: dict[str, Maker] = {
     "prompt": _text("prompt", "a " * (2 * MEGABYTE)),
-    "index": _file(index, served=True),
+    "index": _file(index),
     "fragment": _file(fragment),
-    "tracks": _file(tracks, served=True),
-    "cover": _file(cover, served=True),
+    "tracks": _file(tracks),
+    "cover": _file(cover),
     "silence": _silence,
     "endless": _slow("radio.mp3"),
     "gzip": _slow("bomb.mp3"),
@@ -137,7 +142,7 @@ ATTACKS: dict[str, Maker] = {
     "data URI of escapes": _text("input_audio", "data:audio/wav," + "%41" * (2 * MEGABYTE)),
     "data URI with a long type": _text("input_audio", "data:" + "a;" * MEGABYTE + "base64,AAAA"),
     "song number": lambda folder, slow: Attack(
-        {"song_id": 2.0**64, "key": "x" * MEGABYTE}, "song_id"
+        {"song_id": 2.0**64, "key": "x" * MEGABYTE}, ("song_id",)
     ),
 }
 
