@@ -16,6 +16,7 @@ from benchmarks.gpu_report.stage import Setting
 from benchmarks.work import Work
 from musicgen.decoder.job import Job
 from musicgen.decoder.loop import Loop
+from musicgen.rendering import pieces
 from musicgen.rendering.encodec import Encodec, EncodecConfig
 
 CLIPS = 8
@@ -116,7 +117,7 @@ def render(codec: Encodec, setting: Setting) -> Tensor:
     """Returns two seconds of audio, of always the same codes."""
     random = torch.Generator().manual_seed(0)
     codes = torch.randint(codec.config.bins, (2, codec.config.n_q, 100), generator=random)
-    return codec.render(codec.embed(codes.to(setting.device))).cpu()
+    return pieces.render(codec, codec.embed(codes.to(setting.device))).cpu()
 
 
 def multiply(setting: Setting) -> Callable[[], object]:
