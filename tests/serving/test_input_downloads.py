@@ -2,6 +2,7 @@
 
 import base64
 import ssl
+import tempfile
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
@@ -63,7 +64,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path, monkeypatch):
-    monkeypatch.setattr(input_downloads.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     with listening(Server) as url:
         yield url
