@@ -13,6 +13,7 @@ import numpy as np
 
 from musicgen.errors import InputError
 from musicgen.runtime import cancellation, ffmpeg
+from musicgen.runtime.input_files import sent_name
 
 FIX = "Send an audio file (wav, mp3, flac, m4a or ogg) that plays elsewhere"
 # Container formats that may be opened, by ffmpeg's names, whatever the suffix. Others hold no
@@ -59,7 +60,7 @@ class AudioFile:
     """
 
     def __init__(self, path: Path, process: ffmpeg.Ffmpeg, begin: float) -> None:
-        self.name = path.name
+        self.name = sent_name(path)
         self.begin = begin
         self._process = process
         self._chunks = process.chunks()
@@ -151,10 +152,10 @@ def measure_length(path: Path) -> float:
     command = [*_input_options(), "-i", f"file:{path}", *output]
     with _place(), ffmpeg.running(command) as process:
         report = b"".join(process.chunks()).decode()
-        _check_time(process, path.name)
+        _check_time(process, sent_name(path))
     times = re.findall(r"^out_time_us=(\d+)$", report, re.MULTILINE)
     if not times or times[-1] == "0":
-        raise InputError("input_audio", path.name, "holds no audio samples", FIX)
+        raise InputError("input_audio", sent_name(path), "holds no audio samples", FIX)
     return int(times[-1]) / 1e6
 
 
@@ -233,7 +234,7 @@ def _is_timed(path: Path) -> bool:
             head = file.read(189)
     except OSError as exc:
         problem = f"cannot be read as audio ({exc.strerror})"
-        raise InputError("input_audio", path.name, problem, FIX) from exc
+        raise InputError("input_audio", sent_name(path), problem, FIX) from exc
     return any(
         head[offset : offset + len(magic)] == magic and (offset < 188 or head[:1] == magic)
         for offset, magic in TIMED

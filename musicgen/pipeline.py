@@ -40,6 +40,7 @@ from musicgen.runtime import cancellation, memory, processors
 from musicgen.runtime.budget import Budget
 from musicgen.runtime.device_thread import DeviceThread
 from musicgen.runtime.devices import compute_dtype, describe_device, resolve_device
+from musicgen.runtime.input_files import sent_name
 from musicgen.runtime.timings import Timings
 
 # Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
@@ -193,7 +194,7 @@ class MusicGen:
         if request.melody and not self.has_melody:
             raise InputError(
                 "input_audio",
-                request.melody.name,
+                sent_name(request.melody),
                 f"the model {self.name} has no melody conditioning",
                 "Set continuation=true to continue the audio, or leave input_audio out",
             )
