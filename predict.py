@@ -133,6 +133,7 @@ class Predictor(BasePredictor):
             properties = describe(generation)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
+            self.record_metric("precision", generation.precision)
             # After the metrics: they describe generation, which is the same with and without a bucket.
             with timings.stage("upload"):
                 return {**deliver(file, song, properties), **properties}

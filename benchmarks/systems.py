@@ -44,11 +44,16 @@ class System:
     note: Callable[[], str] = lambda: ""  # known after the warm-up
 
 
-def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
+def ours(work: Work, state: StateDict, ops: Ops | None = None, *, fast: bool = False) -> System:
     """Returns this engine, constructed as the pipeline does; `ops` replaces its operations."""
     dtype = torch.float16 if ops else work.half  # float32 weights on a CPU belong to its operations
     lm = LM.from_audiocraft(
-        work.config, state, device=work.device, dtype=dtype, threads=torch.get_num_threads()
+        work.config,
+        state,
+        device=work.device,
+        dtype=dtype,
+        threads=torch.get_num_threads(),
+        fast=fast,
     )
     no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(
@@ -73,8 +78,15 @@ def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
         ]
         return engine.generate(clips, progress=lambda done, total: tick())
 
-    storage = Storage(lm.heads.itemsize, work.half.itemsize)
+    storage = Storage(lm.heads.itemsize, lm.cache_dtype.itemsize)
     return System(decode, storage, engine.warm_up, lambda: engine.description)
+
+
+def ours_fast(work: Work, state: StateDict) -> System:
+    """Returns this engine with int8 weights, and keys and values in float16."""
+    if work.device.type != "cpu":
+        raise SystemAbsentError("the fast mode is for the CPU only")
+    return ours(work, state, fast=True)
 
 
 def audiocraft(work: Work, state: StateDict) -> System:
@@ -237,6 +249,7 @@ def _ticking(work: Work, tick: Tick) -> list[Callable[..., Tensor]]:
 
 SYSTEMS: dict[str, Callable[[Work, StateDict], System]] = {
     "ours": ours,
+    "ours fast": ours_fast,
     "audiocraft": audiocraft,
     "transformers": transformers_eager,
     "transformers static": transformers_static,
