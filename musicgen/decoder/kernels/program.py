@@ -224,27 +224,11 @@ def _attend(size):
     return attend
 
 
-def _run_tasks(size):
-    """The compiled function that runs tasks of operations on numbers of this size."""
-    append, attend, quantize = _append(size), _attend(size), quantizer(size)
-    pack = packer(size)
-
-    @jit
-    def run(op, first, last, scratch):
-        if op.kind == ATTEND:
-            attend(op, first, last, scratch)
-        elif op.kind == APPEND:
-            append(op, first, last)
-        elif op.kind == PACK:
-            pack(op, first, last)
-        else:
-            quantize(op, first, last)
-
-    return run
-
-
-run_tasks4, run_tasks2 = map(_run_tasks, STORED)
 product_float32, product_float16, product_int8 = map(_product, ELEMENTS)
+append4, append2 = map(_append, STORED)
+attend4, attend2 = map(_attend, STORED)
+pack4, pack2 = map(packer, STORED)
+quantize4, quantize2 = map(quantizer, STORED)
 
 
 @jit
@@ -258,10 +242,25 @@ def run_tasks(op, first, last, scratch):
         product_int8(op, first, last, scratch)
     elif op.kind == NORM:
         norm(op, first, last)
+    elif op.kind == ATTEND:
+        if op.size == 4:
+            attend4(op, first, last, scratch)
+        else:
+            attend2(op, first, last, scratch)
+    elif op.kind == APPEND:
+        if op.size == 4:
+            append4(op, first, last)
+        else:
+            append2(op, first, last)
+    elif op.kind == PACK:
+        if op.size == 4:
+            pack4(op, first, last)
+        else:
+            pack2(op, first, last)
     elif op.size == 4:
-        run_tasks4(op, first, last, scratch)
+        quantize4(op, first, last)
     else:
-        run_tasks2(op, first, last, scratch)
+        quantize2(op, first, last)
 
 
 @jit
