@@ -135,6 +135,7 @@ class Predictor(BasePredictor):
             properties = describe(generation)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
+            self.record_metric("precision", generation.precision)
             # After the metrics: they describe generation, which is the same with and without a bucket.
             with timings.stage("upload"):
                 metadata = {**provenance.object_metadata(generation, self.tags), **properties}

@@ -122,5 +122,6 @@ class Predictor(BasePredictor):
             files = write_clips(generation, folder, timings, self.tags)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
+            self.record_metric("precision", generation.precision)
             # Cog uploads a file under its own name (--upload-url), so names must not repeat.
             return [Path(file.rename(folder / f"{folder.name}-{file.name}")) for file in files]

@@ -12,8 +12,8 @@ from musicgen.request import Request
 class Generation:
     """The clips of one request as decoded: wav [C, N] float32 on the CPU, one per clip.
 
-    `model` is the name of the checkpoint. `precision` is the mode of its arithmetic: `exact` gives
-    the reference implementation's codes.
+    `model` is the name of the checkpoint. `precision` is exact (the reference implementation's
+    codes) or fast.
     """
 
     request: Request

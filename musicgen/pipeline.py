@@ -39,7 +39,14 @@ from musicgen.request import Request
 from musicgen.runtime import cancellation, memory, processors
 from musicgen.runtime.budget import Budget
 from musicgen.runtime.device_thread import DeviceThread
-from musicgen.runtime.devices import compute_dtype, describe_device, resolve_device
+from musicgen.runtime.devices import (
+    EXACT,
+    FAST,
+    compute_dtype,
+    describe_device,
+    resolve_device,
+    resolve_precision,
+)
 from musicgen.runtime.input_files import sent_name
 from musicgen.runtime.timings import Timings
 
@@ -78,9 +85,12 @@ class MusicGen:
     EnCodec, diffusion) runs in `device_thread`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, precision: str = EXACT
+    ) -> None:
         """Use `load`."""
         self.name = checkpoint.name
+        self.precision = precision
         self.checkpoint = checkpoint
         self.device = device
         self.max_duration = checkpoint.max_duration
@@ -96,7 +106,9 @@ class MusicGen:
             self.conditioner = Conditioner(checkpoint, device, self.device_thread.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        lm = checkpoint.load_lm(device, compute_dtype(device), processors.available())
+        lm = checkpoint.load_lm(
+            device, compute_dtype(device), processors.available(), fast=precision == FAST
+        )
         # Each slot has memory for the longest text. Where that is short, long texts are cut.
         for self.conditioner.text.max_tokens in MAX_TOKENS:
             if self._slots(lm) == _wanted_slots():
@@ -109,20 +121,30 @@ class MusicGen:
             self.device_thread.run(self._warm_up_codec_and_text)
 
     @classmethod
-    def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
+    def load(
+        cls,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+    ) -> "MusicGen":
         """Load the checkpoint `weights` and warm up.
 
         `weights` is a folder, or the https URL of a tar that holds one; by default MUSICGEN_WEIGHTS
-        or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. Raises
-        WeightsError for a checkpoint that cannot be used.
+        or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. `precision`
+        is exact or, on a CPU, fast (int8 weights, float16 keys and values); by default
+        MUSICGEN_PRECISION or exact. Raises WeightsError for a checkpoint that cannot be used.
         """
         begin = perf_counter()
-        model = cls(open_checkpoint(folders.resolve(weights)), resolve_device(device))
+        chosen = resolve_device(device)
+        mode = resolve_precision(precision, chosen)
+        model = cls(open_checkpoint(folders.resolve(weights)), chosen, mode)
         logger.info(
-            "%s is ready on %s: %s, %d clips at once, texts of %d tokens, loaded in %.1f s",
+            "%s is ready on %s: %s, precision %s, %d clips at once, texts of %d tokens, loaded in "
+            "%.1f s",
             model.name,
             describe_device(model.device),
             model.engine.decode_steps.description,
+            model.precision,
             model.engine.slots,
             model.conditioner.text.max_tokens,
             perf_counter() - begin,
@@ -167,6 +189,7 @@ class MusicGen:
         self._check_model(request)
         # An interface, not only a log line: clients of songstarter read the seed from the log.
         logger.info("seed: %d", request.seed)
+        logger.info("precision: %s", self.precision)
         with timings.stage("audio"):
             melody, prompt = self._read_melody(request), self._read_audio_prompt(request)
         with timings.stage("conditioning"):
@@ -180,7 +203,7 @@ class MusicGen:
                 lambda: self._render(request, codes),
                 request.duration * request.clips * self._demand(request).cost,
             )
-        return Generation(request, list(wavs), self.codec.sample_rate, self.name)
+        return Generation(request, list(wavs), self.codec.sample_rate, self.name, self.precision)
 
     def _check_model(self, request: Request) -> None:
         """Raise InputError for what this checkpoint cannot do."""
