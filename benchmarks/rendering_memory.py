@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.gpu_report.together import CODEC
 from musicgen import MusicGen
+from musicgen.rendering import pieces
 from musicgen.rendering.encodec import Encodec
 
 CHANNELS = 2
@@ -46,7 +47,7 @@ def encodec() -> Callable[[int], Tensor]:
     def render(seconds: int) -> Tensor:
         frames = seconds * CODEC.sample_rate // CODEC.hop
         codes = torch.randint(CODEC.bins, (CHANNELS, CODEC.n_q, frames))
-        return codec.render(codec.embed(codes))[:, 0]
+        return pieces.render(codec, codec.embed(codes))[:, 0]
 
     return render
 
