@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("seconds", [40, pytest.param(300, marks=pytest.mark.full)])
+@pytest.mark.parametrize("seconds", [20, pytest.param(300, marks=pytest.mark.full)])
 def test_eight_renderings_at_once_stay_within_their_budget(folder, seconds):
     command = [sys.executable, "-W", "ignore", "-c", RENDER]
     done = subprocess.run(
