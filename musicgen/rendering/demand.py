@@ -10,5 +10,7 @@ class Demand(NamedTuple):
     cost: int  # time on the device for a second of audio, compared with EnCodec. Rough
 
 
-ENCODEC = Demand(copies=6, cost=1)
+# Copies of EnCodec: 3.8 between 60 and 150 s of stereo (benchmarks/rendering_memory.py). Those of
+# diffusion: measured before EnCodec rendered in pieces.
+ENCODEC = Demand(copies=4, cost=1)
 DIFFUSION = Demand(copies=17, cost=100)  # 20 passes through each of four networks
