@@ -39,6 +39,11 @@ def main() -> None:
 
         parity.main(options.parity, options.seed)
         return
+    if options.audio:
+        from benchmarks import audio  # the only part that needs ffmpeg
+
+        audio.main(options.repeats)
+        return
     if options.precision:
         from benchmarks import precision  # needs the whole pipeline
 
@@ -71,6 +76,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument(
         "--callers", type=int, nargs="+", help="measure a real server with so many callers instead"
+    )
+    parser.add_argument(
+        "--audio", action="store_true", help="measure the loading of audio files instead"
     )
     parser.add_argument("--weights", type=Path, help="with --callers: the checkpoint to serve")
     parser.add_argument("--requests", type=int, default=32, help="with --callers")

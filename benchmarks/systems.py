@@ -79,7 +79,7 @@ def ours(work: Work, state: StateDict, ops: Ops | None = None, *, fast: bool = F
         return engine.generate(clips, progress=lambda done, total: tick())
 
     storage = Storage(lm.heads.itemsize, lm.cache_dtype.itemsize)
-    return System(decode, storage, engine.warm_up, lambda: engine.description)
+    return System(decode, storage, engine.warm_up, lambda: engine.decode_steps.description)
 
 
 def ours_fast(work: Work, state: StateDict) -> System:

@@ -12,7 +12,8 @@ from musicgen.request import Request
 class Generation:
     """The clips of one request as decoded: wav [C, N] float32 on the CPU, one per clip.
 
-    `model` is the name of the checkpoint; `precision` is exact or fast.
+    `model` is the name of the checkpoint. `precision` is exact (the reference implementation's
+    codes) or fast.
     """
 
     request: Request

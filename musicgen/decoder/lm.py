@@ -237,7 +237,8 @@ class LM(nn.Module):
             self._extend_rows(x, start, cache)
             return
         stop = start + x.shape[1]
-        seen = torch.ones(x.shape[1], stop, dtype=torch.bool, device=self.device).tril(start)
+        # Additive and in the products' dtype: a mask of bools would be converted in every layer.
+        mask = x.new_full((x.shape[1], stop), -torch.inf, dtype=self.dtype).triu(start + 1)
         for i, layer in enumerate(self.layers):
             q, k, v = self._heads(linear(normed(x, layer.norm1), layer.qkv), 3)
             keys, values = cache.keys[i, :, :, :stop], cache.values[i, :, :, :stop]
@@ -245,7 +246,7 @@ class LM(nn.Module):
             values[:, :, start:] = v
             if i == len(self.layers) - 1:
                 break  # the rest only serves logits, which a prefill does not need
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
             x = x + linear(y.transpose(1, 2).flatten(2), layer.out)
             if cross is not None:
                 (q,) = self._heads(linear(normed(x, layer.norm_cross), layer.cross_q), 1)
