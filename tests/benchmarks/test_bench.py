@@ -243,7 +243,7 @@ def test_the_table_is_made_of_saved_documents(document, tmp_path):
     path = report.save({**document, "device": "Some CPU (R), 2 threads"}, tmp_path)
     assert path.name == "tiny-some-cpu-r-2-threads.json"
     head, _, *rows = report.markdown(tmp_path).splitlines()
-    assert len(rows) == 2
+    assert len(rows) == 2 * len(report.MODES)
     assert {row.count("|") for row in (head, *rows)} == {head.count("|")}
     assert "against transformers static" in head
     assert rows[0].endswith("| absent |")
