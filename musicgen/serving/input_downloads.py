@@ -8,7 +8,7 @@ takes it minutes and gigabytes.
 import io
 import ipaddress
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 from musicgen import __version__
 from musicgen.errors import InputError, MusicGenError
+from musicgen.runtime import input_files
 from musicgen.serving import data_uris
 from musicgen.serving.sessions import bounded
 
@@ -66,13 +67,17 @@ def install(limits: Limits) -> None:
         return value if isinstance(value, Path) else receive(value)
 
     def convert(self: Any) -> Path:
-        """Cog's own conversion; http(s) URLs are fetched within the limits."""
-        if self._path is None and isinstance(self.fileobj, types.URLFile):
-            self._path = types.Path(fetch(self.source, self.filename, limits))
-        converted: Path = self._path or original(self)
+        """The file that holds the input; Cog removes it after the prediction."""
+        if self._path is None:
+            if isinstance(self.fileobj, types.URLFile):
+                self._path = types.Path(fetch(self.source, self.filename, limits))
+            else:  # Cog has decoded a data URI, and called it "file" with its type's suffix
+                with input_files.create(None, Path(self.filename).suffix) as file:
+                    shutil.copyfileobj(self.fileobj, file)
+                self._path = types.Path(file.name)
+        converted: Path = self._path
         return converted
 
-    original = types.URLPath.convert
     types.URLPath.convert = convert
     types.Path.validate = classmethod(validate)
 
@@ -111,19 +116,19 @@ def _invalid(value: str, kind: str, exc: Exception) -> InputError:
 
 
 def fetch(url: str, name: str, limits: Limits) -> Path:
-    """Download `url` to a temporary file whose name ends with `name`.
+    """Download `url` to a temporary file, which errors will call `name`.
 
     Raises InputError if that fails. Nothing is left on the disk then.
     """
-    descriptor, path = tempfile.mkstemp(suffix=name)
+    file = input_files.create(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with file:
             _download(url, file, limits)
     except Exception as exc:
-        os.unlink(path)
+        os.unlink(file.name)
         problem = f"could not be fetched ({_reason(exc)})"
         raise InputError("input_audio", _without_secrets(url), problem, FIX) from None
-    return Path(path)
+    return Path(file.name)
 
 
 def _download(url: str, file: Any, limits: Limits) -> None:

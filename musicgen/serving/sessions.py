@@ -58,8 +58,9 @@ def bounded(
     """Shut down the connections of `session` after so many seconds, even if data still flows.
 
     Socket timeouts cannot do that: they restart with every few bytes, and with every address of a
-    host. The deadline covers TLS handshakes and redirects too. `check` gets the IP address of each
-    connection before anything is sent, and may raise.
+    host. The deadline covers TLS handshakes and redirects, connections to a proxy, and those of
+    google-auth's second session, which fetches tokens. `check` gets the IP address of each
+    connection that uses no proxy before anything is sent, and may raise.
     """
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -76,7 +77,8 @@ def bounded(
             def _new_conn(self) -> socket.socket:
                 connection = self._connect()
                 try:
-                    check(connection.getpeername()[0])
+                    if self.proxy is None:
+                        check(connection.getpeername()[0])
                     deadline.add(connection)
                 except BaseException:
                     connection.close()
@@ -102,16 +104,24 @@ def bounded(
 
         return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
 
+    pools = {
+        "http": bounded_pool(HTTPConnectionPool),
+        "https": bounded_pool(HTTPSConnectionPool),
+    }
+
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
             super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {
-                "http": bounded_pool(HTTPConnectionPool),
-                "https": bounded_pool(HTTPSConnectionPool),
-            }
+            self.poolmanager.pool_classes_by_scheme = pools
 
-    session.mount("https://", Adapter())
-    session.mount("http://", Adapter())
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **kwargs)
+            manager.pool_classes_by_scheme = pools
+            return manager
+
+    for part in filter(None, (session, getattr(session, "_auth_request_session", None))):
+        part.mount("https://", Adapter())
+        part.mount("http://", Adapter())
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import base64
 import socket
 import ssl
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -66,7 +67,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path, monkeypatch):
-    monkeypatch.setattr(input_downloads.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     with listening(Server) as url:
         yield url
