@@ -10,7 +10,6 @@ import time
 from concurrent.futures import CancelledError
 from contextvars import copy_context
 
-import hostile
 import numpy as np
 import pytest
 import soundfile
@@ -18,6 +17,7 @@ import sounds
 import torch
 from sounds import ffmpeg, pitches, stairs
 
+from benchmarks import hostile
 from musicgen.audio import MAX_PEAK, load_slice
 from musicgen.audio_file import LEAD_IN, SEEK_BEYOND, open_audio
 from musicgen.errors import InputError
@@ -340,6 +340,18 @@ def children():
     import psutil
 
     return [one for one in psutil.Process().children() if "ffmpeg" in " ".join(one.cmdline())]
+
+
+def test_a_picture_beside_the_sound_is_not_damage(tmp_path, caplog):
+    """ffmpeg complains about each codec that may not be used, with a list of all that may."""
+    path = sounds.write_video(tmp_path / "a.mp4", sounds.melody(2.0, 48000, 2))
+    with_cover = tmp_path / "b.mkv"
+    videos = [word for _ in range(9) for word in ("-map", "0:v")]
+    ffmpeg("-i", path, *videos, "-map", "0:a", "-c", "copy", with_cover)
+    with caplog.at_level(logging.WARNING, "musicgen"):
+        for file in (path, with_cover):
+            load(file)
+    assert caplog.text == ""
 
 
 def test_a_name_cannot_write_a_line_of_its_own_into_the_log(tmp_path, caplog):

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from musicgen.commands.inputs import read_fields
-from musicgen.page import hum, results, runs, takes
+from musicgen.page import hum, provenance, results, runs, takes
 from musicgen.page.backend import Backend
 from musicgen.page.form import Form, Updates
 from musicgen.page.runs import Controls
@@ -41,6 +41,7 @@ def build(backend: Backend) -> gr.Blocks:
                     cancel = gr.Button("Cancel", interactive=False, elem_id="cancel")
                 status = gr.HTML(elem_id="status")
                 _examples(form, backend.folder)
+                provenance.add(form)
             with gr.Column(scale=3, min_width=320):
                 result = gr.Column(elem_id="result")
                 takes_list = gr.Radio(
