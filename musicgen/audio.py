@@ -147,9 +147,10 @@ def _downmix(channels: int, mask: int) -> np.ndarray | None:
 
 def _within_full_scale(wav: Tensor, name: str) -> Tensor:
     """wav, scaled down to full scale if it exceeds it. Raises InputError if it is far above."""
-    if not torch.isfinite(wav).all():
+    low, high = map(float, wav.aminmax())  # NaN if a sample is
+    peak = max(-low, high)
+    if not math.isfinite(peak):
         raise InputError("input_audio", name, "holds NaN or infinite samples", FIX)
-    peak = float(wav.abs().max())
     if peak > MAX_PEAK:
         problem = f"its samples reach {peak:.4g}; the full scale of a float file is 1"
         raise InputError("input_audio", name, problem, "Send it scaled to -1 .. 1")

@@ -40,3 +40,21 @@ def cog_server(folder, checkpoint, predictor="predict", wrapper=(), **environmen
             yield CogClient(url, temporary, log)
         finally:
             server.stop(process, url)
+
+
+@contextmanager
+def server_without_checkpoint(folder):
+    """(url, process) of a server that has just started and whose setup will fail."""
+    (folder / "empty").mkdir()
+    port = server.free_port()
+    command, environment, working_folder = server.prepare("predict", "127.0.0.1", port)
+    environment |= {"MUSICGEN_WEIGHTS": str(folder / "empty"), "MUSICGEN_DEVICE": "cpu"}
+    url = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=working_folder, env=environment, stdout=log, stderr=log
+        )
+        try:
+            yield url, process
+        finally:
+            server.stop(process, url)

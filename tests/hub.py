@@ -13,6 +13,10 @@ from urllib.parse import unquote, urlparse
 import huggingface_hub.constants
 from web import serving
 
+from musicgen.checkpoints.demucs_file import open_demucs
+from musicgen.checkpoints.tensors import write_tensors
+
+DEMUCS_MODEL = "955717e8"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".bin", ".safetensors", ".th", ".model")
 
@@ -126,3 +130,12 @@ def set_endpoint(monkeypatch, url):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+def write_demucs(folder, source):
+    """A repository like adefossez/HTDemucs, with the model of a checkpoint's file."""
+    demucs = open_demucs(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "htdemucs.yaml").write_text(f"models: ['{DEMUCS_MODEL}']\n")
+    path = folder / f"{DEMUCS_MODEL}.safetensors"
+    write_tensors(path, demucs.state, lambda _, tensor: tensor.dtype, demucs.metadata)

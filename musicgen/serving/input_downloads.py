@@ -71,7 +71,7 @@ def install(limits: Limits) -> None:
         if self._path is None:
             if isinstance(self.fileobj, types.URLFile):
                 self._path = types.Path(fetch(self.source, self.filename, limits))
-            else:  # Cog has decoded a data URI, and called it "file" with its type's suffix
+            else:  # a data URI, decoded by `receive`
                 with input_files.create(None, Path(self.filename).suffix) as file:
                     shutil.copyfileobj(self.fileobj, file)
                 self._path = types.Path(file.name)

@@ -23,10 +23,8 @@ from musicgen.checkpoints.checkpoint import (
     DIFFUSION_FILE,
     open_checkpoint,
 )
-from musicgen.checkpoints.demucs_file import open_demucs
 from musicgen.checkpoints.folders import LM_FILE, MANIFEST_FILE
 from musicgen.checkpoints.manifest import read_manifest
-from musicgen.checkpoints.tensors import write_tensors
 from musicgen.errors import WeightsError
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
@@ -65,22 +63,9 @@ def repositories(tmp_path_factory):
     (melody / "preprocessor_config.json").write_text('{"num_chroma": 12}')
     encodec = repo("facebook/encodec_32khz")
     model.audio_encoder.save_pretrained(encodec)
-    demucs = open_demucs(root / "stereo" / DEMUCS_FILE)
-    folder = repo("adefossez/HTDemucs", "mit")
-    (folder / "htdemucs.yaml").write_text("models: ['955717e8']\n")
-    write_tensors(
-        folder / "955717e8.safetensors", demucs.state, lambda _, t: t.dtype, demucs.metadata
-    )
+    loopback.write_demucs(repo("adefossez/HTDemucs", "mit"), root / "stereo" / DEMUCS_FILE)
     (repo("facebook/multiband-diffusion") / DIFFUSION_FILE).write_bytes(b"four bands")
     return found
-
-
-@pytest.fixture
-def server(repositories, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with loopback.running(dict(repositories)) as running:
-        loopback.set_endpoint(monkeypatch, running.url)
-        yield running
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from transformers_musicgen import write_transformers
 from musicgen.checkpoints import pull
 from musicgen.checkpoints.checkpoint import CODEC_FILE, DEMUCS_FILE, DIFFUSION_FILE
 from musicgen.checkpoints.convert import convert
-from musicgen.checkpoints.demucs_file import open_demucs
 from musicgen.checkpoints.folders import LM_FILE
-from musicgen.checkpoints.tensors import write_tensors
 from musicgen.errors import WeightsError
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
@@ -32,21 +30,8 @@ def repositories(tmp_path_factory, checkpoints):
     model = write_transformers(root / "model", "text")
     model.audio_encoder.save_pretrained(folders["facebook/encodec_32khz"])
     shutil.copytree(checkpoints["text"] / "t5-base", folders["google-t5/t5-base"])
-    demucs = open_demucs(checkpoints["melody"] / DEMUCS_FILE)
-    folder = folders["adefossez/HTDemucs"]
-    folder.mkdir(parents=True)
-    (folder / "htdemucs.yaml").write_text("models: ['955717e8']\n")
-    path = folder / "955717e8.safetensors"
-    write_tensors(path, demucs.state, lambda _, tensor: tensor.dtype, demucs.metadata)
+    loopback.write_demucs(folders["adefossez/HTDemucs"], checkpoints["melody"] / DEMUCS_FILE)
     return {name: (folder, None) for name, folder in folders.items()}
-
-
-@pytest.fixture
-def server(repositories, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with loopback.running(dict(repositories)) as running:
-        loopback.set_endpoint(monkeypatch, running.url)
-        yield running
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import httpx
 import psutil
 import pytest
 import yaml
+from cog_server import server_without_checkpoint
 from gate import until
 from haproxy import listens
 
-from musicgen.commands import server
 from musicgen.commands.server import ROOT
 
 
@@ -45,26 +45,17 @@ def test_a_ready_server_passes_and_one_without_a_worker_is_restarted(probes, sta
 
 def test_a_server_that_starts_gets_no_traffic_and_is_not_restarted(probes, tmp_path):
     """Its worker is stopped while it imports its libraries."""
-    port = server.free_port()
-    command, environment, folder = server.prepare("predict", "127.0.0.1", port)
-    (tmp_path / "empty").mkdir()
-    environment |= {"MUSICGEN_WEIGHTS": str(tmp_path / "empty"), "MUSICGEN_DEVICE": "cpu"}
-    url = f"http://127.0.0.1:{port}"
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        try:
-            parent = psutil.Process(process.pid)
-            until(lambda: parent.children())
-            [worker] = parent.children()
-            worker.suspend()
-            until(lambda: listens(port))
-            assert httpx.get(f"{url}/health-check").json()["status"] == "STARTING"
-            assert states(probes, url) == [False, False, True]
-            worker.resume()
-            until(lambda: httpx.get(f"{url}/health-check").json()["status"] == "SETUP_FAILED")
-            assert states(probes, url) == [False, False, False]
-        finally:
-            server.stop(process, url)
+    with server_without_checkpoint(tmp_path) as (url, process):
+        parent = psutil.Process(process.pid)
+        until(lambda: parent.children())
+        [worker] = parent.children()
+        worker.suspend()
+        until(lambda: listens(httpx.URL(url).port))
+        assert httpx.get(f"{url}/health-check").json()["status"] == "STARTING"
+        assert states(probes, url) == [False, False, True]
+        worker.resume()
+        until(lambda: httpx.get(f"{url}/health-check").json()["status"] == "SETUP_FAILED")
+        assert states(probes, url) == [False, False, False]
 
 
 def test_probes_wait_long_enough_for_a_busy_machine(probes):

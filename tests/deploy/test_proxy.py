@@ -13,10 +13,10 @@ import haproxy
 import httpx
 import pytest
 import yaml
+from cog_server import server_without_checkpoint
 from gate import until
 from haproxy import ORIGIN, TOKEN
 
-from musicgen.commands import server
 from musicgen.commands.server import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -202,15 +202,9 @@ def test_a_crashed_worker_takes_the_server_out_and_the_health_check_ends_it(star
     until(lambda: not parent.is_running() or parent.status() == "zombie")
 
 
-def test_a_server_whose_setup_failed_is_ended(checkpoints, tmp_path):
-    port = server.free_port()
-    command, environment, folder = server.prepare("predict", "127.0.0.1", port)
-    (tmp_path / "empty").mkdir()
-    environment |= {"MUSICGEN_WEIGHTS": str(tmp_path / "empty"), "MUSICGEN_DEVICE": "cpu"}
-    url = f"http://127.0.0.1:{port}"
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        until(lambda: haproxy.listens(port))
+def test_a_server_whose_setup_failed_is_ended(tmp_path):
+    with server_without_checkpoint(tmp_path) as (url, process):
+        until(lambda: haproxy.listens(httpx.URL(url).port))
         until(lambda: httpx.get(f"{url}/health-check").json()["status"] != "STARTING")
         assert health(url, process.pid) == ("SETUP_FAILED", 1)
         assert process.wait() == 0
