@@ -17,6 +17,7 @@ MISSING = (
     "These tests need a browser. Install Chromium (Debian: apt-get install chromium), so that PATH "
     "has one of these: " + ", ".join(BROWSERS)
 )
+AXE = "axe-core@4.14.1"
 PATIENCE = 120_000  # ms for an element to appear, so that no test waits for ever
 # A fake microphone that beeps, allowed without asking.
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -93,3 +94,11 @@ def visit(browser):
 
         yield start
     assert noticed == []
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory):
+    """axe-core's source, which checks a page for barriers."""
+    folder = tmp_path_factory.mktemp("axe")
+    subprocess.run(["npm", "install", "--no-save", "--silent", AXE], cwd=folder, check=True)
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
