@@ -115,11 +115,11 @@ def _actions(
     buttons = {}
     with gr.Row():
         buttons["generate"] = gr.Button(
-            "Generate", variant="primary", min_width=110, elem_id="generate"
+            "Generate", variant="primary", min_width=80, elem_id="generate"
         )
         if SEED in form.components and not _gives_several(document):
-            buttons["variations"] = gr.Button(f"{VARIATIONS} variations", min_width=110)
-        buttons["cancel"] = gr.Button("Cancel", interactive=False, min_width=90, elem_id="cancel")
+            buttons["variations"] = gr.Button(f"{VARIATIONS} variations", min_width=80)
+        buttons["cancel"] = gr.Button("Cancel", interactive=False, min_width=80, elem_id="cancel")
     rows = gr.HTML(elem_id="progress")
     with gr.Row():
         message = gr.HTML(elem_id="status")

@@ -16,6 +16,7 @@ import soundfile
 from musicgen.page.analysis import Floats
 from musicgen.page.prompts import BEATS_PER_BAR
 
+HALVES_PER_BAR = 2 * BEATS_PER_BAR
 BARS = (1, 2, 4, 8, 16)
 TOLERANCE = 0.01  # of the asked tempo
 OCTAVES = (0.5, 1.0, 2.0)  # beat trackers often report half or double the tempo
@@ -73,15 +74,16 @@ def find(file: Path, asked: float | None) -> Loops:
     _, beats = librosa.beat.beat_track(
         y=mono, sr=rate, hop_length=hop, start_bpm=asked or 120.0, trim=False, units="samples"
     )
-    if len(beats) < BEATS_PER_BAR:
+    if len(beats) <= BEATS_PER_BAR:
         return Loops(0.0, asked, ())
     places = np.arange(len(beats))
     tempo = 60 * rate / float(np.polyfit(places, beats, 1)[0])
     multiple = min(OCTAVES, key=lambda m: abs(np.log(tempo * m / asked))) if asked else 1.0
-    beats = _at_multiple(beats, multiple)
     tempo *= multiple
-    starts = np.array([_quietest_step(samples, beat, rate) for beat in beats])
-    phase = _downbeat(mono, rate, beats)
+    # Trackers lock to off-beats as well, so every half beat may be a downbeat.
+    halves = _between(_at_multiple(beats, multiple))
+    starts = np.array([_quietest_step(samples, beat, rate) for beat in halves])
+    phase = _downbeat(mono, rate, halves)
     cuts = (_cut(starts, phase, bars, asked, rate, len(mono)) for bars in BARS)
     return Loops(tempo, asked, tuple(cut for cut in cuts if cut))
 
@@ -128,10 +130,12 @@ def _off(tempo: float, asked: float) -> float:
 
 def _at_multiple(beats: Floats, multiple: float) -> Floats:
     """Beats of half or double the tempo: each second one, or one more between two."""
-    if multiple == 2.0:
-        middles = (beats[:-1] + beats[1:]) // 2
-        return np.sort(np.concatenate([beats, middles]))
-    return beats[::2] if multiple == 0.5 else beats
+    return {0.5: beats[::2], 1.0: beats, 2.0: _between(beats)}[multiple]
+
+
+def _between(beats: Floats) -> Floats:
+    """Beats and the middles between them."""
+    return np.sort(np.concatenate([beats, (beats[:-1] + beats[1:]) // 2]))
 
 
 def _quietest_step(samples: Floats, beat: int, rate: int) -> int:
@@ -144,15 +148,15 @@ def _quietest_step(samples: Floats, beat: int, rate: int) -> int:
     return first + int(steps.argmin())
 
 
-def _downbeat(mono: Floats, rate: int, beats: Floats) -> int:
-    """The place in the bar, 0 to 3, of the beats with the strongest onsets in the bass."""
+def _downbeat(mono: Floats, rate: int, halves: Floats) -> int:
+    """The place in a bar of half beats where the onsets in the bass are strongest."""
     import librosa
 
     hop = round(HOP_SECONDS * rate)
     onsets = librosa.onset.onset_strength(y=mono, sr=rate, hop_length=hop, fmax=BASS_HZ, n_mels=8)
-    frames = np.clip(np.round(beats / hop).astype(int), 0, len(onsets) - 1)
+    frames = np.clip(np.round(halves / hop).astype(int), 0, len(onsets) - 1)
     strength = np.array([onsets[max(0, frame - 4) : frame + 5].max() for frame in frames])
-    means = [strength[place::BEATS_PER_BAR].mean() for place in range(BEATS_PER_BAR)]
+    means = [strength[place::HALVES_PER_BAR].mean() for place in range(HALVES_PER_BAR)]
     return int(np.argmax(means))
 
 
@@ -160,10 +164,10 @@ def _cut(
     starts: Floats, phase: int, bars: int, asked: float | None, rate: int, total: int
 ) -> Loop | None:
     """The loop from a downbeat whose tempo is closest to the asked one, else the first one."""
-    beats = bars * BEATS_PER_BAR
+    beats, halves = bars * BEATS_PER_BAR, bars * HALVES_PER_BAR
     loops = []
-    for first in range(phase, len(starts) - beats, BEATS_PER_BAR):
-        start, stop = int(starts[first]), int(starts[first + beats])
+    for first in range(phase, len(starts) - halves, HALVES_PER_BAR):
+        start, stop = int(starts[first]), int(starts[first + halves])
         if round(SEAM_SECONDS * rate) < start < stop <= total:
             loops.append(Loop(bars, start, stop, 60 * rate * beats / (stop - start)))
     if not loops:

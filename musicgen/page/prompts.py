@@ -51,7 +51,7 @@ def seconds_of_bars(bars: int, bpm: float) -> int:
 def file_stem(prompt: str, name: str = "") -> str:
     """A part of a file name: "lofi-chill-C-minor-80bpm", or the take's own name."""
     bpm = tempo(prompt)
-    start = re.split(r"[,.;\n]", prompt.strip(), maxsplit=1)[0][:40]
+    start = re.split(r"[,;\n]", prompt.strip(), maxsplit=1)[0][:40]
     described: Sequence[str | None] = (start, key(prompt), f"{bpm:.0f}bpm" if bpm else None)
     text = name or " ".join(dict.fromkeys(filter(None, described)))
     return re.sub(r"[^\w#]+", "-", text).strip("-")[:80]

@@ -67,12 +67,12 @@ def _answers(url):
 
 @pytest.fixture
 def visit(browser):
-    """(url, **options of the browser) -> the opened page. The test fails if the page logs an error
-    or loads anything from another host."""
+    """(url, query, **options of the browser) -> the opened page. The test fails if the page logs an
+    error or loads anything from another host."""
     noticed = []
     with ExitStack() as stack:
 
-        def start(url, **options):
+        def start(url, query="", **options):
             context = browser.new_context(permissions=["microphone"], **options)
             context.set_default_timeout(PATIENCE)
             stack.callback(context.close)
@@ -88,7 +88,7 @@ def visit(browser):
                 "console",
                 lambda line: noticed.append(line.text) if line.type == "error" else None,
             )
-            page.goto(url)
+            page.goto(url + query)
             expect(page.get_by_role("button", name="Generate")).to_be_enabled()
             return page
 

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import sounds
 from actions import (
+    DESKTOP,
     PHONE,
     PROMPT,
     downloads,
@@ -202,17 +203,23 @@ def test_a_take_is_reproduced_by_its_seed(url, visit):
     generate(page, duration=2)
     first = downloads(page)
     press(page, "Reuse settings and seed")
-    open_settings(page)
-    expect(field(page, "seed")).to_have_value(re.compile(r"\d+"))
+    expect(page.locator("#status")).to_contain_text("the settings and the seed of Take 1")
+    expect(page.get_by_label("Prompt")).to_be_focused()
     press(page, "Generate")
     ready(page, 2)
     assert downloads(page) == first
+    page.locator("#seed-chip").click()
+    expect(page.locator("#seed-chip")).to_have_count(0)
+    press(page, "Generate")
+    ready(page, 3)
+    assert downloads(page) != first
 
 
 def test_a_result_can_be_continued(url, visit):
     page = visit(url)
     generate(page, duration=2)
     press(page, "Continue")
+    expect(page.locator("#status")).to_contain_text("The form continues Take 1")
     expect(page.locator("#use")).to_contain_text("starts with seconds 0 to 2.0 of 2.0")
     expect(field(page, "duration")).to_have_value("4")
     press(page, "Generate")
@@ -221,8 +228,9 @@ def test_a_result_can_be_continued(url, visit):
     assert soundfile.info(io.BytesIO(audio)).duration == 4
 
 
-def test_a_key_is_neither_shown_nor_stored(url, visit):
-    page = visit(url)
+def test_a_key_is_neither_shown_nor_stored(play, start_server, visit):
+    server = start_server("predict", UPLOAD_BUCKET="songs", UPLOAD_KEY="secret")
+    page = visit(play("--server", server.url))
     open_settings(page)
     key = field(page, "key")
     assert key.get_attribute("type") == "password"
@@ -230,6 +238,12 @@ def test_a_key_is_neither_shown_nor_stored(url, visit):
     generate(page, duration=2)
     page.get_by_text("All settings of this take").click()
     assert "open sesame" not in page.content()
+
+
+def test_what_the_server_cannot_do_is_not_offered(url, visit):
+    page = visit(url)
+    for name in ("song_id", "key", "multi_band_diffusion"):
+        expect(page.locator(f"#field-{name}")).to_have_count(0)
 
 
 def test_songstarter_shows_its_four_clips_side_by_side(four_clips, visit):
@@ -272,7 +286,7 @@ def test_examples_fill_in_a_prompt_and_a_hummed_melody(url, visit):
 
 @pytest.mark.full  # it makes the screenshot of the README
 def test_the_page_as_the_readme_shows_it(url, visit):
-    page = visit(url, viewport={"width": 1280, "height": 900})
+    page = visit(url, viewport=DESKTOP)
     page.get_by_text("a hummed melody").click()
     expect(page.locator("#use")).to_contain_text("Melody: seconds")
     open_settings(page)
