@@ -13,7 +13,8 @@ PARTS = 4  # the progress is announced when another such part of the music has b
 
 def rows(visit: Visit) -> str:
     """A row with a progress bar for each job, as HTML."""
-    return "".join(_row(job, progress) for job, progress in visit.progress())
+    listed = "".join(_row(job, progress) for job, progress in visit.progress())
+    return f'<div class="jobs">{listed}</div>' if listed else ""
 
 
 def announcement(visit: Visit) -> str:

@@ -23,14 +23,8 @@ def test_four_variations_are_generated_together_with_seeds_that_follow(url, visi
     press(page, "4 variations")
     expect(page.get_by_role("progressbar")).to_have_count(4)
     expect(radios(page)).to_have_count(4)
-    names = [radios(page).nth(index).get_attribute("aria-label") or "" for index in range(4)]
-    texts = page.locator("#takes label").all_inner_texts()
-    assert {re.search(r"seed (\d+)", text)[1] for text in texts if "seed" in text} == {
-        "80",
-        "81",
-        "82",
-        "83",
-    }, names
+    texts = " ".join(page.locator("#takes label").all_inner_texts())
+    assert set(re.findall(r"seed (\d+)", texts)) == {"80", "81", "82", "83"}
 
 
 def test_more_can_be_asked_for_while_one_is_generated_and_all_be_cancelled(url, visit):
@@ -38,10 +32,8 @@ def test_more_can_be_asked_for_while_one_is_generated_and_all_be_cancelled(url, 
     field(page, "duration").fill("200")
     for _ in range(6):
         press(page, "Generate")
-    rows = page.locator("#progress > * > div, #progress div:has(> .job)")
     expect(page.locator("#progress .job")).to_have_count(6)
     expect(page.locator("#progress").get_by_text("Waiting.")).to_have_count(2)
-    assert rows.count() >= 6
     press(page, "Cancel all (6)")
     expect(page.locator("#progress .job")).to_have_count(0)
     expect(page.locator("#status")).to_have_text("Cancelled.")
