@@ -107,6 +107,9 @@ class Visit:
             self._end(job, str(exc), "failed", errors=exc.fields, settings=job.settings)
         except (ServerError, OSError) as exc:
             self._end(job, str(exc), "failed")
+        except Exception as exc:  # otherwise the job would seem to run for ever
+            self._end(job, f"The server's answer could not be used: {exc!r}", "failed")
+            raise
         else:
             seconds = monotonic() - (job.started or 0)
             text = f"Take {take.number} is ready, after {seconds:.1f} s."

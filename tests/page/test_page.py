@@ -271,7 +271,7 @@ def test_every_control_has_a_name_and_can_be_reached_by_keyboard(url, visit):
     assert page.evaluate(named) == []
     page.get_by_label("Prompt").focus()
     reached = set()
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.closest('[id^=field-], #generate')?.id"))
     assert {"field-input_audio", "field-duration", "field-seed", "generate"} <= reached
