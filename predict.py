@@ -4,6 +4,7 @@ from typing import Any, Dict, Optional
 
 from cog import BasePredictor, Input, Path, Secret, concurrent
 
+from musicgen import provenance
 from musicgen.output import describe, write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
@@ -22,6 +23,7 @@ class Predictor(BasePredictor):
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the checkpoint and warm up."""
         log_to_stderr()
+        self.tags = provenance.configured()
         self.upload_settings = take_settings()
         self.model = MusicGen.load(weights)
         self.result_files = ResultFiles()
@@ -129,10 +131,12 @@ class Predictor(BasePredictor):
         """Serve one request from start to end, in a worker thread."""
         with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
-            [file] = write_clips(generation, folder, timings)
+            [file] = write_clips(generation, folder, timings, self.tags)
             properties = describe(generation)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
+            self.record_metric("precision", generation.precision)
             # After the metrics: they describe generation, which is the same with and without a bucket.
             with timings.stage("upload"):
-                return {**deliver(file, song, properties), **properties}
+                metadata = {**provenance.object_metadata(generation, self.tags), **properties}
+                return {**deliver(file, song, metadata), **properties}

@@ -4,6 +4,7 @@ from typing import List, Optional
 
 from cog import BasePredictor, Input, Path, concurrent
 
+from musicgen import provenance
 from musicgen.output import write_clips
 from musicgen.pipeline import MusicGen
 from musicgen.request import RANDOM_SEED, Request
@@ -23,6 +24,7 @@ class Predictor(BasePredictor):
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the checkpoint and warm up."""
         log_to_stderr()
+        self.tags = provenance.configured()
         self.model = MusicGen.load(weights)
         self.result_files = ResultFiles()
         self.result_files.receive_inputs()
@@ -117,8 +119,9 @@ class Predictor(BasePredictor):
         """Serve one request from start to end, in a worker thread."""
         with traced_timings() as timings, self.result_files.folder() as folder:
             generation = self.model.generate(request, timings)
-            files = write_clips(generation, folder, timings)
+            files = write_clips(generation, folder, timings, self.tags)
             for name, value in timings.metrics(generation.total_duration).items():
                 self.record_metric(name, value)
+            self.record_metric("precision", generation.precision)
             # Cog uploads a file under its own name (--upload-url), so names must not repeat.
             return [Path(file.rename(folder / f"{folder.name}-{file.name}")) for file in files]

@@ -7,13 +7,15 @@ TOLERANCE, and each code follows from its own logits, it was a tie; anything els
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
+from benchmarks.audiocraft_lm import FixedConditions, audiocraft_lm
 from musicgen.decoder import kernels
 from musicgen.decoder.clip import Clip, Conditions
 from musicgen.decoder.engine import Engine
@@ -40,75 +42,80 @@ SETTINGS = {
 class Difference:
     """The first step at which a generation differs from audiocraft's."""
 
-    setting: str
     step: int
     logits: float  # the largest difference between the logits there
     tie: bool
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """One generation, by what the tables count, and its difference if there is one."""
+
+    setting: str
+    decoder: str
+    mode: str
+    difference: Difference | None
+
+
 def main(generations: int, seed: int) -> None:
-    """Print a table by setting, then one line of JSON; exit 1 for an unexplained difference."""
+    """Print tables, then one line of JSON; exit 1 for an unexplained difference."""
     systems = [
         System(cross, n_q, half) for cross in (True, False) for n_q in (4, 8) for half in (0, 1)
     ]
     choice = random.Random(seed)
-    counts = dict.fromkeys(SETTINGS, 0)
-    found: list[Difference] = []
-    for index in range(generations):
-        name = list(SETTINGS)[index % len(SETTINGS)]
-        counts[name] += 1
-        found += choice.choice(systems).compare(name, choice)
-    print(table(counts, found))
-    print(json.dumps(document(counts, found)))
-    if not all(one.tie for one in found):
+    names = list(SETTINGS)
+    outcomes = [
+        choice.choice(systems).compare(names[index % len(names)], choice)
+        for index in tqdm(range(generations), mininterval=10.0)
+    ]
+    print(table(outcomes))
+    print(json.dumps(document(outcomes)))
+    if not all(one.difference is None or one.difference.tie for one in outcomes):
         raise SystemExit(1)
 
 
-def table(counts: dict[str, int], found: list[Difference]) -> str:
-    """Markdown: how many generations of each setting are equal, and the differences."""
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: how many generations are equal, by setting, decoder and mode; the differences."""
     lines = [
-        "| setting | generations | equal | ties | other differences |",
+        "| | generations | equal | ties | other differences |",
         "|---|---|---|---|---|",
     ]
-    for name, record in document(counts, found).items():
-        lines.append(f"| {name} | " + " | ".join(map(str, record.values())) + " |")
-    lines += [
-        f"{one.setting}: step {one.step}, logits differ by {one.logits:.1e}: "
-        + ("a tie" if one.tie else "NO TIE")
-        for one in found
-    ]
+    for counted in document(outcomes).values():
+        for name, record in counted.items():
+            lines.append(f"| {name} | " + " | ".join(map(str, record.values())) + " |")
+    lines.append("")
+    for one in outcomes:
+        if one.difference:
+            lines.append(
+                f"{one.setting}, {one.decoder}, {one.mode}: step {one.difference.step}, logits "
+                f"differ by {one.difference.logits:.1e}: "
+                + ("a tie" if one.difference.tie else "NO TIE")
+            )
     return "\n".join(lines)
 
 
-def document(counts: dict[str, int], found: list[Difference]) -> dict[str, dict[str, int]]:
-    """The counts by setting."""
+def document(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str, int]]]:
+    """The counts of all generations, by setting, by decoder and by mode."""
 
-    def record(name: str) -> dict[str, int]:
-        ties = sum(one.tie for one in found if one.setting == name)
-        differences = sum(one.setting == name for one in found)
+    def record(chosen: list[Outcome]) -> dict[str, int]:
+        differences = [one.difference for one in chosen if one.difference]
+        ties = sum(one.tie for one in differences)
         return {
-            "generations": counts[name],
-            "equal": counts[name] - differences,
+            "generations": len(chosen),
+            "equal": len(chosen) - len(differences),
             "ties": ties,
-            "others": differences - ties,
+            "others": len(differences) - ties,
         }
 
-    return {name: record(name) for name in counts}
-
-
-class Fixed(nn.Module):
-    """In the place of audiocraft's conditioners: given conditions, and zeros for their null."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.both = torch.zeros(2, 1, DIM)
-
-    def tokenize(self, attributes: list[Any]) -> list[Any]:
-        return attributes
-
-    def forward(self, attributes: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Conditions [2, L, dim] and their mask."""
-        return {"description": (self.both, torch.ones_like(self.both[..., 0]))}
+    found = {"all": {"all": record(list(outcomes))}}
+    for by in ("setting", "decoder", "mode"):
+        names = (
+            list(SETTINGS) if by == "setting" else sorted({getattr(one, by) for one in outcomes})
+        )
+        found[by] = {
+            name: record([one for one in outcomes if getattr(one, by) == name]) for name in names
+        }
+    return found
 
 
 class System:
@@ -125,6 +132,10 @@ class System:
             delays=DELAYS[n_q],
             cross_attention=cross,
         )
+        self.name = (
+            f"{'cross-attention' if cross else 'prepended conditions'}, {n_q} codebooks, "
+            f"{'float16' if half else 'float32'} weights"
+        )
         self.oracle = oracle(self.config, seed=n_q + cross, half=bool(half))
         self.lm = LM.from_audiocraft(
             self.config, self.oracle.state_dict(), device="cpu", dtype=torch.float32
@@ -132,8 +143,8 @@ class System:
         self.engine = Engine(self.lm, max_length=MAX_FRAMES, stride=MAX_FRAMES // 2, slots=1)
 
     @torch.no_grad()
-    def compare(self, setting: str, choice: random.Random) -> Iterator[Difference]:
-        """Decode one random clip with both; yields the first difference, if there is one."""
+    def compare(self, setting: str, choice: random.Random) -> Outcome:
+        """Decode one random clip with both, and compare their codes."""
         length = choice.randint(10, MAX_FRAMES)
         prompt = choice.choice([0, choice.randint(1, length - 1)])
         numbers = torch.Generator().manual_seed(choice.getrandbits(32))
@@ -152,8 +163,9 @@ class System:
         theirs = self.audiocraft(clip)
         sequences = [interleave(c, self.config.delays, CARD) for c in (ours, theirs)]
         columns = (sequences[0] != sequences[1]).any(0).nonzero().flatten().tolist()
-        if columns:
-            yield self.explain(setting, clip, columns[0], *sequences)
+        difference = self.explain(clip, columns[0], *sequences) if columns else None
+        mode = "a continuation" if prompt else "without an audio prompt"
+        return Outcome(setting, self.name, mode, difference)
 
     def audiocraft(self, clip: Clip) -> Tensor:
         """audiocraft's codes [K, length]."""
@@ -176,9 +188,7 @@ class System:
         )[0]
         return codes
 
-    def explain(
-        self, setting: str, clip: Clip, column: int, ours: Tensor, theirs: Tensor
-    ) -> Difference:
+    def explain(self, clip: Clip, column: int, ours: Tensor, theirs: Tensor) -> Difference:
         """Whether both codes of a column follow from logits that are equal but for rounding."""
         logits = [
             self.our_logits(clip, ours[:, :column]),
@@ -198,7 +208,7 @@ class System:
             drawn, taken = sample_each(given, noise, rows)[0], sequence[:, column]
             follows &= bool(((drawn == taken) | (taken == CARD)).all())
         difference = (logits[0] - logits[1]).abs().max().item()
-        return Difference(setting, column, difference, follows and difference <= TOLERANCE)
+        return Difference(column, difference, follows and difference <= TOLERANCE)
 
     def our_logits(self, clip: Clip, sequence: Tensor) -> Tensor:
         """The engine's logits [2, K, card] after a sequence [K, S]."""
@@ -216,33 +226,8 @@ class System:
 
 def oracle(config: LMConfig, seed: int, half: bool) -> Any:
     """audiocraft's LMModel with random weights and logits that are not flat."""
-    from musicgen.rendering.audiocraft import ConditionFuser, DelayedPatternProvider, LMModel
-
     torch.manual_seed(seed)
-    fuse: dict[str, list[str]] = {"sum": [], "cross": [], "prepend": [], "input_interpolate": []}
-    fuse["cross" if config.cross_attention else "prepend"].append("description")
-    lm = LMModel(
-        DelayedPatternProvider(config.n_q, delays=list(config.delays)),
-        Fixed(),
-        ConditionFuser(fuse),
-        n_q=config.n_q,
-        card=config.card,
-        dim=config.dim,
-        num_heads=config.num_heads,
-        num_layers=config.num_layers,
-        hidden_scale=config.ffn_dim // config.dim,
-        norm="layer_norm",
-        norm_first=True,
-        bias_proj=False,
-        bias_ff=False,
-        bias_attn=False,
-        activation="gelu",
-        causal=True,
-        custom=False,
-        memory_efficient=True,
-        cross_attention=config.cross_attention,
-    )
-    lm = lm.eval().requires_grad_(False)
+    lm = audiocraft_lm(config, FixedConditions(torch.zeros(2, 1, config.dim)))
     for name, weight in lm.named_parameters():
         if weight.dim() == 2 and not name.startswith("emb."):
             weight.mul_(3.0)

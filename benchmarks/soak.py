@@ -1,10 +1,10 @@
 """scripts/soak: send mixed requests for hours, and check that the server's resources do not grow.
 
-Callers of a real server send the requests of `callers.mixture`. One request in eight fails on
-purpose: it is cancelled, its client disconnects, or its input is not audio or cannot be fetched.
-The samples cover the server's two processes, its folder of temporary files, and Cog's folders for
-these requests. The exit code is 1 if the last quarter of the run needs more than the second, or if
-a response was wrong.
+Callers of a real server send the requests of `callers.mixture`. One request in eight is a fault: it
+is cancelled, its client disconnects, its input is not audio or cannot be fetched, or it is one of
+the attacks or of the unusual files of `benchmarks.hostile`. The samples cover the server's two
+processes, its folder of temporary files, and Cog's folders for these requests. The exit code is 1
+if the last quarter of the run needs more than the second, or if a response was wrong.
 """
 
 import itertools
@@ -22,9 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks import hostile
 from benchmarks.callers import Inputs, follows_melodies, mixture
 from musicgen.commands import options, server
-from musicgen.commands.client import CancelledError, Client, RefusedError
+from musicgen.commands.client import CancelledError, Client, RefusedError, data_uri
 from musicgen.serving.result_files import COG_FOLDER, LEFTOVER_SECONDS
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SAMPLES = 60  # in a run
 FAULTS = 1 / 8  # share of the requests
 LONG = 300  # duration of the predictions that are cancelled or abandoned, seconds
+DOWNLOAD_SECONDS = 5  # that the server may take to fetch an input
 PATIENCE = 600  # seconds after which a missing response is a finding
 NOT_AUDIO = "data:audio/wav;base64,UklGRg=="
 UNREACHABLE = "http://127.0.0.1:9/a.wav"
@@ -77,8 +79,11 @@ class Sample:
 class Traffic:
     """Callers that send requests until `stop`, and the results so far."""
 
-    def __init__(self, url: str, seed: int) -> None:
+    def __init__(self, url: str, seed: int, folder: Path, slow: str) -> None:
+        """`folder` gets files, and `slow` is the URL of `hostile.endless`."""
         self.client = Client(url)
+        self.attacks = {name: make(folder, slow) for name, make in hostile.ATTACKS.items()}
+        self.unusual = {name: data_uri(path) for name, path in hostile.unusual(folder).items()}
         self.name = f"soak-{os.getpid()}"  # prefix of the ids, since all servers share Cog's folder
         self.requests = mixture(1000, seed, follows_melodies(self.client))
         self.chance = random.Random(seed)
@@ -93,12 +98,16 @@ class Traffic:
         while not self.stop.is_set():
             number = next(self.numbers)
             inputs = self.requests[number % len(self.requests)]
-            faults = (self.cancelled, self.abandoned, self.not_audio, self.unreachable)
+            faults = (
+                *(self.cancelled, self.abandoned, self.not_audio, self.unreachable),
+                *(self.attacked, self.attacked, self.heard, self.heard),
+            )
             send = self.chance.choice(faults) if self.chance.random() < FAULTS else self.succeeded
             try:
                 send(inputs, f"{self.name}-{number}")
             except Exception as exc:  # any exception is a finding
                 self.wrong.append(f"{send.__name__}: {exc!r}")
+                print(self.wrong[-1], file=sys.stderr, flush=True)
             self.sent += 1
 
     def succeeded(self, inputs: Inputs, name: str) -> None:
@@ -112,6 +121,26 @@ class Traffic:
 
     def unreachable(self, inputs: Inputs, name: str) -> None:
         self.expect_refusal({**inputs, "input_audio": UNREACHABLE}, name)
+
+    def attacked(self, inputs: Inputs, name: str) -> None:
+        kind = self.chance.choice(list(self.attacks))
+        attack = self.attacks[kind]
+        try:
+            self.client.predict({"duration": 1, **attack.inputs}, name, timeout=PATIENCE)
+        except RefusedError as exc:
+            if exc.fields.keys() & set(attack.fields):
+                return
+            raise RuntimeError(f"{kind}: the refusal names no field: {exc}") from exc
+        raise RuntimeError(f"{kind}: succeeded")
+
+    def heard(self, inputs: Inputs, name: str) -> None:
+        kind = self.chance.choice(list(self.unusual))
+        audio = {"input_audio": self.unusual[kind], "continuation": True, "continuation_end": 1.0}
+        whole = {"duration": 2.0, "seed": 1.0, "top_k": 250.0}  # floats for integers
+        try:
+            self.client.predict({**whole, **audio}, name, timeout=PATIENCE)
+        except RefusedError as exc:
+            raise RuntimeError(f"{kind}: {exc}") from exc
 
     def expect_refusal(self, inputs: Inputs, name: str) -> None:
         try:
@@ -160,10 +189,19 @@ def grown(samples: list[Sample]) -> list[str]:
 
 def soak(weights: Path | str, minutes: float, callers: int, seed: int) -> list[str]:
     """Run the soak, print a line for every sample; the findings."""
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as log:
-        environment = {"MUSICGEN_WEIGHTS": str(weights), "TMPDIR": folder}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as files,
+        hostile.endless() as slow,
+        open(os.devnull, "w") as log,
+    ):
+        environment = {
+            "MUSICGEN_WEIGHTS": str(weights),
+            "TMPDIR": folder,
+            "INPUT_MAX_SECONDS": str(DOWNLOAD_SECONDS),
+        }
         with server.running("predict", log, environment) as url:
-            traffic = Traffic(url, seed)
+            traffic = Traffic(url, seed, Path(files), slow)
             meter = Meter(traffic, folder)
             samples = []
             print(_row(Sample.__dataclass_fields__), flush=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.audiocraft_lm import GUIDANCE, FixedConditions, audiocraft_lm
 from benchmarks.work import Storage, Work
 from musicgen.decoder.clip import Clip, Conditions
 from musicgen.decoder.engine import Engine
@@ -21,7 +22,7 @@ from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
 from musicgen.decoder.weights import LMConfig
 
-TOP_K, GUIDANCE = 250, 3.0
+TOP_K = 250
 StateDict = Mapping[str, Tensor]
 Tick = Callable[[], None]
 
@@ -43,11 +44,16 @@ class System:
     note: Callable[[], str] = lambda: ""  # known after the warm-up
 
 
-def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
+def ours(work: Work, state: StateDict, ops: Ops | None = None, *, fast: bool = False) -> System:
     """Returns this engine, constructed as the pipeline does; `ops` replaces its operations."""
     dtype = torch.float16 if ops else work.half  # float32 weights on a CPU belong to its operations
     lm = LM.from_audiocraft(
-        work.config, state, device=work.device, dtype=dtype, threads=torch.get_num_threads()
+        work.config,
+        state,
+        device=work.device,
+        dtype=dtype,
+        threads=torch.get_num_threads(),
+        fast=fast,
     )
     no_melody = torch.zeros(work.melody_length, work.config.dim)
     engine = Engine(
@@ -72,51 +78,28 @@ def ours(work: Work, state: StateDict, ops: Ops | None = None) -> System:
         ]
         return engine.generate(clips, progress=lambda done, total: tick())
 
-    storage = Storage(lm.heads.itemsize, work.half.itemsize)
-    return System(decode, storage, engine.warm_up, lambda: engine.description)
+    storage = Storage(lm.heads.itemsize, lm.cache_dtype.itemsize)
+    return System(decode, storage, engine.warm_up, lambda: engine.decode_steps.description)
+
+
+def ours_fast(work: Work, state: StateDict) -> System:
+    """Returns this engine with int8 weights, and keys and values in float16."""
+    if work.device.type != "cpu":
+        raise SystemAbsentError("the fast mode is for the CPU only")
+    return ours(work, state, fast=True)
 
 
 def audiocraft(work: Work, state: StateDict) -> System:
     """Returns audiocraft's LMModel, configured like the published checkpoints."""
-    from musicgen.rendering.audiocraft import (
-        ConditionFuser,
-        ConditioningAttributes,
-        DelayedPatternProvider,
-        LMModel,
-        TorchAutocast,
-    )
+    from musicgen.rendering.audiocraft import ConditioningAttributes, TorchAutocast
 
-    config = work.config
-    fuse: dict[str, list[str]] = {"sum": [], "cross": [], "prepend": [], "input_interpolate": []}
-    fuse["cross" if config.cross_attention else "prepend"].append("description")
+    condition = work.condition().to(work.device)[None].expand(work.batch, -1, -1)
+    conditions = FixedConditions(torch.cat([condition, torch.zeros_like(condition)]))
     with torch.device("meta"):
-        lm = LMModel(
-            DelayedPatternProvider(config.n_q, delays=list(config.delays)),
-            nn.Module(),
-            ConditionFuser(fuse),
-            n_q=config.n_q,
-            card=config.card,
-            dim=config.dim,
-            num_heads=config.num_heads,
-            num_layers=config.num_layers,
-            hidden_scale=config.ffn_dim // config.dim,
-            norm="layer_norm",
-            norm_first=True,
-            bias_proj=False,
-            bias_ff=False,
-            bias_attn=False,
-            cfg_coef=GUIDANCE,
-            dropout=0.0,
-            activation="gelu",
-            causal=True,
-            custom=False,
-            memory_efficient=True,
-            cross_attention=config.cross_attention,
-            dtype=work.half,
-        )
-    lm = lm.to_empty(device=work.device).eval().requires_grad_(False)
+        lm = audiocraft_lm(work.config, nn.Module(), dtype=work.half)
+    lm = lm.to_empty(device=work.device)
     lm.load_state_dict(state)
-    lm.condition_provider = FixedConditions(work)
+    lm.condition_provider = conditions
     attributes = [ConditioningAttributes(text={"description": "any"}) for _ in range(work.batch)]
     autocast = TorchAutocast(work.device.type == "cuda", "cuda", dtype=torch.float16)
 
@@ -131,22 +114,6 @@ def audiocraft(work: Work, state: StateDict) -> System:
             )
 
     return System(decode, Storage(work.half.itemsize, work.half.itemsize))
-
-
-class FixedConditions(nn.Module):
-    """Replaces audiocraft's conditioners: a given condition, zeros for unconditional rows."""
-
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        condition = work.condition().to(work.device)[None].expand(work.batch, -1, -1)
-        self.both = torch.cat([condition, torch.zeros_like(condition)])
-
-    def tokenize(self, attributes: list[Any]) -> list[Any]:
-        return attributes
-
-    def forward(self, attributes: list[Any]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns conditions [2 B, L, dim] and their mask."""
-        return {"description": (self.both, torch.ones_like(self.both[..., 0]))}
 
 
 def transformers_eager(work: Work, state: StateDict) -> System:
@@ -282,6 +249,7 @@ def _ticking(work: Work, tick: Tick) -> list[Callable[..., Tensor]]:
 
 SYSTEMS: dict[str, Callable[[Work, StateDict], System]] = {
     "ours": ours,
+    "ours fast": ours_fast,
     "audiocraft": audiocraft,
     "transformers": transformers_eager,
     "transformers static": transformers_static,

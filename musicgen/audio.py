@@ -13,6 +13,7 @@ from torch import Tensor
 
 from musicgen.audio_file import FIX, AudioFile, measure_length, open_audio
 from musicgen.errors import InputError
+from musicgen.runtime.input_files import sent_name
 
 # A float file with a peak above this is refused: its samples are probably integers.
 # Below, a file above full scale (1.0) is scaled down to it.
@@ -58,8 +59,8 @@ def load_slice(
     first, last = resolve_slice(start, end, length, reached_end=reached_end)
     wav = wav[:, : round(min(last, stop) * rate) - round(first * rate)]
     if wav.shape[-1] * sample_rate < rate:  # less than one sample at the new rate
-        raise InputError("input_audio", path.name, "the slice holds no sample", FIX)
-    wav = _to_channels(_within_full_scale(wav, path.name), channels)
+        raise InputError("input_audio", sent_name(path), "the slice holds no sample", FIX)
+    wav = _to_channels(_within_full_scale(wav, sent_name(path)), channels)
     return resample(wav, rate, sample_rate)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from musicgen.errors import InputError
 from musicgen.runtime import cancellation, ffmpeg
+from musicgen.runtime.input_files import sent_name
 
 FIX = "Send an audio file (wav, mp3, flac, m4a or ogg) that plays elsewhere"
 # Container formats that may be opened, by ffmpeg's names, whatever the suffix. Others hold no
@@ -41,6 +42,9 @@ ON_TIMELINE = "aresample=async=1:first_pts=0"
 # A start beyond this many seconds is reached by the file's index, if it has one. Decoding begins
 # LEAD_IN seconds before, because a codec's first samples after a jump depend on those before.
 SEEK_BEYOND, LEAD_IN = 60.0, 10.0
+METADATA_BYTES = 2**20  # of tags that are read; ours have 250 kB at most, with the longest prompt
+# A tag in ffmpeg's metadata format: name=value, with a backslash before special characters.
+METADATA = re.compile(r"^((?:\\.|[^\\=\n])+)=((?:\\.|[^\\\n])*)$", re.DOTALL | re.MULTILINE)
 # How many files are decoded side by side: together they take this many times ffmpeg.MEMORY_BYTES.
 SIDE_BY_SIDE = 4
 
@@ -56,7 +60,7 @@ class AudioFile:
     """
 
     def __init__(self, path: Path, process: ffmpeg.Ffmpeg, begin: float) -> None:
-        self.name = path.name
+        self.name = sent_name(path)
         self.begin = begin
         self._process = process
         self._chunks = process.chunks()
@@ -148,11 +152,34 @@ def measure_length(path: Path) -> float:
     command = [*_input_options(), "-i", f"file:{path}", *output]
     with _place(), ffmpeg.running(command) as process:
         report = b"".join(process.chunks()).decode()
-        _check_time(process, path.name)
+        _check_time(process, sent_name(path))
     times = re.findall(r"^out_time_us=(\d+)$", report, re.MULTILINE)
     if not times or times[-1] == "0":
-        raise InputError("input_audio", path.name, "holds no audio samples", FIX)
+        raise InputError("input_audio", sent_name(path), "holds no audio samples", FIX)
     return int(times[-1]) / 1e6
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The tags of a file, by ffmpeg's names. Raises InputError for a file that is not audio.
+
+    What lies beyond METADATA_BYTES is not read.
+    """
+    output = ["-fflags", "+bitexact", "-f", "ffmetadata", "pipe:1"]
+    report = b""
+    with _place(), ffmpeg.running([*_input_options(), "-i", f"file:{path}", *output]) as process:
+        for chunk in process.chunks():
+            report += chunk
+            if len(report) > METADATA_BYTES:
+                break
+        if not report:
+            problem = f"cannot be read as audio ({process.message})"
+            raise InputError("file", path.name, problem, FIX)
+    text = report.decode(errors="replace")
+    return {_unescaped(name): _unescaped(value) for name, value in METADATA.findall(text)}
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
 def _check_time(process: ffmpeg.Ffmpeg, name: str) -> None:
@@ -207,7 +234,7 @@ def _is_timed(path: Path) -> bool:
             head = file.read(189)
     except OSError as exc:
         problem = f"cannot be read as audio ({exc.strerror})"
-        raise InputError("input_audio", path.name, problem, FIX) from exc
+        raise InputError("input_audio", sent_name(path), problem, FIX) from exc
     return any(
         head[offset : offset + len(magic)] == magic and (offset < 188 or head[:1] == magic)
         for offset, magic in TIMED

@@ -12,13 +12,15 @@ from musicgen.request import Request
 class Generation:
     """The clips of one request as decoded: wav [C, N] float32 on the CPU, one per clip.
 
-    `model` is the name of the checkpoint.
+    `model` is the name of the checkpoint. `precision` is exact (the reference implementation's
+    codes) or fast.
     """
 
     request: Request
     wavs: Sequence[Tensor]
     sample_rate: int
     model: str
+    precision: str = "exact"
 
     @property
     def seed(self) -> int:

@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import Tensor
 
+from musicgen import provenance
 from musicgen.errors import InputError, OutputError
 from musicgen.generation import Generation
 from musicgen.request import OUTPUT_FORMATS
@@ -95,12 +96,17 @@ def limit(wav: Tensor, sample_rate: int, ceiling: float) -> Tensor:
     return (wav * gain).clamp(-ceiling, ceiling)
 
 
-def save(generation: Generation, path: str | Path) -> list[Path]:
+def save(
+    generation: Generation, path: str | Path, *, tags: str = provenance.LEVELS[0]
+) -> list[Path]:
     """Normalize the clips as the request says and write them; returns the files, in order.
 
     The suffix of `path`, .mp3 or .wav, is the format. A single clip is written to `path`, one of
-    several to NAME-0, NAME-1 and so on. An existing file is replaced only by a complete one. Raises
-    InputError for another suffix, OutputError if a file cannot be written.
+    several to NAME-0, NAME-1 and so on. An existing file is replaced only by a complete one.
+
+    Tags in a file say that it is AI-generated and how to make it again: `tags` is standard, full
+    (with the prompt) or off. Raises InputError for another suffix or level, OutputError if a file
+    cannot be written.
     """
     path = Path(path)
     output_format = path.suffix.removeprefix(".").lower()
@@ -108,20 +114,25 @@ def save(generation: Generation, path: str | Path) -> list[Path]:
         known = " or ".join(f".{name}" for name in OUTPUT_FORMATS)
         raise InputError("path", str(path), "its suffix is not a known format", f"Use {known}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    options = [
+        _tag_options(generation, clip, output_format, tags) for clip in range(len(generation.wavs))
+    ]
     several = len(generation.wavs) > 1
     names = [
         path.with_stem(f"{path.stem}-{index}") if several else path
         for index in range(len(generation.wavs))
     ]
-    for name, wav in zip(names, _normalized(generation), strict=True):
-        write(wav, name, generation.sample_rate, output_format)
+    for name, wav, tagged in zip(names, _normalized(generation), options, strict=True):
+        write(wav, name, generation.sample_rate, output_format, tagged)
     return names
 
 
-def write_clips(generation: Generation, folder: Path, timings: Timings) -> list[Path]:
+def write_clips(
+    generation: Generation, folder: Path, timings: Timings, tags: str = provenance.LEVELS[0]
+) -> list[Path]:
     """`save` for a server: the clips in the request's format, in `folder`."""
     with timings.stage("output"):
-        files = save(generation, folder / f"clip.{generation.request.output_format}")
+        files = save(generation, folder / f"clip.{generation.request.output_format}", tags=tags)
     cancellation.current.get().check()  # an upload would replace a song in the bucket
     return files
 
@@ -138,10 +149,13 @@ def describe(generation: Generation) -> dict[str, int | float | str]:
     }
 
 
-def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> None:
+def write(
+    wav: Tensor, path: Path, sample_rate: int, output_format: str, options: Sequence[str] = ()
+) -> None:
     """wav [C, N] in [-1, 1] -> 16-bit wav or 320 kbit/s mp3 at `path`. Raises OutputError.
 
-    Written beside `path` under a temporary name, then renamed.
+    `options` are further options of ffmpeg, such as tags. Written beside `path` under a temporary
+    name, then renamed.
     """
     pcm = wav.clamp(-1, 1).mul_(32767).round_().to(torch.int16)
     segment = AudioSegment(
@@ -152,11 +166,7 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> None
     )
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        if output_format == "wav":
-            with partial.open("wb") as file:  # pydub would not close it on a full disk
-                segment.export(file, format="wav")
-        else:
-            _encode(segment, partial, output_format)
+        _encode(segment, partial, output_format, options)
         partial.replace(path)
     except OSError as exc:
         raise OutputError(f"{output_format} could not be written: {exc.strerror or exc}") from exc
@@ -164,19 +174,29 @@ def write(wav: Tensor, path: Path, sample_rate: int, output_format: str) -> None
         partial.unlink(missing_ok=True)
 
 
-def _encode(segment: AudioSegment, target: Path, output_format: str) -> None:
+def _encode(
+    segment: AudioSegment, target: Path, output_format: str, options: Sequence[str]
+) -> None:
     """Encode into `target` by ffmpeg, fed through a pipe. Raises OutputError with its message.
 
-    pydub's own export to mp3 needs an ffmpeg on PATH and leaves temporary files when it fails.
+    pydub's own export with tags needs an ffmpeg on PATH and leaves temporary files when it fails.
     """
     wav = io.BytesIO()
     segment.export(wav, format="wav")
-    options = ["-b:a", MP3_BITRATE, "-f", output_format]
+    # Otherwise ffmpeg names itself as the software that made a wav file.
+    encoding = {"mp3": ["-b:a", MP3_BITRATE], "wav": ["-fflags", "+bitexact"]}[output_format]
+    encoding += [*options, "-f", output_format]
     try:
-        ffmpeg.feed(wav.getbuffer(), ["-y", "-f", "wav", "-i", "pipe:0", *options, target])
+        ffmpeg.feed(wav.getbuffer(), ["-y", "-f", "wav", "-i", "pipe:0", *encoding, target])
     except ffmpeg.FfmpegError as exc:
         message = str(exc).replace(f"{target.parent}/", "")
         raise OutputError(f"{output_format} could not be written: {message}") from exc
+
+
+def _tag_options(generation: Generation, clip: int, output_format: str, level: str) -> list[str]:
+    """ffmpeg's options for the tags of a clip."""
+    made = provenance.of_clip(generation, clip, output_format, level)
+    return provenance.ffmpeg_options(made, output_format) if made else []
 
 
 def _normalized(generation: Generation) -> Iterator[Tensor]:

@@ -7,12 +7,12 @@ import gc
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, wait
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from musicgen.checkpoints import folders
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
 from musicgen.checkpoints.reading import damage_reported
 from musicgen.conditioning.conditioner import MAX_TOKENS, Conditioner
-from musicgen.decoder import cuda
+from musicgen.decoder import cuda, faults
 from musicgen.decoder.clip import Clip
-from musicgen.decoder.engine import BATCHES, Engine
+from musicgen.decoder.decode_steps import BATCHES
+from musicgen.decoder.engine import Engine
 from musicgen.decoder.job import Job
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
@@ -33,11 +34,20 @@ from musicgen.decoder.slots import slots_that_fit
 from musicgen.errors import DecodeError, InputError, MusicGenError
 from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
+from musicgen.rendering.demand import DIFFUSION, ENCODEC, Demand
 from musicgen.request import Request
 from musicgen.runtime import cancellation, memory, processors
 from musicgen.runtime.budget import Budget
-from musicgen.runtime.device_lock import DeviceLock
-from musicgen.runtime.devices import compute_dtype, describe_device, resolve_device
+from musicgen.runtime.device_thread import DeviceThread
+from musicgen.runtime.devices import (
+    EXACT,
+    FAST,
+    compute_dtype,
+    describe_device,
+    resolve_device,
+    resolve_precision,
+)
+from musicgen.runtime.input_files import sent_name
 from musicgen.runtime.timings import Timings
 
 # Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
@@ -54,10 +64,8 @@ PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
 # The fraction of the memory left after loading that renderings may hold together. A rendering keeps
 # its tensors while it yields the device to others.
 RENDERING_SHARE = 0.25
-# Memory of a rendering at its peak, in copies of its wav (float32).
-RENDERING_COPIES = {"EnCodec": 6, "Multi-Band Diffusion": 17}
-
-T = TypeVar("T")
+# Time of Demucs on the device for a second of melody, compared with EnCodec's decoder. Rough.
+SEPARATION_COST = 10
 
 logger = logging.getLogger(__name__)
 
@@ -73,28 +81,34 @@ class Renderer(Protocol):
 class MusicGen:
     """A checkpoint on a device. `generate` may be called from many threads at once.
 
-    All requests decode together, in the one thread of `loop`. Other work on the device (Demucs,
-    EnCodec, diffusion) holds `device_lock`.
+    All requests decode together, in the one thread of `loop`. Other work on the device (T5, Demucs,
+    EnCodec, diffusion) runs in `device_thread`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, precision: str = EXACT
+    ) -> None:
         """Use `load`."""
         self.name = checkpoint.name
+        self.precision = precision
         self.checkpoint = checkpoint
         self.device = device
         self.max_duration = checkpoint.max_duration
         self.has_melody = checkpoint.chroma is not None
         checkpoint.read_ahead()  # the disk works while the other models are built
-        self.device_lock = DeviceLock()
+        self.device_thread = DeviceThread(device)
+        weakref.finalize(self, self.device_thread.close)
         with damage_reported(checkpoint.codec_file):
             self.codec = Codec(checkpoint, device)
         for module in self.codec.pieces:
-            self.device_lock.yield_before(module)
+            self.device_thread.yield_before(module)
         with damage_reported(checkpoint.lm_file):
-            self.conditioner = Conditioner(checkpoint, device, self.device_lock.yield_before)
+            self.conditioner = Conditioner(checkpoint, device, self.device_thread.yield_before)
         if self.conditioner.melody:
             self.conditioner.melody.check_rate(self.codec.sample_rate)
-        lm = checkpoint.load_lm(device, compute_dtype(device), processors.available())
+        lm = checkpoint.load_lm(
+            device, compute_dtype(device), processors.available(), fast=precision == FAST
+        )
         # Each slot has memory for the longest text. Where that is short, long texts are cut.
         for self.conditioner.text.max_tokens in MAX_TOKENS:
             if self._slots(lm) == _wanted_slots():
@@ -104,23 +118,33 @@ class MusicGen:
         weakref.finalize(self, self.loop.close)
         self.renderings = Budget(int(RENDERING_SHARE * memory.free_bytes(device)))
         if device.type == "cuda":
-            self._warm_up_codec_and_text()
+            self.device_thread.run(self._warm_up_codec_and_text)
 
     @classmethod
-    def load(cls, weights: str | Path | None = None, device: str | None = None) -> "MusicGen":
+    def load(
+        cls,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+    ) -> "MusicGen":
         """Load the checkpoint `weights` and warm up.
 
         `weights` is a folder, or the https URL of a tar that holds one; by default MUSICGEN_WEIGHTS
-        or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. Raises
-        WeightsError for a checkpoint that cannot be used.
+        or the demo. `device` is auto, cpu or cuda; by default MUSICGEN_DEVICE or auto. `precision`
+        is exact or, on a CPU, fast (int8 weights, float16 keys and values); by default
+        MUSICGEN_PRECISION or exact. Raises WeightsError for a checkpoint that cannot be used.
         """
         begin = perf_counter()
-        model = cls(open_checkpoint(folders.resolve(weights)), resolve_device(device))
+        chosen = resolve_device(device)
+        mode = resolve_precision(precision, chosen)
+        model = cls(open_checkpoint(folders.resolve(weights)), chosen, mode)
         logger.info(
-            "%s is ready on %s: %s, %d clips at once, texts of %d tokens, loaded in %.1f s",
+            "%s is ready on %s: %s, precision %s, %d clips at once, texts of %d tokens, loaded in "
+            "%.1f s",
             model.name,
             describe_device(model.device),
-            model.engine.description,
+            model.engine.decode_steps.description,
+            model.precision,
             model.engine.slots,
             model.conditioner.text.max_tokens,
             perf_counter() - begin,
@@ -135,7 +159,7 @@ class MusicGen:
 
         diffusion = MultiBandDiffusion(self.checkpoint, self.codec, self.device)
         for band in diffusion.bands:
-            self.device_lock.yield_before(band.model)
+            self.device_thread.yield_before(band.model)
         return diffusion
 
     def load_all(self) -> None:
@@ -159,22 +183,27 @@ class MusicGen:
         except Exception as exc:
             logger.exception("generation failed")
             cuda.exit_if_context_is_lost(self.device)
-            raise DecodeError(OUT_OF_MEMORY if memory.is_exhausted(exc) else FAILED) from exc
+            raise DecodeError(OUT_OF_MEMORY if faults.is_exhausted(exc) else FAILED) from exc
 
     def _generate(self, request: Request, timings: Timings) -> Generation:
         self._check_model(request)
         # An interface, not only a log line: clients of songstarter read the seed from the log.
         logger.info("seed: %d", request.seed)
+        logger.info("precision: %s", self.precision)
         with timings.stage("audio"):
             melody, prompt = self._read_melody(request), self._read_audio_prompt(request)
-        with timings.stage("conditioning"), self.device_lock:
-            clips = self._with_memory(lambda: self._prepare(request, melody, prompt))
+        with timings.stage("conditioning"):
+            clips = self.device_thread.run(
+                lambda: self._prepare(request, melody, prompt),
+                self._preparation_cost(melody, prompt),
+            )
         codes = self._decode(clips, timings)
-        seeds, memory_needed = [clip.seed for clip in clips], self._rendering_bytes(request)
-        with timings.stage("codec"), self.renderings.take(memory_needed), self.device_lock:
-            renderer = self.diffusion if request.multi_band_diffusion else self.codec
-            wavs = self._with_memory(lambda: renderer.decode(codes, seeds))
-        return Generation(request, list(wavs), self.codec.sample_rate, self.name)
+        with timings.stage("codec"), self.renderings.take(self._rendering_bytes(request)):
+            wavs = self.device_thread.run(
+                lambda: self._render(request, codes),
+                request.duration * request.clips * self._demand(request).cost,
+            )
+        return Generation(request, list(wavs), self.codec.sample_rate, self.name, self.precision)
 
     def _check_model(self, request: Request) -> None:
         """Raise InputError for what this checkpoint cannot do."""
@@ -188,7 +217,7 @@ class MusicGen:
         if request.melody and not self.has_melody:
             raise InputError(
                 "input_audio",
-                request.melody.name,
+                sent_name(request.melody),
                 f"the model {self.name} has no melody conditioning",
                 "Set continuation=true to continue the audio, or leave input_audio out",
             )
@@ -261,25 +290,26 @@ class MusicGen:
         timings.add("decode", perf_counter() - begin - waited)
         return torch.stack(codes)
 
+    def _render(self, request: Request, codes: Tensor) -> Tensor:
+        """wav [B, C, N] of codes [B, K, T]."""
+        renderer = self.diffusion if request.multi_band_diffusion else self.codec
+        return renderer.decode(codes, [request.clip_seed(i) for i in range(request.clips)])
+
+    def _preparation_cost(self, melody: Tensor | None, prompt: Tensor | None) -> float:
+        """Time on the device for the conditions of a request, in the unit of `Demand.cost`."""
+        seconds = 0.0 if prompt is None else prompt.shape[-1] / self.codec.sample_rate
+        if melody is not None and self.conditioner.melody:
+            seconds += SEPARATION_COST * melody.shape[-1] / self.conditioner.melody.sample_rate
+        return seconds
+
     def _rendering_bytes(self, request: Request) -> int:
         """Memory that rendering the request's clips takes at its peak, on the device or beside."""
-        name = "Multi-Band Diffusion" if request.multi_band_diffusion else "EnCodec"
-        samples = request.duration * self.codec.sample_rate * self.codec.channels
-        return int(4 * samples * request.clips * RENDERING_COPIES[name])
+        samples = request.duration * request.clips * self.codec.sample_rate * self.codec.channels
+        return int(4 * samples * self._demand(request).copies)
 
-    def _with_memory(self, stage: Callable[[], T]) -> T:
-        """Run a stage; if the GPU's memory runs out, empty PyTorch's cache and run it once more.
-
-        cuBLAS and cuDNN allocate outside of that cache, and cannot make it give memory back.
-        """
-        try:
-            return stage()
-        except RuntimeError as exc:
-            if self.device.type != "cuda" or not memory.is_exhausted(exc):
-                raise
-            logger.warning("out of GPU memory, retrying once: %s", exc)
-        torch.cuda.empty_cache()
-        return stage()
+    @staticmethod
+    def _demand(request: Request) -> Demand:
+        return DIFFUSION if request.multi_band_diffusion else ENCODEC
 
     def _start_decoding(self, lm: LM) -> Loop:
         """Start the decode thread with as many slots as fit.
@@ -299,8 +329,8 @@ class MusicGen:
                         shared_prefix=self.conditioner.shared,
                     )
                 )
-            except torch.OutOfMemoryError:
-                if slots == 1:
+            except RuntimeError as exc:
+                if slots == 1 or not faults.is_exhausted(exc):
                     raise
                 logger.warning("no memory for %d slots, trying %d", slots, slots // 2)
             slots //= 2

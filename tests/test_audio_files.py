@@ -10,7 +10,6 @@ import time
 from concurrent.futures import CancelledError
 from contextvars import copy_context
 
-import hostile
 import numpy as np
 import pytest
 import soundfile
@@ -18,8 +17,9 @@ import sounds
 import torch
 from sounds import ffmpeg, pitches, stairs
 
+from benchmarks import hostile
 from musicgen.audio import MAX_PEAK, load_slice
-from musicgen.audio_file import LEAD_IN, SEEK_BEYOND
+from musicgen.audio_file import LEAD_IN, SEEK_BEYOND, open_audio
 from musicgen.errors import InputError
 from musicgen.runtime import ffmpeg as child
 from musicgen.runtime.cancellation import Cancellation, current
@@ -212,6 +212,33 @@ def test_formats_that_people_send_are_read(tmp_path, suffix):
     assert wav.shape[1] == pytest.approx(4 * 32000, abs=6400)
 
 
+def audio_specific_config(*fields):
+    """Five bytes of the MPEG-4 configuration with these (value, bits), padded with zeros."""
+    text = "".join(f"{value:0{size}b}" for value, size in fields)
+    return int(text.ljust(40, "0"), 2).to_bytes(5, "big")
+
+
+@pytest.mark.parametrize(("object_type", "channels"), [(5, 1), (5, 2), (29, 1)])
+def test_he_aac_has_twice_the_rate_of_its_core(tmp_path, object_type, channels):
+    """HE-AAC (5, spectral band replication) and HE-AAC v2 (29, parametric stereo too).
+
+    ffmpeg has no encoder for them, so AAC-LC at 22,050 Hz is labelled as their core. The decoder
+    then doubles the rate.
+    """
+    path = stairs(tmp_path / "a.m4a", "-ar", 22050, "-ac", channels)
+    content = path.read_bytes()
+    core = ((7, 4), (channels, 4))  # 22,050 Hz
+    plain = audio_specific_config((2, 5), *core, (0, 3), (0x2B7, 11), (5, 5), (0, 1))
+    labelled = audio_specific_config((object_type, 5), *core, (4, 4), (2, 5))  # 4: 44,100 Hz
+    assert content.count(plain) == 1
+    path.write_bytes(content.replace(plain, labelled))
+    with open_audio(path) as file:
+        assert file.rate == 44100
+    wav = load(path)
+    assert wav.shape[1] == pytest.approx(4 * 32000, abs=3200)
+    assert pitches(wav[0]) == pitches(wav[1]) == STAIRS
+
+
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 10**9])
 def test_a_wav_whose_size_is_wrong_is_read(tmp_path, size):
     path = stairs(tmp_path / "a.wav")
@@ -313,6 +340,18 @@ def children():
     import psutil
 
     return [one for one in psutil.Process().children() if "ffmpeg" in " ".join(one.cmdline())]
+
+
+def test_a_picture_beside_the_sound_is_not_damage(tmp_path, caplog):
+    """ffmpeg complains about each codec that may not be used, with a list of all that may."""
+    path = sounds.write_video(tmp_path / "a.mp4", sounds.melody(2.0, 48000, 2))
+    with_cover = tmp_path / "b.mkv"
+    videos = [word for _ in range(9) for word in ("-map", "0:v")]
+    ffmpeg("-i", path, *videos, "-map", "0:a", "-c", "copy", with_cover)
+    with caplog.at_level(logging.WARNING, "musicgen"):
+        for file in (path, with_cover):
+            load(file)
+    assert caplog.text == ""
 
 
 def test_a_name_cannot_write_a_line_of_its_own_into_the_log(tmp_path, caplog):

@@ -121,6 +121,13 @@ def test_songstarter_logs_the_seed(songstarter_server):
     assert "seed: 9" in songstarter_server.predict(duration=1, seed=9)["logs"]
 
 
+def test_the_metrics_say_the_precision(predict_server, songstarter_server):
+    for server in (predict_server, songstarter_server):
+        answer = server.predict(duration=1, seed=1)
+        assert answer["metrics"]["precision"] == "exact"
+        assert "precision: exact" in answer["logs"]
+
+
 @pytest.mark.parametrize("extension", sounds.RATES)
 @pytest.mark.parametrize("continuation", [False, True])
 def test_every_audio_format_serves_as_melody_and_as_audio_prompt(

@@ -107,11 +107,15 @@ def test_two_hundred_requests_get_their_own_bytes(request, predictor, callers, t
     check_bytes(request.getfixturevalue(f"{predictor}_server"), requests, callers, disturb)
 
 
+def post(client, server, inputs):
+    return client.post(f"{server.url}/predictions", json={"input": inputs})
+
+
 def in_sequence(server, count, inputs):
     """The responses of one client that sends one request after the other."""
     with httpx.Client(timeout=None) as client:
         for _ in range(count):
-            yield client.post(f"{server.url}/predictions", json={"input": inputs})
+            yield post(client, server, inputs)
 
 
 def count_refused(server, count):
@@ -174,8 +178,31 @@ def test_exactly_those_above_the_maximum_are_refused(predict_server, held_input)
     check_maximum(predict_server, held_input, MAXIMUM, above=68)
 
 
-def test_the_operator_sets_the_maximum(start_server, held_input):
-    check_maximum(start_server("predict", COG_MAX_CONCURRENCY="2"), held_input, 2, above=1)
+@pytest.fixture(scope="module")
+def server_for_two(start_server):
+    return start_server("predict", COG_MAX_CONCURRENCY="2")
+
+
+def test_the_operator_sets_the_maximum(server_for_two, held_input):
+    check_maximum(server_for_two, held_input, 2, above=1)
+
+
+@pytest.mark.parametrize("each", [20, pytest.param(500, marks=pytest.mark.full)])
+def test_as_many_callers_as_the_maximum_are_all_served_if_they_retry_on_409(server_for_two, each):
+    """Cog frees a place after it has sent the answer, so a caller can meet its own former place."""
+    inputs = {**SHORT, "seed": 1}
+    alone, refused = server_for_two.predict(**inputs)["output"], Counter()
+
+    def ask(caller):
+        with httpx.Client(timeout=None) as client:
+            for _ in range(each):
+                while (answer := post(client, server_for_two, inputs)).status_code == 409:
+                    refused[caller] += 1
+                assert answer.json()["output"] == alone
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ask, range(2)))
+    print("refused:", sum(refused.values()), "of", 2 * each)
 
 
 def test_a_short_request_does_not_wait_for_a_long_one(predict_server):

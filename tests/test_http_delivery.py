@@ -6,6 +6,7 @@ import pytest
 import storage
 import tiny_checkpoints
 from cog_client import content, samples
+from tags import read_by_others
 
 KEY = "sésame-0xC0FFEE"
 
@@ -45,7 +46,12 @@ def test_the_object_in_the_bucket_is_the_file(server, bucket, output_format):
     facts, raw = stored(bucket, name)
     assert raw == content(inline["audio"])[1]
     assert facts["contentType"] == content(inline["audio"])[0].replace("x-wav", "wav")
+    made = read_by_others(raw)
     assert facts["metadata"] == {
+        "comment": made.words,
+        "software": made.software,
+        "digital_source_type": made.source,
+        "musicgen": made.record,
         "seed": "3",
         "duration": "1.0",
         "sample_rate": "32000",

@@ -1,5 +1,7 @@
 """Inputs as other languages and careless clients send them, over HTTP."""
 
+import base64
+
 import httpx
 import pytest
 from cog_client import samples
@@ -51,6 +53,22 @@ def test_a_failed_download_names_the_input_and_hides_the_urls_secrets(
 def test_a_broken_data_uri_names_the_input(predict_server, uri):
     error = predict_server.error(duration=1, input_audio=uri)
     assert "input_audio='" in error
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"), [("/whole/my%20notes.txt", "my notes.txt"), (None, "data:...")]
+)
+def test_an_error_about_a_file_has_the_senders_name_for_it(predict_server, place, shown):
+    text = b"no audio" * 100
+    with web_server({"my notes.txt": text, "my%20notes.txt": text}) as web:
+        uri = (
+            web.url + place
+            if place
+            else f"data:audio/mpeg;base64,{base64.b64encode(text).decode()}"
+        )
+        error = predict_server.error(duration=1, input_audio=uri)
+    assert f"input_audio='{shown}': cannot be read as audio" in error
+    assert "musicgen-input" not in error
 
 
 def test_a_file_by_url_is_the_file(predict_server, tmp_path):

@@ -288,12 +288,25 @@ def test_seed_and_stages_are_reported(models, caplog):
         timings = Timings()
         generation = models["text"].generate(Request(duration=1, seed=0), timings)
     assert "seed: 0" in caplog.text
+    assert "precision: exact" in caplog.text
+    assert generation.precision == "exact"
     stages = {"audio", "conditioning", "waiting", "decode", "codec"}
     assert set(timings.seconds) == stages
     metrics = timings.metrics(generation.total_duration)
     assert set(metrics) == {*(f"seconds.{stage}" for stage in stages), "real_time_factor"}
     assert metrics["real_time_factor"] > 0
     assert generation.duration == 1.0
+
+
+def test_the_fast_mode_is_loaded_on_request_and_reported(checkpoints, caplog):
+    with caplog.at_level(logging.INFO, "musicgen"):
+        model = MusicGen.load(checkpoints["text"], "cpu", precision="fast")
+        generation = model.generate(Request(duration=1, seed=0))
+    assert "precision fast" in caplog.text
+    assert "precision: fast" in caplog.text
+    assert generation.precision == "fast"
+    assert model.engine.lm.heads.itemsize == 1
+    assert model.engine.state.cache.keys.dtype == torch.float16
 
 
 def test_an_interrupted_request_leaves_the_next_one_alone(models, monkeypatch):

@@ -1,20 +1,15 @@
 """The start of a server: its log line, and memory that is short on a GPU."""
 
 import logging
-from types import SimpleNamespace
 
-import pytest
 import torch
 
 from musicgen import pipeline
 from musicgen.conditioning.conditioner import MAX_TOKENS
-from musicgen.decoder.engine import slot_columns
+from musicgen.decoder.decode_steps import slot_columns
 from musicgen.decoder.slots import SLOTS_SHARE
 from musicgen.decoder.state import State
 from musicgen.pipeline import MusicGen
-
-CUDA = torch.device("cuda")
-CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 
 
 def test_the_start_logs_device_operations_slots_and_seconds(checkpoints, caplog):
@@ -38,34 +33,6 @@ def test_where_memory_is_short_texts_are_cut_before_slots_are_given_up(checkpoin
         monkeypatch.setattr(pipeline.memory, "free_bytes", lambda _: free)  # noqa: B023
         model = MusicGen.load(checkpoints["text"], "cpu")
         assert (model.engine.slots, model.conditioner.text.max_tokens) == (32, expected)
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError(CUBLAS)])
-def test_a_stage_without_memory_runs_again_with_an_empty_cache(monkeypatch, error):
-    calls = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
-
-    def stage():
-        calls.append("run")
-        if len(calls) == 1:
-            raise error
-        return "wav"
-
-    assert MusicGen._with_memory(SimpleNamespace(device=CUDA), stage) == "wav"
-    assert calls == ["run", "emptied", "run"]
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_other_errors_and_other_devices_are_not_retried(device):
-    calls = []
-
-    def stage():
-        calls.append("run")
-        raise RuntimeError("shape mismatch" if device == "cuda" else "out of memory")
-
-    with pytest.raises(RuntimeError):
-        MusicGen._with_memory(SimpleNamespace(device=torch.device(device)), stage)
-    assert calls == ["run"]
 
 
 def test_a_second_server_on_a_full_gpu_starts_with_fewer_slots(models, monkeypatch, caplog):

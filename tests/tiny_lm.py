@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.audiocraft_lm import audiocraft_lm
 from musicgen.decoder.clip import Clip, Conditions, windows
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
@@ -20,9 +21,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from audiocraft.models.lm import LMModel
     from audiocraft.models.musicgen import MusicGen
-    from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
     from audiocraft.modules.conditioners import (
-        ConditionFuser,
         ConditioningAttributes,
         ConditioningProvider,
         TextConditioner,
@@ -76,36 +75,10 @@ def oracle_lm(config: LMConfig, seed: int = 0, half: bool = False, **layers: Any
     `layers` are arguments of its transformer, such as a dtype.
     """
     torch.manual_seed(seed)
-    fuse = {"sum": [], "cross": [], "prepend": [], "input_interpolate": []}
-    fuse["cross" if config.cross_attention else "prepend"].append("description")
-    lm = LMModel(
-        DelayedPatternProvider(config.n_q, delays=list(config.delays)),
-        ConditioningProvider({"description": RandomText(config.dim)}),
-        ConditionFuser(fuse),
-        n_q=config.n_q,
-        card=config.card,
-        dim=config.dim,
-        num_heads=config.num_heads,
-        num_layers=config.num_layers,
-        hidden_scale=config.ffn_dim // config.dim,
-        norm="layer_norm",
-        norm_first=True,
-        bias_proj=False,
-        bias_ff=False,
-        bias_attn=False,
-        cfg_dropout=0.3,
-        cfg_coef=3.0,
-        dropout=0.0,
-        activation="gelu",
-        causal=True,
-        custom=False,
-        memory_efficient=True,
-        cross_attention=config.cross_attention,
-        **layers,
-    ).eval()
+    conditions = ConditioningProvider({"description": RandomText(config.dim)})
+    lm = audiocraft_lm(config, conditions, **layers)
     with torch.no_grad():
         for name, weight in lm.named_parameters():
-            weight.requires_grad_(False)
             if weight.dim() == 2 and not name.startswith("emb."):
                 weight.mul_(3.0)
             elif "norm" in name:

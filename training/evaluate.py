@@ -24,6 +24,7 @@ import torch
 from musicgen.checkpoints import folders
 from musicgen.pipeline import MusicGen
 from musicgen.request import Request
+from musicgen.runtime.devices import PRECISIONS
 from training import captions, codec, dataset, lm, measures, song, synth
 from training.export import export
 
@@ -238,10 +239,20 @@ def _specgram(axis: Any, wav: np.ndarray) -> None:
     axis.set_ylim(0, HIGHEST_SHOWN)
 
 
-def evaluate(weights: Path, seeds: int) -> dict[str, float]:
+def evaluate(weights: Path, seeds: int, precision: str | None = None) -> dict[str, float]:
     """Returns all measures except the speed, which needs an idle machine."""
+    model = MusicGen.load(weights, precision=precision)
     with tempfile.TemporaryDirectory() as folder:
-        return Evaluator(MusicGen.load(weights), recordings(seeds), Path(folder)).everything()
+        return Evaluator(model, recordings(seeds), Path(folder)).everything()
+
+
+def compare_precisions(weights: Path, seeds: int) -> dict[str, dict[str, float]]:
+    """Returns the measures of the exact mode, of the CPU's fast mode and of the recordings."""
+    count = len(PRECISIONS)
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        found = pool.map(evaluate, [weights] * count, [seeds] * count, PRECISIONS)
+        results = dict(zip(PRECISIONS, found, strict=True))
+    return {**results, "recordings": reference(recordings(seeds))}
 
 
 def main() -> None:
@@ -252,7 +263,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=folders.DEFAULT)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--before", type=Path, help="the earlier checkpoint; look.png shows it too")
+    parser.add_argument(
+        "--precisions",
+        action="store_true",
+        help="compare the exact with the fast mode of the CPU instead; writes no files",
+    )
     options = parser.parse_args()
+    if options.precisions:
+        print(table(compare_precisions(options.model, options.seeds), options.seeds))
+        return
     songs = recordings(options.seeds)
     with tempfile.TemporaryDirectory() as folder:
         name, other = "before", options.before
@@ -312,7 +331,7 @@ def look(shown: dict[str, list[np.ndarray]], prompts: list[str], path: Path) -> 
 def table(results: dict[str, dict[str, float]], seeds: int) -> str:
     """Returns the results as a Markdown table."""
     lines = [f"| over {seeds} seeds | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
-    for name in results["trained"]:
+    for name in next(iter(results.values())):
         cells = (found.get(name) for found in results.values())
         lines.append(f"| {name} | {' | '.join('' if c is None else f'{c:.3g}' for c in cells)} |")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu_plan.launches import PREFIX
 from benchmarks.work import Work, random_state_dict
 from musicgen.decoder import kernels
-from musicgen.decoder.engine import slot_columns
+from musicgen.decoder.decode_steps import slot_columns
 from musicgen.decoder.lm import LM
 from musicgen.decoder.state import State, decode_step
 

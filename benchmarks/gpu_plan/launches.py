@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.gpu_plan.recorder import Launch, recorded
 from benchmarks.work import FRAME_RATE, MAX_SECONDS
 from musicgen.decoder import kernels
-from musicgen.decoder.engine import slot_columns
+from musicgen.decoder.decode_steps import slot_columns
 from musicgen.decoder.lm import LM
 from musicgen.decoder.state import State, decode_step
 from musicgen.decoder.weights import LMConfig, decoder_shapes

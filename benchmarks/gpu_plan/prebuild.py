@@ -18,7 +18,7 @@ from benchmarks.gpu_plan.launches import step_launches
 from benchmarks.gpu_plan.recorder import SHARED_MEMORY, Code
 from benchmarks.work import MELODY, PUBLISHED
 from musicgen.conditioning.conditioner import MAX_TOKENS
-from musicgen.decoder.engine import BATCHES
+from musicgen.decoder.decode_steps import BATCHES
 from musicgen.decoder.kernels.compiler import triton
 
 

@@ -2,11 +2,11 @@
 
 from benchmarks.gpu_report.baseline import measure_baselines
 from benchmarks.gpu_report.stage import Setting
-from benchmarks.report import OURS
+from benchmarks.report import MODES
 from benchmarks.systems import SYSTEMS
 
 
 def run(setting: Setting) -> None:
     """Measure every system but this engine."""
-    names = [name for name in SYSTEMS if name != OURS]
+    names = [name for name in SYSTEMS if name not in MODES]
     measure_baselines(setting, setting.models, names, setting.batches())

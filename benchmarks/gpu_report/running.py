@@ -6,6 +6,7 @@ from benchmarks.gpu_report.stage import Setting
 from benchmarks.work import Work, random_state_dict
 from musicgen.decoder.clip import Clip, Conditions
 from musicgen.decoder.engine import Engine
+from musicgen.decoder.kernels import Ops
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
 
@@ -16,7 +17,7 @@ def random_lm(work: Work) -> LM:
     return LM.from_audiocraft(work.config, state, device=work.device, dtype=torch.float16)
 
 
-def make_engine(lm: LM, work: Work, setting: Setting, slots: int) -> Engine:
+def make_engine(lm: LM, work: Work, setting: Setting, slots: int, ops: Ops | None = None) -> Engine:
     """Returns a warm engine with captured steps; in a dry run they are not captured."""
     shared = torch.zeros(work.melody_length, work.config.dim) if work.melody_length else None
     engine = Engine(
@@ -28,7 +29,7 @@ def make_engine(lm: LM, work: Work, setting: Setting, slots: int) -> Engine:
         shared_prefix=shared,
         capture=True,
         eager=setting.tiny,
-        ops=setting.ops,
+        ops=ops or setting.ops,
     )
     engine.warm_up()
     return engine

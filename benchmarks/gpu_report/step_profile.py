@@ -32,7 +32,7 @@ def run(setting: Setting) -> None:
         start_clips(engine, work, clips)
         setting.recorder.add(
             name,
-            operations=engine.description,
+            operations=engine.decode_steps.description,
             host_us_per_step=host_time(engine, setting.device),
             us_per_step=kernel_times(engine, setting.device),
             predicted=predicted(work),

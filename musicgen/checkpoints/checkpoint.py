@@ -141,15 +141,17 @@ class Checkpoint:
         """Start to read the language model from the disk, so that `load_lm` finds it in memory."""
         read_ahead(self.lm_file)
 
-    def load_lm(self, device: torch.device, dtype: torch.dtype, threads: int = 1) -> LM:
+    def load_lm(
+        self, device: torch.device, dtype: torch.dtype, threads: int = 1, fast: bool = False
+    ) -> LM:
         """The decoder on `device`; raises WeightsError naming the file if weights do not fit.
 
-        On a CPU it may use `threads` threads.
+        On a CPU it may use `threads` threads, and `fast` rounds weights, keys and values.
         """
         with damage_reported(self.lm_file):
             try:
                 return LM.from_audiocraft(
-                    self.lm, self.state, device=device, dtype=dtype, threads=threads
+                    self.lm, self.state, device=device, dtype=dtype, threads=threads, fast=fast
                 )
             except ValueError as exc:
                 raise WeightsError(f"{self.lm_file}: {exc}") from exc

@@ -12,6 +12,7 @@ from musicgen.commands.options import (
     exit_codes,
     make_parser,
 )
+from musicgen.serving import upload_key
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,9 +45,10 @@ def main() -> None:
             idle=arguments.idle,
             metrics=arguments.metrics,
         )
+        key = upload_key.take()  # before Ray's processes inherit it
         from musicgen.cluster import run  # Ray reads the environment when it is imported
 
-        run.run(options, arguments.address, arguments.update, arguments.host, arguments.port)
+        run.run(options, key, arguments.address, arguments.update, arguments.host, arguments.port)
 
 
 def parse() -> argparse.Namespace:

@@ -15,8 +15,8 @@ from musicgen.commands.inputs import read_fields
 QUIET = LoggingConfig(enable_access_log=False)  # without leases and announcements
 
 
-def application(options: Options) -> serve.Application:
-    """The application for `serve.run`."""
+def application(options: Options, key: str | None = None) -> serve.Application:
+    """The application for `serve.run`. `key` is the upload key; by default that of each node."""
     environment = {"MUSICGEN_WEIGHTS": options.weights} if options.weights else {}
     at_once = int(server.prepare(options.predictor, "", 0)[1]["COG_MAX_CONCURRENCY"])
     environment["COG_MAX_CONCURRENCY"] = str(at_once)
@@ -51,7 +51,7 @@ def application(options: Options) -> serve.Application:
     )
     document = schema.openapi(server.source(options.predictor).read_text())
     inputs = list(read_fields(document))
-    return gate.bind(replicas.bind(options.predictor, environment), inputs)
+    return gate.bind(replicas.bind(options.predictor, environment, key), inputs)
 
 
 def from_arguments(arguments: dict[str, Any]) -> serve.Application:

@@ -13,8 +13,17 @@ from starlette.types import Receive, Scope, Send
 MAX_BODY = 100 << 20  # bytes; Cog's own limit
 IN_MEMORY = 1 << 20  # bytes of a body; longer bodies are kept in a temporary file
 CHUNK = 1 << 16
-HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}  # of one hop
-NOT_RETURNED = HOP - {"content-length"} | {"date"}  # Ray's proxy sets its own date
+# Headers that belong to one connection, and are not forwarded. Ray's proxy refuses upgrades itself.
+HOP = {
+    b"connection",
+    b"content-length",
+    b"host",
+    b"http2-settings",
+    b"keep-alive",
+    b"transfer-encoding",
+    b"upgrade",
+}
+NOT_RETURNED = HOP - {b"content-length"} | {b"date"}  # Ray's proxy sets its own date
 
 Body = IO[bytes]
 
@@ -44,12 +53,13 @@ async def forward(
     Raises httpx.ConnectError if the server has not received the request, another httpx.HTTPError if
     it may have.
     """
-    headers = [(key, value) for key, value in request.headers.items() if key not in HOP]
+    # As bytes, since values need not be ASCII.
+    headers = [(key, value) for key, value in request.headers.raw if key.lower() not in HOP]
     size = body.seek(0, 2)
     async with client.stream(
         request.method,
         httpx.URL(url).copy_with(raw_path=raw_path(request)),
-        headers=[*headers, ("content-length", str(size))],
+        headers=[*headers, (b"content-length", b"%d" % size)],
         content=_chunks(body),
         timeout=None,
     ) as answer:
@@ -82,7 +92,7 @@ class Streamed(Response):
         self.raw_headers = [
             (key.lower(), value)
             for key, value in answer.headers.raw
-            if key.decode().lower() not in NOT_RETURNED
+            if key.lower() not in NOT_RETURNED
         ]
         self.answer = answer
         self.held = held or AsyncExitStack()

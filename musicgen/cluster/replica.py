@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 
 from musicgen.commands import processes, server, temporary
 from musicgen.errors import MusicGenError
+from musicgen.serving import upload_key
 
 GOOD = ("READY", "BUSY")
 STOP_SECONDS = 30  # for a server to end after SIGTERM; Ray has waited for its predictions before
@@ -25,22 +26,24 @@ INVALID = {"input": {"duration": 0}}
 class Replica:
     """One Cog server, and a lease for each of its predictions. Ray counts leases as requests."""
 
-    def __init__(self, predictor: str, environment: dict[str, str]) -> None:
+    def __init__(self, predictor: str, environment: dict[str, str], key: str | None) -> None:
         """Return when the server is ready. Raises MusicGenError if it cannot start."""
+        own_key = upload_key.take()
         host, port = ray.util.get_node_ip_address(), server.free_port()
         os.environ.update(environment)
         command, variables, folder = server.prepare(predictor, host, port)
         self.url = f"http://{host}:{port}"
         self.resources = ExitStack()
         own = self.resources.enter_context(temporary.folder())
-        self.process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**variables, "TMPDIR": str(own.path)},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[own.lock],
-        )
+        with upload_key.pipe(own_key if key is None else key) as (secret, descriptors):
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**variables, "TMPDIR": str(own.path), **secret},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=[own.lock, *descriptors],
+            )
         self.group = processes.Group(self.process)
         try:
             server.wait_until_ready(self.url, self.process)

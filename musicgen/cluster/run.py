@@ -17,10 +17,12 @@ ALREADY = "serves musicgen already: replace that with --update"
 STORE = 200_000_000  # bytes of Ray's shared memory, which holds little more than addresses
 
 
-def run(options: Options, address: str | None, update: bool, host: str, port: int) -> None:
+def run(
+    options: Options, key: str | None, address: str | None, update: bool, host: str, port: int
+) -> None:
     """Serve until SIGINT or SIGTERM. With `update`, replace the running application and return.
 
-    Raises ConnectionError if no cluster is at `address`.
+    `key` is the upload key for the servers. Raises ConnectionError if no cluster is at `address`.
     """
     try:
         if address or update:
@@ -33,7 +35,7 @@ def run(options: Options, address: str | None, update: bool, host: str, port: in
             where = "EveryNode" if address else "HeadOnly"
             serve.start(where, http_options={"host": host, "port": port})
         try:
-            serve.run(application(options), name=NAME)
+            serve.run(application(options, key), name=NAME)
             if update:
                 print("The cluster serves the new options.")
                 return

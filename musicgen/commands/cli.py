@@ -4,12 +4,15 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from musicgen.commands import client, inputs, log, options, results, schema, server
 from musicgen.commands.client import Client, Prediction, RefusedError
 from musicgen.errors import MusicGenError
 from musicgen.serving.result_files import COG_FOLDER
+
+if TYPE_CHECKING:
+    from musicgen.commands.again import Original
 
 
 def main() -> None:
@@ -38,21 +41,44 @@ def predict(arguments: list[str]) -> None:
         metavar="FOLDER",
         help="folder for the audio; existing files are kept (default: %(default)s)",
     )
+    parser.add_argument(
+        "--from",
+        dest="original",
+        type=Path,
+        metavar="FILE",
+        help="make FILE again: its tags give the inputs. -i replaces them, and gives the inputs "
+        "that the tags do not have (prompt, input_audio)",
+    )
     options.add_model_options(parser)
     fields = inputs.read_fields(_document(arguments))
     parser.epilog = f"inputs:\n{inputs.describe(fields)}"
     parsed = parser.parse_args(arguments)
 
     values = dict(inputs.parse(item, fields) for item in parsed.inputs)
+    original = _original(parsed.original)
+    if original:
+        values = original.inputs(values, fields)
     options.choose_weights(parsed.weights)
     with (
         results.folder_for(parsed.folder),
         log.read_by(log.Predictions(sys.stderr)) as stream,
-        server.running(parsed.predictor, stream) as url,
+        server.running(parsed.predictor, stream, original.environment if original else None) as url,
     ):
         prediction = _predict(Client(url), values)
     output = results.save(prediction, parsed.folder)
     print(json.dumps(output, indent=2, ensure_ascii=False))
+    if original:
+        copy = output[0] if isinstance(output, list) else output["audio"]
+        print(original.compared(copy), file=sys.stderr)
+
+
+def _original(file: Path | None) -> "Original | None":
+    """What the tags of a file say, if one is to be made again."""
+    if file is None:
+        return None
+    from musicgen.commands.again import Original  # --help runs without the package that reads tags
+
+    return Original.read(file)
 
 
 def _document(arguments: list[str]) -> dict[str, Any]:

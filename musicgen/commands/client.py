@@ -28,7 +28,7 @@ EXTENSIONS = {"audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav"}
 BUSY = (409, 503)  # HTTP statuses: all slots of a server are taken, or all queues of a cluster
 # Cog writes these before an exception's text, some of them twice. Readers want the text alone.
 PREFIXES = re.compile(
-    r"^(([\w ]*(prediction|setup) failed( \(slot [^)]*\))?|\w*Error): )+", re.IGNORECASE
+    r"^(([\w ]*(prediction|setup) failed( \(slot [^)]*\))?|[\w ]*Error): )+", re.IGNORECASE
 )
 # Cog says that a prediction failed, with such a message, if it is cancelled in its first moments.
 CANCELLED_EARLY = re.compile(r"^Input validation error: $|CancelationException: $")

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import IO, Any, TextIO
 
 from musicgen.commands.client import PREFIXES, SEED
+from musicgen.runtime.printable import printable
 
 PROGRESS_BAR = "%|"
 # Lines that say nothing to an operator: a deprecation that concerns this project's source, and a
@@ -98,14 +99,16 @@ class Requests:
 
     def prediction(self, fields: dict[str, Any]) -> str:
         """A line for an event of a prediction, or "" if it needs none."""
-        name, message = fields.get("prediction_id", "?"), fields.get("message", "").strip()
+        # The caller may have chosen the id.
+        name = printable(str(fields.get("prediction_id", "?")))
+        message = printable(fields.get("message", "").strip())
         now = datetime.now()
         if message == "Starting prediction":
             self.started[name] = now
         elif message in OUTCOMES:
             seconds = (now - self.started.pop(name, now)).total_seconds()
             seed = self.seeds.pop(name, None)
-            error = PREFIXES.sub("", fields.get("error", ""))
+            error = printable(PREFIXES.sub("", fields.get("error", "")))
             return (
                 f"{now:%H:%M:%S} {name} {OUTCOMES[message]} after {seconds:.1f} s"
                 f"{f', seed {seed}' if seed else ''}{f': {error}' if error else ''}"

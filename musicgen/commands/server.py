@@ -19,6 +19,7 @@ from musicgen.commands import log as logs
 from musicgen.commands import processes, schema, temporary
 from musicgen.commands.client import PREFIXES, Client, ServerError, UnreachableError
 from musicgen.errors import MusicGenError
+from musicgen.serving import upload_key
 from musicgen.serving.result_files import COG_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, or /src in Cog's image
@@ -116,15 +117,16 @@ def _started(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The process of a server that is ready; stopped at the end."""
+    key = upload_key.take()
     command, defaults, folder = prepare(predictor, host, port)
-    with temporary.folder() as own:
+    with temporary.folder() as own, upload_key.pipe(key) as (secret, descriptors):
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=defaults | {"TMPDIR": str(own.path)} | dict(environment or {}),
+            env=defaults | {"TMPDIR": str(own.path)} | secret | dict(environment or {}),
             stdout=log,
             stderr=log,
-            pass_fds=[own.lock],
+            pass_fds=[own.lock, *descriptors],
             # ctrl-C must not reach Cog's worker, which would then take 10 s to end.
             start_new_session=True,
         )

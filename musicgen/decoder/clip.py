@@ -1,11 +1,12 @@
 """The input of the engine: a clip, its windows, and the conditions of each window."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from musicgen.decoder.sampling import Sampling
+from musicgen.decoder.sampling import SEED_RANGE, Sampling
+from musicgen.decoder.weights import LMConfig
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,29 @@ def windows(prompt: int, length: int, max_length: int, stride: int) -> list[Wind
             prompt = stop
         start += stride
     return found
+
+
+def problems(
+    clip: Clip, windows: Sequence[Window], config: LMConfig, max_prefix: int, shared_length: int
+) -> Iterator[str]:
+    """Why an engine with these limits cannot decode a clip in these windows; nothing if it can."""
+    conditions, cross = clip.conditions, config.cross_attention
+    longest = max((0 if c.given is None else c.given.shape[1] for c in conditions), default=0)
+    codebooks = config.n_q if clip.prompt_codes is None else len(clip.prompt_codes)
+    found = {
+        f"an audio prompt of {clip.prompt_length} frames leaves nothing to decode of "
+        f"{clip.length}": not windows,
+        f"{len(conditions)} conditions for {len(windows)} windows": len(conditions) != len(windows),
+        f"seed {clip.seed} is not in 0 .. {SEED_RANGE - 1}": not 0 <= clip.seed < SEED_RANGE,
+        f"prompt of {codebooks} codebooks, not {config.n_q}": codebooks != config.n_q,
+        f"the model {'needs' if cross else 'has no'} cross-attention conditions": any(
+            (c.cross is not None) != cross for c in conditions
+        ),
+        f"a condition of {longest} positions, at most {max_prefix}": longest > max_prefix,
+        f"conditions share more than the {shared_length} positions of the engine's shared "
+        "prefix": any(
+            not 0 <= cond <= uncond <= shared_length
+            for cond, uncond in (c.shared for c in conditions)
+        ),
+    }
+    return (problem for problem, is_found in found.items() if is_found)

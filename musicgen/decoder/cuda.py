@@ -1,15 +1,12 @@
 """CUDA settings of the decoder: backends, streams, events, and a test of the CUDA context."""
 
 import functools
-import logging
-import os
 
 import torch
 
-HIGH_PRIORITY = -1  # of a stream; the default is 0
-CONTEXT_LOST = 70  # exit code, EX_SOFTWARE of sysexits.h
+from musicgen.decoder import faults
 
-logger = logging.getLogger(__name__)
+HIGH_PRIORITY = -1  # of a stream; the default is 0
 
 
 def configure_backends() -> None:
@@ -46,18 +43,12 @@ def context_works(device: torch.device) -> bool:
     try:
         torch.zeros(1, device=device)
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
-        return True
-    except RuntimeError:
-        return False
+    except RuntimeError as exc:
+        return faults.is_exhausted(exc)
     return True
 
 
 def exit_if_context_is_lost(device: torch.device) -> None:
-    """End the process if its CUDA context no longer works, so that a supervisor replaces it.
-
-    Every later CUDA call would fail; the server would stay ready and fail all requests.
-    """
+    """End the process if its CUDA context no longer works: every later CUDA call would fail."""
     if device.type == "cuda" and not context_works(device):
-        logger.critical("the CUDA context of this process no longer works; the process ends")
-        os._exit(CONTEXT_LOST)
+        faults.end_process("the CUDA context of this process no longer works")

@@ -17,9 +17,14 @@
 A long prefill does not stop the running clips: each engine step prefills one piece of one clip
 and decodes one column of all others ("Orca", Yu et al. 2022). All lengths are known in advance, so
 the engine never waits for a code. Independent of text, audio and requests.
+
+A decode step that fails is tried again with each half of its clips, so that an error that one clip
+causes ends that clip alone, and one for lack of memory as few as possible. This assumes that a step
+that raises has written to its own clips only, and that the device still computes; the decode
+thread (loop.py) tests the latter.
 """
 
-import os
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -27,21 +32,22 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from musicgen.decoder import cuda, kernels, pattern
-from musicgen.decoder.clip import Clip, Conditions, Window, windows
-from musicgen.decoder.graph import WARM_UPS, Graphed
+from musicgen.decoder import cuda, faults, pattern
+from musicgen.decoder.clip import Clip, Conditions, Window, problems, windows
+from musicgen.decoder.decode_steps import BATCHES, DecodeSteps, slot_columns
 from musicgen.decoder.job import Job, Slot
 from musicgen.decoder.kernels import Ops
 from musicgen.decoder.lm import LM
-from musicgen.decoder.sampling import ROWS_PER_CLIP, SEED_RANGE, Sampling
-from musicgen.decoder.state import NOISE_STEPS, State, decode_step
+from musicgen.decoder.sampling import ROWS_PER_CLIP, Sampling
+from musicgen.decoder.state import NOISE_STEPS, State
 
-BATCHES = (1, 2, 4, 8, 16, 32)  # numbers of clips for which a step can be captured
 BLOCKS_AHEAD = 2  # the host may be this many blocks of NOISE_STEPS steps ahead of the GPU
 
 DONE = object()  # returned by `next` for a prefill without pieces left
 
 Progress = Callable[[int, int], None]
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -81,24 +87,22 @@ class Engine:
         self.stride = stride
         self.max_prefix = max_prefix
         self.shared_length = 0 if shared_prefix is None else len(shared_prefix)
-        self.capture = lm.device.type == "cuda" if capture is None else capture
-        # MUSICGEN_GRAPHS=0 is the operator's way out if captured steps fail on a GPU.
-        self.eager = eager or os.environ.get("MUSICGEN_GRAPHS") == "0"
-        self.ops = ops or (kernels.cpu_ops(lm.team) if lm.team else None)
-        self.failed = False  # whether a step had an error; the owner of the engine resets it
+        # Steps in a row in which clips failed, but not for lack of memory, and none was decoded.
+        self.failures = 0
+        self.errors = 0  # of the last step, but for lack of memory
         if lm.device.type == "cuda":
             cuda.configure_backends()
         columns = slot_columns(lm, max_length)
         self.state = State.empty(lm, slots, columns, max_prefix, shared_prefix is not None)
+        self.decode_steps = DecodeSteps(lm, self.state, capture, eager, ops)
         if shared_prefix is not None:
             with torch.no_grad():
                 lm.prefill_shared(shared_prefix, self.state.cache)
         self._waiting: deque[Job] = deque()
         self._slots: list[Slot | None] = [None] * slots
-        self._captured: dict[int, tuple[Tensor, Graphed]] = {}  # by the number of clips
-        self.chosen: dict[int, Ops] = {}  # by the number of clips
         self._next_prefill = 0  # index of the slot whose prefill is considered first
         self._steps = 0  # decode steps so far
+        self._retried = False  # whether a step was ever tried again
         self._marks: deque[torch.cuda.Event] = deque()
 
     def submit(self, clip: Clip) -> Job:
@@ -131,15 +135,14 @@ class Engine:
             if slot.job.cancelled():
                 slot.job.acknowledge()
                 self._slots[slot.index] = None
+        self.errors = 0
         self._admit()
         self._prefill_one()
-        running = [slot for slot in self._slots if slot and not slot.prefill]
-        if running:
-            try:
-                self._decode(running)
-            except Exception as exc:
-                for slot in running:
-                    self._fail(slot.index, slot.job, exc)
+        decoded = self._decode([slot for slot in self._slots if slot and not slot.prefill])
+        if decoded:
+            self.failures = 0
+        elif self.errors:
+            self.failures += 1
 
     def generate(self, clips: Sequence[Clip], progress: Progress | None = None) -> list[Tensor]:
         """The codes of each clip, decoded by the calling thread.
@@ -164,53 +167,22 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile all kernels and capture a step for every batch size, before the first request."""
+        self.decode_trial()
+        self.decode_steps.capture_all()
+
+    def decode_trial(self) -> None:
+        """Decode a clip of one frame; raises its error."""
         given = torch.zeros(ROWS_PER_CLIP, 1, self.lm.config.dim, device=self.lm.device)
         cross = self.lm.config.cross_attention
         conditions = Conditions(cross=given) if cross else Conditions(prefix=given)
         self.generate([Clip(1, 0, Sampling(), [conditions])])
-        if self.capture:
-            for clips in _sizes(len(self._slots)):
-                self._decode_step([0] * clips)
-
-    def _choose_ops(self, clips: int) -> Ops:
-        """The operations for a step of this many clips."""
-        config = self.lm.config
-        shape = kernels.Shape(config.dim, config.ffn_dim, config.head_dim, config.n_q * config.card)
-        self.chosen[clips] = self.ops or kernels.choose(
-            self.lm.device, self.lm.dtype, shape, ROWS_PER_CLIP * clips
-        )
-        return self.chosen[clips]
 
     def _check(self, clip: Clip) -> list[Window]:
         """The clip's windows. Raises ValueError if it cannot be decoded in them."""
         windows = self.windows(clip.prompt_length, clip.length)
-        config, conditions = self.lm.config, clip.conditions
-        cross = config.cross_attention
-        longest = max((0 if c.given is None else c.given.shape[1] for c in conditions), default=0)
-        codebooks = config.n_q if clip.prompt_codes is None else len(clip.prompt_codes)
-        problems = {
-            f"an audio prompt of {clip.prompt_length} frames leaves nothing to decode of "
-            f"{clip.length}": not windows,
-            f"{len(conditions)} conditions for {len(windows)} windows": (
-                len(conditions) != len(windows)
-            ),
-            f"seed {clip.seed} is not in 0 .. {SEED_RANGE - 1}": not 0 <= clip.seed < SEED_RANGE,
-            f"prompt of {codebooks} codebooks, not {config.n_q}": codebooks != config.n_q,
-            f"the model {'needs' if cross else 'has no'} cross-attention conditions": any(
-                (c.cross is not None) != cross for c in conditions
-            ),
-            f"a condition of {longest} positions, at most {self.max_prefix}": (
-                longest > self.max_prefix
-            ),
-            f"conditions share more than the {self.shared_length} positions of the engine's "
-            "shared prefix": any(
-                not 0 <= cond <= uncond <= self.shared_length
-                for cond, uncond in (c.shared for c in conditions)
-            ),
-        }
-        for problem, found in problems.items():
-            if found:
-                raise ValueError(problem)
+        found = problems(clip, windows, self.lm.config, self.max_prefix, self.shared_length)
+        for problem in found:
+            raise ValueError(problem)
         return windows
 
     def _admit(self) -> None:
@@ -229,11 +201,9 @@ class Engine:
 
     def _open_window(self, slot: Slot) -> None:
         """Write the known codes of a window into the slot, and start its prefill."""
-        config, index, span = self.lm.config, slot.index, slot.span
+        config, index = self.lm.config, slot.index
         steps = slot.job.window_steps[slot.window]
-        sequence = pattern.interleave(
-            slot.codes[:, span.start : span.stop], config.delays, config.special_token_id
-        )
+        sequence = self._known_sequence(slot)
         columns = sequence.shape[1]
         known = columns - 1 - steps  # the first step reads the column after these
         conditions = slot.job.clip.conditions[slot.window]
@@ -246,7 +216,7 @@ class Engine:
         if slot.window == 0:
             state.noise_step[index].fill_(0)
             state.sampling.set(index, slot.job.clip.sampling, config.card)
-        slot.left = steps
+        slot.left, slot.column = steps, known
         first = ROWS_PER_CLIP * index
         for row, length in enumerate(conditions.shared, first):
             state.cache.copy_shared_prefix(row, length)
@@ -271,47 +241,73 @@ class Engine:
                     self._fail(slot.index, slot.job, exc)
                 return
 
-    def _decode(self, running: list[Slot]) -> None:
-        """One decode step of these clips; closes the windows that it completes."""
-        noise = self.state.noise
-        for slot in running:
-            if slot.job.done_steps % noise.shape[1] == 0:
-                noise[slot.index].exponential_(generator=slot.generator)
-        self._limit_lead()
-        self._decode_step([slot.index for slot in running])
-        for slot in running:
+    def _known_sequence(self, slot: Slot) -> Tensor:
+        """The sequence [K, S] of the slot's window as it was when the window began."""
+        codes = slot.codes[:, slot.span.start : slot.span.stop]
+        return pattern.interleave(codes, self.lm.config.delays, self.lm.config.special_token_id)
+
+    def _decode(self, running: list[Slot]) -> bool:
+        """One decode step of these clips; whether a clip was decoded. Closes completed windows."""
+        ready = [slot for slot in running if self._draw_noise(slot)]
+        if not ready:
+            return False
+        decoded = self._decode_or_fail(ready)
+        for slot in decoded:
             slot.job.done_steps += 1
             slot.left -= 1
+            slot.column += 1
             if slot.left == 0:
                 try:
                     self._close_window(slot)
                 except Exception as exc:
                     self._fail(slot.index, slot.job, exc)
+        return bool(decoded)
 
-    def _decode_step(self, indices: list[int]) -> None:
-        """One decode step of the slots `indices`; a captured one for the smallest fitting batch."""
-        if not self.capture:
-            ops = self._choose_ops(len(indices))
-            decode_step(self.lm, ops, self.state, torch.tensor(indices, device=self.lm.device))
-            return
-        clips = next(size for size in _sizes(len(self._slots)) if size >= len(indices))
-        if clips not in self._captured:
-            self._captured[clips] = self._capture_step(clips)
-        slots, step = self._captured[clips]
-        # Padding repeats the first slot, whose rows then compute and write the same values.
-        slots.copy_(_pinned(indices + indices[:1] * (clips - len(indices)), slots), True)
-        step()
+    def _draw_noise(self, slot: Slot) -> bool:
+        """Draw the noise of the next steps if none is left; False if the clip fails by that."""
+        noise = self.state.noise
+        try:
+            if slot.job.done_steps % noise.shape[1] == 0:
+                noise[slot.index].exponential_(generator=slot.generator)
+        except Exception as exc:
+            self._fail(slot.index, slot.job, exc)
+            return False
+        return True
 
-    def _capture_step(self, clips: int) -> tuple[Tensor, Graphed]:
-        """The slots tensor that the step of this many clips reads, and the captured step."""
-        slots = torch.zeros(clips, dtype=torch.int64, device=self.lm.device)
-        ops, state = self._choose_ops(clips), self.state
-        step = Graphed(
-            lambda: decode_step(self.lm, ops, state, slots),
-            changed=(state.sequence, state.column, state.noise_step),
-            eager=self.eager,
-        )
-        return slots, step
+    def _decode_or_fail(self, slots: list[Slot]) -> list[Slot]:
+        """One decode step; the slots for which it worked, alone or beside others.
+
+        If it fails, the slots are rewound and each half is tried again.
+        """
+        try:
+            self._limit_lead()
+            self.decode_steps([slot.index for slot in slots])
+            return slots
+        except Exception as exc:
+            if len(slots) == 1:
+                self._fail(slots[0].index, slots[0].job, exc)
+                return []
+            self._log_retry(len(slots), exc)
+        try:
+            self._rewind(slots)
+        except Exception as exc:
+            for slot in slots:
+                self._fail(slot.index, slot.job, exc)
+            return []
+        half = len(slots) // 2
+        return self._decode_or_fail(slots[:half]) + self._decode_or_fail(slots[half:])
+
+    def _rewind(self, slots: list[Slot]) -> None:
+        """Restore what a failed step may have advanced; the noise of the step is still there.
+
+        A repeated step writes the same keys and values to the same positions again.
+        """
+        state = self.state
+        for slot in slots:
+            target = slot.column + 1
+            state.sequence[slot.index, :, target] = self._known_sequence(slot)[:, target]
+            state.column[slot.index].fill_(slot.column)
+            state.noise_step[slot.index].fill_(slot.job.done_steps % state.noise.shape[1])
 
     def _limit_lead(self) -> None:
         """Wait if the host is too far ahead of the GPU; a small lead keeps the GPU busy.
@@ -348,38 +344,13 @@ class Engine:
         while self._waiting:
             self._waiting.popleft().finish(exc)
 
-    @property
-    def description(self) -> str:
-        """The operations of captured steps by number of clips, and whether graphs are used."""
-        found: dict[str, list[int]] = {}
-        for clips, ops in sorted(self.chosen.items()):
-            found.setdefault(kernels.describe(ops), []).append(clips)
-        texts = [
-            name if len(found) == 1 else f"{name} ({', '.join(map(str, clips))} clips)"
-            for name, clips in found.items()
-        ]
-        graphs = [not step.eager for _, step in self._captured.values()]
-        if graphs:
-            texts.append("CUDA graphs" if all(graphs) else "no CUDA graphs")
-        return ", ".join(texts)
+    def _log_retry(self, clips: int, exc: Exception) -> None:
+        """Log that a step is tried again; once, because the next steps may fail alike."""
+        if not self._retried:
+            logger.error("a decode step of %d clips failed; trying halves", clips, exc_info=exc)
+        self._retried = True
 
     def _fail(self, index: int, job: Job, exc: BaseException) -> None:
-        self.failed = True
+        self.errors += not faults.is_exhausted(exc)
         self._slots[index] = None
         job.finish(exc)
-
-
-def slot_columns(lm: LM, max_length: int) -> int:
-    """Columns of a slot: those of the longest window, and those that a capture's warm-up writes."""
-    return pattern.num_columns(max_length, lm.config.delays) + WARM_UPS
-
-
-def _sizes(slots: int) -> list[int]:
-    """The batch sizes for which steps of at most `slots` clips are captured."""
-    return [size for size in BATCHES if size < slots] + [min(slots, BATCHES[-1])]
-
-
-def _pinned(values: list[int], like: Tensor) -> Tensor:
-    """A tensor of `values` that can be copied to the device of `like` without waiting for it."""
-    tensor = torch.tensor(values)
-    return tensor.pin_memory() if like.is_cuda else tensor

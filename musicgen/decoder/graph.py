@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from musicgen.decoder import cuda
+from musicgen.decoder import cuda, faults
 
 # Uncaptured runs before a capture. Libraries and kernels set themselves up in their first run, and
 # a graph cannot hold that.
@@ -53,10 +53,8 @@ class Graphed:
         before = [tensor.clone() for tensor in self.changed]
         try:
             self.graph = self._capture()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            if not cuda.context_works(torch.device("cuda")):
+        except RuntimeError as exc:
+            if faults.is_exhausted(exc) or not cuda.context_works(torch.device("cuda")):
                 raise
             logger.exception("CUDA graph capture failed; decode steps run without graphs (slower)")
             self.eager = True

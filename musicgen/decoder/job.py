@@ -82,6 +82,7 @@ class Slot:
     generator: torch.Generator
     window: int = 0  # index of the current one
     left: int = 0  # decode steps left of the current window
+    column: int = 0  # of the sequence, that the next step reads; the same as in the state
     prefill: Iterator[None] | None = None  # pieces left to prefill; None once all are done
 
     @classmethod

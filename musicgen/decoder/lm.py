@@ -61,7 +61,7 @@ class Cache:
 
         def zeros(length: int) -> Tensor:
             shape = (config.num_layers, rows + shared, config.num_heads, length, config.head_dim)
-            return _zeros(shape, lm.device, lm.dtype)
+            return _zeros(shape, lm.device, lm.cache_dtype)
 
         config = lm.config
         lengths = torch.ones(rows, dtype=torch.int64, device=lm.device)
@@ -137,6 +137,7 @@ class LM(nn.Module):
         self.team = team  # the threads that multiply packed weights
         self.device = place.device
         self.dtype = place.dtype
+        self.cache_dtype = place.cache_dtype
         books = range(config.n_q)
         self.embeddings = place.wide(torch.cat([state[f"emb.{k}.weight"] for k in books]))
 
@@ -159,23 +160,27 @@ class LM(nn.Module):
         device: torch.device | str,
         dtype: torch.dtype,
         threads: int = 1,
+        fast: bool = False,
     ) -> "LM":
         """Build from the state dict of an audiocraft LMModel; `condition_provider.*` is ignored.
 
         Tensors that have the wanted dtype and device are used without a copy. `dtype` is the dtype
         of the products; embeddings and norms are float32. On the CPU, float32 products use packed
-        weights, which are float16 where that loses nothing, and up to `threads` threads. Raises
-        ValueError naming the first key that is missing, unexpected or of another shape.
+        weights, which are float16 where that loses nothing, and up to `threads` threads. `fast`
+        rounds the packed weights to int8, and keys and values to float16; it is for the CPU only.
+        Raises ValueError naming the first key that is missing, unexpected or of another shape.
         """
         decoder = DecoderState(state)
         check_state(decoder, decoder_shapes(config))
         device = torch.device(device)
         if device.type != "cpu" or dtype != torch.float32:
-            return cls(config, decoder, Placement(device, dtype, None))
+            if fast:
+                raise ValueError(f"the fast mode needs float32 on a CPU, not {dtype} on {device}")
+            return cls(config, decoder, Placement(device, dtype, dtype, None))
         team = kernels.cpu_team(1 if config.dim <= ONE_THREAD_DIM else threads)
-        return cls(
-            config, decoder, Placement(device, dtype, partial(kernels.pack, team=team)), team
-        )
+        pack = partial(kernels.quantize if fast else kernels.pack, team=team)
+        cache_dtype = torch.float16 if fast else dtype
+        return cls(config, decoder, Placement(device, dtype, cache_dtype, pack), team)
 
     def positions(self, length: int) -> Tensor:
         """The first `length` sinusoidal embeddings [length, dim] (`create_sin_embedding`)."""
@@ -232,7 +237,8 @@ class LM(nn.Module):
             self._extend_rows(x, start, cache)
             return
         stop = start + x.shape[1]
-        seen = torch.ones(x.shape[1], stop, dtype=torch.bool, device=self.device).tril(start)
+        # Additive and in the products' dtype: a mask of bools would be converted in every layer.
+        mask = x.new_full((x.shape[1], stop), -torch.inf, dtype=self.dtype).triu(start + 1)
         for i, layer in enumerate(self.layers):
             q, k, v = self._heads(linear(normed(x, layer.norm1), layer.qkv), 3)
             keys, values = cache.keys[i, :, :, :stop], cache.values[i, :, :, :stop]
@@ -240,7 +246,7 @@ class LM(nn.Module):
             values[:, :, start:] = v
             if i == len(self.layers) - 1:
                 break  # the rest only serves logits, which a prefill does not need
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
             x = x + linear(y.transpose(1, 2).flatten(2), layer.out)
             if cross is not None:
                 (q,) = self._heads(linear(normed(x, layer.norm_cross), layer.cross_q), 1)

@@ -5,10 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from musicgen.decoder import cuda
+from musicgen.decoder import cuda, faults
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import Engine
 from musicgen.decoder.job import Job
+
+# Steps in a row that fail before the engine has to prove that it can still decode.
+FAILURES = 3
 
 
 class Loop:
@@ -62,14 +65,25 @@ class Loop:
             warm.set()
 
     def _step(self) -> None:
-        """One engine step. After an error, ends the process if the device cannot be used."""
+        """One engine step. After errors, ends the process if it cannot decode any more."""
         try:
             self.engine.step()
         except Exception as exc:  # an error of the engine itself must not end the thread
             self.engine.abort(exc)
-        if self.engine.failed:
-            self.engine.failed = False
+            self.engine.failures += 1
+        if self.engine.errors:
             cuda.exit_if_context_is_lost(self.engine.lm.device)
+        if self.engine.failures >= FAILURES:
+            self._end_unless_it_decodes()
+
+    def _end_unless_it_decodes(self) -> None:
+        """End the process if a clip cannot be decoded that was decoded in the warm-up."""
+        try:
+            self.engine.decode_trial()
+        except Exception as exc:
+            if not faults.is_exhausted(exc):
+                faults.end_process(f"{FAILURES} decode steps and a trial have failed ({exc!r})")
+        self.engine.failures = 0
 
     def _stream(self) -> AbstractContextManager[object]:
         """A CUDA stream for this thread, so that decode steps do not queue behind other work.

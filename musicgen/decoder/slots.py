@@ -1,6 +1,6 @@
 """How many clips a decoder can decode at once in the memory that is free."""
 
-from musicgen.decoder.engine import BATCHES, slot_columns
+from musicgen.decoder.decode_steps import BATCHES, slot_columns
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import ROWS_PER_CLIP
 from musicgen.decoder.state import State

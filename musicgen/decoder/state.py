@@ -39,7 +39,7 @@ class State:
         """Bytes of the keys and values of one slot; its other tensors are negligible."""
         config, keys_and_values = lm.config, 2
         positions = config.num_layers * (columns + prefix)
-        row = keys_and_values * positions * config.dim * lm.dtype.itemsize
+        row = keys_and_values * positions * config.dim * lm.cache_dtype.itemsize
         return ROWS_PER_CLIP * row
 
     @classmethod

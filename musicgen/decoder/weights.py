@@ -37,7 +37,8 @@ class Placement:
     """The device and form of loaded weights."""
 
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of tensors; packed weights have their own
+    cache_dtype: torch.dtype  # of keys and values
     pack: Callable[[Tensor], Weight] | None
 
     def product(self, weight: Tensor) -> Weight:

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from musicgen.commands import log, options, server, temporary
+from musicgen.serving import upload_key
 
 
 def main() -> None:
@@ -26,6 +27,8 @@ def main() -> None:
     options.add_model_options(parser)
     parsed = parser.parse_args()
     with options.exit_codes(terminated=0):
+        if parsed.server:
+            upload_key.take()  # the page needs none
         options.check_port("127.0.0.1", parsed.port)
         if not parsed.server:
             options.choose_weights(parsed.weights)

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from musicgen.commands.inputs import read_fields
-from musicgen.page import downloads, hum, marks, results, takes
+from musicgen.page import downloads, hum, marks, provenance, results, takes
 from musicgen.page.backend import Backend
 from musicgen.page.form import SEED, Form, Updates
 from musicgen.page.offered import offered
@@ -34,13 +34,15 @@ BROWSER_SECRET = "musicgen-page"
 def build(backend: Backend, visits: Visits) -> gr.Blocks:
     """The page for a server, its form made from the server's OpenAPI document."""
     document = backend.server.document()
-    described = offered(backend.server, read_fields(document))
+    described = read_fields(document)
+    shown = offered(backend.server, described)
     page: gr.Blocks
     with gr.Blocks(title="MusicGen", analytics_enabled=False) as page:
         gr.HTML(_head(backend.server.url), elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                form = Form(described)
+                form = Form(described, shown)
+                provenance.add(form)
                 with gr.Column(elem_id="actions"):
                     buttons, message, rows, said, undo = _actions(form, document)
             with gr.Column(scale=3, min_width=320, elem_id="result"):

@@ -1,6 +1,6 @@
 """The form: the most important inputs first, the others folded, each with its error message."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from html import escape
 from typing import Any
 
@@ -27,8 +27,10 @@ Updates = dict[Any, Any]
 class Form:
     """The components of the inputs, created inside the gr.Blocks that is open."""
 
-    def __init__(self, described: dict[str, Field]) -> None:
-        self.described = {n: field for n, field in described.items() if n not in fields.FIXED}
+    def __init__(self, described: dict[str, Field], offered: Container[str]) -> None:
+        """`described` are all inputs of the server; those in `offered` become components."""
+        self.described = described
+        self.offered = {name for name in described if name in offered and name not in fields.FIXED}
         self.fixed = {
             name: value
             for name, value in fields.FIXED.items()
@@ -55,7 +57,7 @@ class Form:
 
     def _add(self, names: Iterable[str]) -> None:
         for name in names:
-            if name in self.described:
+            if name in self.offered:
                 field = self.described[name]
                 self.components[name] = fields.component(field)
                 if field.kind == "audio":  # gr.Audio is the only component without an info text
@@ -66,7 +68,7 @@ class Form:
         with gr.Row(elem_classes="menus"):
             with gr.Column(min_width=140):
                 self._add(LENGTH)
-            if {"prompt", "duration"} <= set(self.described):
+            if {"prompt", "duration"} <= self.offered:
                 with gr.Column(min_width=140):
                     longest = self.described["duration"].maximum
                     menus.bars(self.components["prompt"], self.components["duration"], longest)

@@ -15,6 +15,7 @@ from musicgen.checkpoints.encodec_files import AUDIOCRAFT, TRANSFORMERS
 from musicgen.checkpoints.limits import check_numbers
 from musicgen.errors import WeightsError
 from musicgen.rendering.encodec import Encodec, EncodecConfig, load_encodec
+from musicgen.rendering.pieces import Rendering, render
 
 # Setting -> the only value that the network supports, in audiocraft's and transformers' names.
 REQUIRED_AUDIOCRAFT = {
@@ -58,7 +59,7 @@ LIMITS: dict[str, int | float] = {
     "bins": 2**20,
 }
 MAX_LSTM_LAYERS, MAX_RATIOS, MAX_HOP = 16, 16, 2**16
-MAX_MARGIN = 100  # frames; MusicGen's EnCodec has 4
+MAX_REACH = 100  # frames; MusicGen's EnCodec has 3
 PAD_MODES = ("constant", "reflect", "replicate")
 SEANET_NAMES = (
     "dimension",
@@ -114,7 +115,16 @@ class Codec:
     @torch.inference_mode()
     def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
         """codes [B, K, T] -> wav [B, C, N] float32 on the CPU. `seeds` are not used."""
-        return torch.stack([self.render(self.embed(clip))[:, 0].cpu() for clip in codes])
+        return torch.stack([self._decode(clip) for clip in codes])
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """codes [K, T] -> wav [C, N] on the CPU."""
+        rendering = Rendering(self.model, codes.shape[-1])
+        wavs = []
+        for piece in rendering.pieces:
+            embeddings = self.embed(codes[:, piece.low : piece.high])
+            wavs.append(rendering.render(piece, embeddings)[:, 0].cpu())
+        return torch.cat(wavs, dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:
         """codes [K, T] -> embeddings of each channel [C, D, T]."""
@@ -123,7 +133,7 @@ class Codec:
 
     def render(self, embeddings: Tensor) -> Tensor:
         """embeddings [C, D, T] -> wav [C, 1, N]."""
-        return self.model.render(embeddings)
+        return render(self.model, embeddings)
 
 
 def open_encodec(checkpoint: Checkpoint) -> Encodec:
@@ -137,10 +147,11 @@ def open_encodec(checkpoint: Checkpoint) -> Encodec:
         raise WeightsError(
             f"{checkpoint.folder}: EnCodec's weights do not fit its configuration ({exc})."
         ) from exc
-    if model.margin > MAX_MARGIN:
+    reach = max(*model.encoder_reach, *model.first_reach, *model.upsampling_reach)
+    if reach > MAX_REACH:
         raise WeightsError(
-            f"{checkpoint.folder}: EnCodec's convolutions reach {model.margin} frames, more than "
-            f"the supported {MAX_MARGIN}."
+            f"{checkpoint.folder}: EnCodec's convolutions reach {reach} frames, more than the "
+            f"supported {MAX_REACH}."
         )
     return model
 

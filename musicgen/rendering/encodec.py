@@ -8,14 +8,22 @@ longer than everything else that starts a server.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_FRAMES = 500  # 10 s at 50 frames/s
+CHUNK_FRAMES = 500  # frames that are encoded at once: 10 s at 50 frames/s
+
+
+class Reach(NamedTuple):
+    """Frames before and after a frame on which its output depends."""
+
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class EncodecConfig:
         return math.prod(self.ratios)
 
 
+LSTMState = tuple[Tensor, Tensor]
+
+
 class Conv(nn.Conv1d):
     """A convolution that divides the length by its stride, rounded up."""
 
@@ -60,15 +71,17 @@ class Conv(nn.Conv1d):
     ) -> None:
         super().__init__(width, out, size, stride, dilation=dilation)
         self.span = (size - 1) * dilation + 1
-        self.causal, self.pad_mode = config.causal, config.pad_mode
+        self.pad_mode = config.pad_mode
+        padding = self.span - stride
+        self.right = 0 if config.causal else padding // 2
+        self.left = padding - self.right
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, width, N] -> [B, out, ceil(N / stride)]."""
-        padding, length = self.span - self.stride[0], x.shape[-1]
+        length = x.shape[-1]
         # Zeros or reflection complete the last window.
         extra = -(-length // self.stride[0]) * self.stride[0] - length
-        right = 0 if self.causal else padding // 2
-        return super().forward(_pad(x, padding - right, right + extra, self.pad_mode))
+        return super().forward(_pad(x, self.left, self.right + extra, self.pad_mode))
 
 
 class Upsample(nn.ConvTranspose1d):
@@ -114,9 +127,13 @@ class SkipLSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, width, T] -> the same shape."""
+        return self.advance(x, None)[0]
+
+    def advance(self, x: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
+        """The output for the next x [B, width, T] after `state`, and the state after it."""
         sequence = x.permute(2, 0, 1)
-        output: Tensor = self.lstm(sequence)[0]
-        return (output + sequence).permute(1, 2, 0)
+        output, state = self.lstm(sequence, state)
+        return (output + sequence).permute(1, 2, 0), state
 
 
 class Encodec(nn.Module):
@@ -147,16 +164,24 @@ class Encodec(nn.Module):
         self.decoder.extend([nn.ELU(), Conv(config, width, 1, last)])
         shape = (config.n_q, config.bins, config.dimension)
         self.register_buffer("codebooks", torch.empty(shape))
-        # Frames around a chunk that its convolutions read: 4 for MusicGen's EnCodec.
-        self.margin = 1 + max(
-            _reach_in_frames(self.encoder[: -2 - self.lstms], config.hop, 1),
-            _reach_in_frames(self.decoder[1 + self.lstms :], config.hop, config.hop),
-        )
+        self.encoder_reach = _reach(self.encoder[: -2 - self.lstms], taken=config.hop, given=1)
+        self.first_reach = _reach(self.decoder[:1], taken=1, given=1)
+        self.upsampling_reach = _reach(self.upsampling, taken=1, given=config.hop)
+
+    @property
+    def upsampling(self) -> nn.Sequential:
+        """The layers of the decoder after the LSTM, from frames to samples."""
+        return nn.Sequential(*list(self.decoder)[1 + self.lstms :])
+
+    @property
+    def decoder_lstms(self) -> list[SkipLSTM]:
+        """The LSTM of the decoder, if the codec has one."""
+        return [layer for layer in self.decoder if isinstance(layer, SkipLSTM)]
 
     def encode(self, wav: Tensor) -> Tensor:
         """wav [B, 1, N] -> codes [B, n_q, ceil(N / hop)]."""
         before, after = self.encoder[: -2 - self.lstms], self.encoder[-2 - self.lstms :]
-        residual = after(_in_chunks(before, wav, self.config.hop, 1, self.margin)).mT
+        residual = after(self._in_chunks(before, wav)).mT
         codes = []
         for book in self.codebooks:
             scores = 2 * residual @ book.T - book.square().sum(1)
@@ -169,10 +194,21 @@ class Encodec(nn.Module):
         books = zip(codes.unbind(1), self.codebooks, strict=True)
         return torch.stack([F.embedding(code, book) for code, book in books]).sum(0).mT
 
-    def render(self, embeddings: Tensor) -> Tensor:
-        """embeddings [B, dimension, T] -> wav [B, 1, hop * T]."""
-        before, after = self.decoder[: 1 + self.lstms], self.decoder[1 + self.lstms :]
-        return _in_chunks(after, before(embeddings), 1, self.config.hop, self.margin)
+    def _in_chunks(self, layers: nn.Module, wav: Tensor) -> Tensor:
+        """The encoder's convolutions on wav [B, 1, N] -> [B, D, frames].
+
+        Equal to one call up to rounding, but in bounded memory: five minutes of stereo would take 5
+        GB a layer.
+        """
+        hop, (before, after) = self.config.hop, self.encoder_reach
+        frames = -(-wav.shape[-1] // hop)
+        parts = []
+        for start in range(0, frames, CHUNK_FRAMES):
+            stop = min(start + CHUNK_FRAMES, frames)
+            first = max(0, start - before)
+            part = layers(wav[..., first * hop : (stop + after) * hop])
+            parts.append(part[..., start - first : stop - first])
+        return torch.cat(parts, dim=-1)
 
 
 def load_encodec(config: EncodecConfig, state: Mapping[str, Tensor]) -> Encodec:
@@ -238,36 +274,19 @@ def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     return padded[..., : padded.shape[-1] - short]
 
 
-def _reach_in_frames(layers: nn.Module, hop: int, samples: int) -> int:
-    """Frames on either side of a frame that can affect its output.
+def _reach(layers: nn.Module, taken: int, given: int) -> Reach:
+    """How far one frame of the layers' output reaches into their input.
 
-    `samples` is the length of one position of the layers' input, in samples of the wav. Each
-    convolution is counted with its whole span on one side, as if it were causal.
+    A frame has `taken` positions in the input and `given` in the output. Follows the first and the
+    last index that are read, from the output to the input.
     """
-    reach = 0
-    for module in layers.modules():
+    low, high = 0, given - 1
+    for module in reversed(list(layers.modules())):
         if isinstance(module, Conv):
-            reach += (module.span - 1) * samples
-            samples *= module.stride[0]
+            stride = module.stride[0]
+            low, high = low * stride - module.left, high * stride - module.left + module.span - 1
         elif isinstance(module, Upsample):
-            reach += samples
-            samples //= module.stride[0]
-    return -(-reach // hop)
-
-
-def _in_chunks(
-    layers: Callable[[Tensor], Tensor], x: Tensor, taken: int, given: int, margin: int
-) -> Tensor:
-    """Convolutions on x [B, D, N], `taken` samples per frame -> [B, D', N'], `given` per frame.
-
-    Equal to one call up to rounding, but in bounded memory: five minutes of stereo would take 5 GB
-    a layer. Each chunk is read with `margin` frames on both sides.
-    """
-    frames = -(-x.shape[-1] // taken)
-    parts = []
-    for start in range(0, frames, CHUNK_FRAMES):
-        stop = min(start + CHUNK_FRAMES, frames)
-        first, last = max(0, start - margin), min(stop + margin, frames)
-        part = layers(x[..., first * taken : last * taken])
-        parts.append(part[..., (start - first) * given : (stop - first) * given])
-    return torch.cat(parts, dim=-1)
+            # Input i adds to the outputs [i * stride, (i + 2) * stride), before they are cut.
+            stride = module.stride[0]
+            low, high = (low + module.left) // stride - 1, (high + module.left) // stride
+    return Reach(-(low // taken), high // taken)

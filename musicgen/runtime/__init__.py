@@ -1,1 +1,1 @@
-"""What every stage of a request may use: cancellation, the device lock, memory, timings."""
+"""What every stage of a request may use: cancellation, the device thread, memory, timings."""

@@ -37,6 +37,8 @@ class Cancellation:
             self.check()
             yield
         finally:
+            with self._lock:
+                self._jobs = ()  # their results need not live as long as the request
             for job in jobs:
                 job.cancel()  # has no effect on a finished job
 

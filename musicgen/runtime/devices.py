@@ -1,4 +1,4 @@
-"""The device to serve on, and its precision."""
+"""The device to serve on, and the precision of its decoder."""
 
 import os
 import re
@@ -12,6 +12,8 @@ DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 # Present where an NVIDIA driver is installed: Linux; Windows with WSL.
 DRIVER_FILES = (DRIVER_VERSION, Path("/dev/nvidia0"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
 DEVICES = ("cpu", "cuda")
+# fast: weights in int8, keys and values in float16, on the CPU only.
+EXACT, FAST = PRECISIONS = ("exact", "fast")
 
 
 def resolve_device(device: str | None = None) -> torch.device:
@@ -40,6 +42,22 @@ def resolve_device(device: str | None = None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise MusicGenError(f"MUSICGEN_DEVICE={name!r}, but {_no_cuda()}")
     return torch.device(name)
+
+
+def resolve_precision(precision: str | None, device: torch.device) -> str:
+    """The argument, MUSICGEN_PRECISION or `exact`.
+
+    Raises MusicGenError for an unknown precision, and for `fast` on a GPU.
+    """
+    name = precision or os.environ.get("MUSICGEN_PRECISION") or EXACT
+    if name not in PRECISIONS:
+        raise MusicGenError(f"MUSICGEN_PRECISION={name!r} is not a precision. Set exact or fast.")
+    if name == FAST and device.type != "cpu":
+        raise MusicGenError(
+            f"MUSICGEN_PRECISION={name!r} is for the CPU only, and this server uses a GPU. Set "
+            "MUSICGEN_PRECISION=exact or MUSICGEN_DEVICE=cpu."
+        )
+    return name
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -14,16 +14,20 @@ from time import monotonic
 import imageio_ffmpeg
 
 from musicgen.runtime import cancellation
+from musicgen.runtime.printable import printable
 
 MEMORY_BYTES = 256 * 2**20  # of data; an ordinary file takes 35 MB
 CPU_SECONDS = 20  # decoding an hour of mp3 takes about 10
 SILENT_SECONDS = 300.0  # without output, after which a process counts as stuck
 CHECK_SECONDS = 0.1  # between two checks for cancellation
-MESSAGE_BYTES = 4096  # the last messages count
+MESSAGE_BYTES = 2**14  # the last messages count; one about a codec lists all that are allowed
 CHUNK = 2**18  # bytes
 
 # `ulimit` before `exec` sets the limits before ffmpeg allocates anything. macOS may not know -d.
-LIMITED = 'ulimit -d "$0" 2>/dev/null; ulimit -t "$1"; shift; exec "$@"'
+LIMITED = 'ulimit -d "$0" 2>/dev/null; ulimit -t "$1"; shift; exec nice -n "$@"'
+# Priorities. Reading an input may take seconds of processor time, and must not slow the decoding of
+# other requests; writing a result is short.
+READ_NICE, WRITE_NICE = 10, 0
 
 Arguments = Sequence[str | os.PathLike[str]]
 
@@ -38,7 +42,7 @@ class Ffmpeg:
     def __init__(self, arguments: Arguments) -> None:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            _command(arguments), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            _command(arguments, READ_NICE), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
         )
         self.messages = b""
         self.stuck = False
@@ -82,7 +86,7 @@ class Ffmpeg:
                     if not data:
                         selector.unregister(key.fileobj)
                     elif key.fileobj is self.process.stderr:
-                        self.messages = (self.messages + data)[-MESSAGE_BYTES:]
+                        self.messages = _tail(self.messages + data)
                     else:
                         yield data
 
@@ -109,7 +113,7 @@ def feed(data: bytes | memoryview, arguments: Arguments) -> None:
     """Run ffmpeg with `data` as its standard input. Raises FfmpegError if it fails."""
     try:
         done = subprocess.run(
-            _command(arguments), input=data, capture_output=True, timeout=SILENT_SECONDS
+            _command(arguments, WRITE_NICE), input=data, capture_output=True, timeout=SILENT_SECONDS
         )
     except subprocess.TimeoutExpired as exc:
         raise FfmpegError(f"not finished after {SILENT_SECONDS:.0f} s") from exc
@@ -117,10 +121,18 @@ def feed(data: bytes | memoryview, arguments: Arguments) -> None:
         raise FfmpegError(_last_line(done.stderr))
 
 
-def _command(arguments: Arguments) -> list[str | os.PathLike[str]]:
-    limits = [str(MEMORY_BYTES // 1024), str(CPU_SECONDS)]
+def _command(arguments: Arguments, nice: int) -> list[str | os.PathLike[str]]:
+    limits = [str(MEMORY_BYTES // 1024), str(CPU_SECONDS), str(nice)]
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-v", "repeat+error"]
     return ["sh", "-c", LIMITED, *limits, *ffmpeg, *arguments]
+
+
+def _tail(messages: bytes) -> bytes:
+    """The last MESSAGE_BYTES of messages, without a line that would be cut."""
+    if len(messages) <= MESSAGE_BYTES:
+        return messages
+    kept = messages[-MESSAGE_BYTES:]
+    return kept.partition(b"\n")[2] or kept
 
 
 def _last_line(messages: bytes) -> str:
@@ -128,6 +140,6 @@ def _last_line(messages: bytes) -> str:
 
 
 def _lines(messages: bytes) -> list[str]:
-    """Messages without ffmpeg's prefixes in brackets."""
+    """Messages without ffmpeg's prefixes in brackets, and without control characters of files."""
     lines = messages.decode(errors="replace").strip().splitlines()
-    return [line.rpartition("] ")[2].strip() for line in lines]
+    return [printable(line.rpartition("] ")[2].strip()) for line in lines]

@@ -1,4 +1,4 @@
-"""How much memory is free, what it means to have run out of it, and giving it back."""
+"""How much memory is free, and giving it back."""
 
 import ctypes
 from collections.abc import Iterator
@@ -11,15 +11,6 @@ from musicgen.runtime import cgroups
 CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),  # version 2
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
-)
-# Messages of allocators, in lower case. PyTorch has no exception class for the CPU; CUDA libraries
-# report failed allocations of their own, such as CUBLAS_STATUS_ALLOC_FAILED.
-EXHAUSTED = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "alloc_failed",
-    "allocation_failed",
 )
 
 _LIBC = ctypes.CDLL(None)
@@ -45,13 +36,6 @@ def _left_by_limits() -> Iterator[int]:
                 yield maximum - current + int(statistics[cached])
             except (OSError, ValueError, KeyError):  # no such files, or no limit ("max")
                 continue
-
-
-def is_exhausted(exc: BaseException) -> bool:
-    """Whether an exception says that there was no memory left."""
-    if isinstance(exc, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(exc, RuntimeError) and any(text in str(exc).lower() for text in EXHAUSTED)
 
 
 def give_back() -> None:

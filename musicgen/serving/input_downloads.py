@@ -1,12 +1,14 @@
-"""Downloads input files within limits, instead of Cog, which has none.
+"""Receives input files within limits, instead of Cog, which has none.
 
 Cog downloads for as long as an address sends, into a folder that may be small, and quotes the whole
-URL, with its password and signature, when that fails.
+URL, with its password and signature, when that fails. A URL of megabytes, or a data URI of escapes,
+takes it minutes and gigabytes.
 """
 
+import io
 import ipaddress
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,15 @@ from urllib.parse import urljoin, urlsplit
 
 from musicgen import __version__
 from musicgen.errors import InputError, MusicGenError
+from musicgen.runtime import input_files
+from musicgen.serving import data_uris
 from musicgen.serving.sessions import bounded
 
 USER_AGENT = f"musicgen-cog/{__version__}"
 REDIRECTS = 5
 SILENT_SECONDS = 10.0  # without a byte
 CHUNK = 2**16  # bytes
+MAX_URL = 8192  # characters; the signed URLs of object stores have up to 2,000
 FIX = "Send a URL that is publicly readable, or the file itself as a data URI"
 
 
@@ -54,54 +59,99 @@ class Limits:
 
 
 def install(limits: Limits) -> None:
-    """Make Cog use `fetch` for all inputs of this process, and name the field in its errors."""
+    """Make Cog receive all inputs of this process by `receive` and `fetch`."""
     from cog import types
 
-    read = types.Path.validate.__func__
-
-    def validate(cls: Any, value: Any) -> Path:
-        """Cog's own conversion; a broken data URI becomes an InputError."""
-        try:
-            checked: Path = read(cls, value)
-        except Exception as exc:
-            shown = str(value)[:40]
-            problem = f"is not a valid data URI or URL ({exc})"
-            raise InputError("input_audio", shown, problem, "Send one that is complete") from exc
-        return checked
+    def validate(cls: Any, value: Any) -> Any:
+        """Cog's conversion of a value: a file that it reads or fetches later, or a path."""
+        return value if isinstance(value, Path) else receive(value)
 
     def convert(self: Any) -> Path:
-        """Cog's own conversion; http(s) URLs are fetched within the limits."""
-        if self._path is None and isinstance(self.fileobj, types.URLFile):
-            self._path = types.Path(fetch(self.source, self.filename, limits))
-        converted: Path = self._path or original(self)
+        """The file that holds the input; Cog removes it after the prediction."""
+        if self._path is None:
+            if isinstance(self.fileobj, types.URLFile):
+                self._path = types.Path(fetch(self.source, self.filename, limits))
+            else:  # Cog has decoded a data URI, and called it "file" with its type's suffix
+                with input_files.create(None, Path(self.filename).suffix) as file:
+                    shutil.copyfileobj(self.fileobj, file)
+                self._path = types.Path(file.name)
+        converted: Path = self._path
         return converted
 
-    original = types.URLPath.convert
     types.URLPath.convert = convert
     types.Path.validate = classmethod(validate)
 
 
+def receive(value: str) -> Any:
+    """Cog's object for a data URI or an http(s) URL; a path for anything else.
+
+    Raises InputError for a value that is not valid, before anything is done for it.
+    """
+    from cog import types
+
+    if data_uris.is_data_uri(value):
+        try:
+            content, suffix = data_uris.read(value)
+        except ValueError as exc:
+            raise _invalid(value, "data URI", exc) from None
+        return types.URLPath(
+            source=data_uris.SCHEME, filename=f"file{suffix}", fileobj=io.BytesIO(content)
+        )
+    if len(value) > MAX_URL:
+        problem = f"has more than {MAX_URL:,} characters and is not a data URI"
+        raise InputError("input_audio", value[:40], problem, FIX)
+    if not value.lower().startswith(("http:", "https:")):
+        return types.Path(value)  # refused later: the server does not read paths
+    try:
+        return types.URLPath(
+            source=value, filename=types.get_filename(value), fileobj=types.URLFile(value)
+        )
+    except Exception as exc:  # the libraries have no common type
+        raise _invalid(value, "URL", exc) from None
+
+
+def _invalid(value: str, kind: str, exc: Exception) -> InputError:
+    problem = f"is not a valid {kind} ({exc})"
+    return InputError("input_audio", value[:40], problem, "Send one that is complete")
+
+
 def fetch(url: str, name: str, limits: Limits) -> Path:
-    """Download `url` to a temporary file whose name ends with `name`.
+    """Download `url` to a temporary file, which errors will call `name`.
 
     Raises InputError if that fails. Nothing is left on the disk then.
     """
-    descriptor, path = tempfile.mkstemp(suffix=name)
+    file = input_files.create(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with file:
             _download(url, file, limits)
     except Exception as exc:
-        os.unlink(path)
+        os.unlink(file.name)
         problem = f"could not be fetched ({_reason(exc)})"
         raise InputError("input_audio", _without_secrets(url), problem, FIX) from None
-    return Path(path)
+    return Path(file.name)
 
 
 def _download(url: str, file: Any, limits: Limits) -> None:
-    """Write what `url`, or its redirects, lead to. Raises DownloadError or requests' errors."""
+    """Write what `url` leads to, within the limits. Raises DownloadError or requests' errors."""
+    end = monotonic() + limits.seconds
+    late = f"it took more than {limits.seconds:g} s"
+    try:
+        complete = _follow(url, file, limits)
+    except DownloadError:
+        raise
+    except Exception as exc:
+        if monotonic() > end:  # the connection was shut down
+            raise DownloadError(late) from exc
+        raise
+    # Without a known length, the shutdown looks like the end of the file.
+    if monotonic() > end and not complete:
+        raise DownloadError(late)
+
+
+def _follow(url: str, file: Any, limits: Limits) -> bool:
+    """Write what `url`, or its redirects, lead to; whether that is known to be complete."""
     import requests
 
-    end = monotonic() + limits.seconds
     headers = {"User-Agent": os.environ.get("COG_USER_AGENT") or USER_AGENT}
     check = (lambda address: None) if limits.private else _check_public
     with requests.Session() as session, bounded(session, limits.seconds, check):
@@ -112,33 +162,21 @@ def _download(url: str, file: Any, limits: Limits) -> None:
             with response:
                 if not response.is_redirect:
                     response.raise_for_status()
-                    _save(response, file, limits, end)
-                    return
+                    _save(response, file, limits)
+                    return "Content-Length" in response.headers
                 url = urljoin(url, response.headers["Location"])
                 if urlsplit(url).scheme not in ("http", "https"):
                     raise DownloadError("it redirects to something other than http or https")
         raise DownloadError(f"it redirects more than {REDIRECTS} times")
 
 
-def _save(response: Any, file: Any, limits: Limits, end: float) -> None:
-    size, late = 0, f"it took more than {limits.seconds:g} s"
-    try:
-        for chunk in response.iter_content(CHUNK):
-            size += len(chunk)
-            if size > limits.megabytes * 1e6:
-                raise DownloadError(f"it is larger than {limits.megabytes:g} MB")
-            if monotonic() > end:
-                raise DownloadError(late)
-            file.write(chunk)
-    except DownloadError:
-        raise
-    except Exception as exc:
-        if monotonic() > end:  # the connection was shut down
-            raise DownloadError(late) from exc
-        raise
-    expected = response.headers.get("Content-Length")
-    if monotonic() > end and expected is None:
-        raise DownloadError(late)  # an end of the stream that was the shutdown
+def _save(response: Any, file: Any, limits: Limits) -> None:
+    size = 0
+    for chunk in response.iter_content(CHUNK):
+        size += len(chunk)
+        if size > limits.megabytes * 1e6:
+            raise DownloadError(f"it is larger than {limits.megabytes:g} MB")
+        file.write(chunk)
 
 
 def _check_public(address: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 
 from musicgen.errors import InputError, UploadError
+from musicgen.serving import upload_key
 from musicgen.serving.sessions import bounded
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,12 @@ class Upload:
 
 
 def take_settings(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for `authorize`. Removes UPLOAD_KEY from the process's own environment.
+    """The environment for `authorize`. Removes the key from the process's own environment.
 
     Processes started later (ffmpeg, a compiler, Google's command) do not inherit the secret then.
     """
-    found = dict(environ)
-    environ.pop("UPLOAD_KEY", None)
-    return found
+    key = upload_key.take(environ)
+    return dict(environ) | ({} if key is None else {upload_key.VARIABLE: key})
 
 
 def authorize(

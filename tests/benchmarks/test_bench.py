@@ -84,6 +84,19 @@ def test_speedups_compare_with_this_engine_in_the_same_batch(document):
         ratio = results["audiocraft"]["ours_is_faster_by"]
         medians = [results[n]["ms_per_step"]["median"] for n in ("audiocraft", "ours")]
         assert ratio == pytest.approx(medians[0] / medians[1])
+        fast, exact = results["ours fast"], results["ours"]
+        assert fast["fast_is_faster_by"] == 1
+        assert fast["ours_is_faster_by"] == pytest.approx(1 / exact["fast_is_faster_by"])
+
+
+def test_the_fast_mode_reads_fewer_bytes_and_has_a_row_of_its_own(document, tmp_path):
+    results = {r["system"]: r for r in document["results"] if r["batch"] == 1}
+    assert results["ours fast"]["gb_per_step"] < 0.6 * results["ours"]["gb_per_step"]
+    report.save(document, tmp_path)
+    rows = report.markdown(tmp_path).splitlines()[2:]
+    assert [row.split(" | ")[1:3] for row in rows] == [
+        [model, batch] for batch in ("1", "2") for model in ("tiny", "tiny, fast")
+    ]
 
 
 def test_a_system_that_compiles_on_cuda_only_is_absent_on_the_cpu(document):
@@ -129,7 +142,7 @@ def test_a_batch_that_does_not_fit_is_recorded_as_failed(monkeypatch):
 @pytest.mark.parametrize("model", ["tiny", "tiny-stereo-melody"])
 @pytest.mark.parametrize(
     "build",
-    [*list(SYSTEMS.values())[:3], systems.transformers_with_static_cache],
+    [*list(SYSTEMS.values())[:4], systems.transformers_with_static_cache],
     ids=lambda build: build.__name__,
 )
 def test_systems_decode_with_and_without_an_audio_prompt(model, build):
@@ -143,7 +156,7 @@ def test_systems_decode_with_and_without_an_audio_prompt(model, build):
         assert watch.step == 4
 
 
-@pytest.mark.parametrize("build", list(SYSTEMS.values())[:2], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", list(SYSTEMS.values())[:3], ids=lambda build: build.__name__)
 @pytest.mark.parametrize("frames", [0, 20])
 def test_a_clip_takes_as_many_steps_as_the_workload_counts(build, frames):
     work = tiny()

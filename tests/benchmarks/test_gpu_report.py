@@ -58,23 +58,40 @@ def test_every_stage_runs_on_the_cpu_with_nothing_but_torch_triton_and_pytest(tm
         assert [r["batch"] for r in results if r["system"] == "ours"] == [1, 2]
 
 
-def test_a_killed_report_is_resumed_without_losing_or_repeating_results(tmp_path):
+@pytest.mark.parametrize(
+    ("stages", "killed_in", "done"),
+    [
+        (["facts", "kernels"], "kernels", ["facts"]),
+        pytest.param(
+            list(BY_NAME),
+            "speed",
+            ["facts", "kernels", "tests"],
+            marks=pytest.mark.full,
+        ),
+    ],
+    ids=["two stages", "every stage"],
+)
+def test_a_killed_report_is_resumed_without_losing_or_repeating_results(
+    tmp_path, stages, killed_in, done
+):
+    arguments = command(tmp_path, "--device", "cpu", "--seconds", "3600", "--only", *stages)
+    only_torch = environment(PYTHONPATH=os.pathsep.join([str(ONLY_TORCH), str(runner.ROOT)]))
     run = subprocess.Popen(
-        command(tmp_path, "--device", "cpu", "--only", "facts", "kernels"),
-        env=environment(),
+        arguments,
+        env=only_torch,
         cwd=runner.ROOT,
         stdout=subprocess.DEVNULL,
     )
     report = Report(tmp_path)
-    while len(report.results("kernels")) < 2 and run.poll() is None:
+    while len(report.results(killed_in)) < 2 and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.wait()
     before = report.results()
-    assert report.ends() == {"facts": "done"}
+    assert report.ends() == dict.fromkeys(done, "done")
     code = subprocess.run(
-        command(tmp_path, "--device", "cpu", "--only", "facts", "kernels", "--resume"),
-        env=environment(),
+        [*arguments, "--resume"],
+        env=only_torch,
         cwd=runner.ROOT,
         stdout=subprocess.DEVNULL,
         check=False,

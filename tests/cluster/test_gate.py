@@ -18,14 +18,17 @@ with warnings.catch_warnings(action="ignore"):  # Ray emits some when it is impo
 
 
 @contextmanager
-def recorder():
-    """(address, list of the requests that were sent there)."""
-    seen = []
+def recorder(headers_sent=None):
+    """(address, list of the requests that were sent there). Their headers go to `headers_sent`."""
+    seen, headers_sent = [], [] if headers_sent is None else headers_sent
 
     class Handler(BaseHTTPRequestHandler):
+        sent = headers_sent
+
         def answer(self):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             seen.append(f"{self.command} {self.path}")
+            self.sent.append(self.headers)
             body = json.dumps({"status": "succeeded"}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -55,7 +58,7 @@ class Gate(gates.Gate):
         yield self.url
 
 
-def ask(gate, requests, servers=(), body=None):
+def ask(gate, requests, servers=(), body=None, headers=()):
     """The statuses of (method, path) requests to a gate that knows some servers."""
 
     async def app(scope, receive, send):
@@ -67,7 +70,9 @@ def ask(gate, requests, servers=(), body=None):
             await gate.announce(url)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://g") as c:
             return [
-                (await c.request(method, path, json=body or {"input": {}})).status_code
+                (
+                    await c.request(method, path, json=body or {"input": {}}, headers=headers)
+                ).status_code
                 for method, path in requests
             ]
 
@@ -125,3 +130,49 @@ def test_bodies_that_cog_would_misread_are_refused(body, place, message):
 @pytest.mark.parametrize("body", [b"no JSON", b"[]", b'{"input": 1}', b'{"input": {"prompt": ""}}'])
 def test_all_other_bodies_are_left_to_the_server(body):
     assert asyncio.run(problems(body)) == []
+
+
+@pytest.mark.parametrize(
+    "value", [b"Zo\xc3\xab", b"Zo\xeb", b"\xff\xfe", "日本".encode()], ids=lambda value: value.hex()
+)
+def test_headers_are_forwarded_byte_by_byte(value):
+    sent = []
+    with recorder(sent) as (url, _):
+        headers = [(b"X-Name", value), (b"User-Agent", value)]
+        assert ask(Gate(url), [("POST", "/predictions")], headers=headers) == [200]
+    [received] = sent
+    for name in ("X-Name", "User-Agent"):
+        assert received[name].encode("latin-1", "surrogateescape") == value
+
+
+def test_an_offer_to_upgrade_the_connection_is_not_forwarded():
+    sent = []
+    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMA"}
+    with recorder(sent) as (url, _):
+        assert ask(Gate(url), [("POST", "/predictions")], headers=headers) == [200]
+    assert not {"upgrade", "http2-settings"} & {name.lower() for name in sent[0]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"input": {"x": [' + b"[]," * inputs.MAX_VALUES + b"[]]}}",
+        b'{"zzz": [' + b"1," * inputs.MAX_VALUES + b"1]}",
+        b'{"input": {' + b'"duration": 1,' * inputs.MAX_VALUES + b'"duration": 1}}',
+    ],
+)
+def test_a_body_of_many_values_is_refused_before_it_is_parsed(body, monkeypatch):
+    monkeypatch.setattr(inputs.json, "loads", None)
+    [problem] = asyncio.run(problems(body))
+    assert "more than 100,000 values" in problem["msg"]
+
+
+def test_few_of_many_unknown_names_are_reported():
+    names = {f"{number}{'x' * 10_000}": 1 for number in range(1000)}
+    found = asyncio.run(problems(json.dumps({"input": names}).encode()))
+    assert len(found) == inputs.MAX_PROBLEMS
+    assert len(json.dumps(found)) < 10_000
+
+
+def test_a_deeply_nested_body_is_left_to_the_server():
+    assert asyncio.run(problems(b'{"input": ' + b"[" * 50_000)) == []

@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_read_is_named(fields, tmp_path, monkeypatch):
 
 
 def test_errors_name_the_users_file_instead_of_the_servers_copy(tmp_path):
-    message = "input_audio='tmpekdkaneqfile.md': holds no audio. Send an audio file."
+    message = "input_audio='data:...': holds no audio. Send an audio file."
     values = {"input_audio": tmp_path / "it's.md", "prompt": "x"}
     named = f"input_audio=@{tmp_path}/it's.md: holds no audio. Send an audio file."
     assert inputs.name_own_file(message, values) == named

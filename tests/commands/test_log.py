@@ -77,3 +77,15 @@ def test_warnings_and_tracebacks_are_shown_and_deprecations_are_not():
         "the kernels do not compile",
         "Traceback (most recent call last):",
     ]
+
+
+def test_an_id_cannot_control_the_terminal_or_write_a_line():
+    name = "a\x1b[2J\nfake"
+    text = shown(
+        log.Requests,
+        line("Starting prediction", prediction_id=name),
+        line("odd\x1b]0;title", prediction_id=name, source="Stderr"),
+        line("Prediction failed", prediction_id=name, error="InputError: b\x9b2J"),
+    )
+    assert len(text.splitlines()) == 2
+    assert text.replace("\n", "").isprintable()

@@ -4,6 +4,8 @@ import gc
 import math
 import threading
 
+import numba
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch import nn
 from benchmarks.work import PUBLISHED
 from musicgen.decoder import kernels
 from musicgen.decoder.kernels import attention
+from musicgen.decoder.kernels.intrinsics import HALF_LOADS, half_conversions
+from musicgen.decoder.kernels.layout import DEPTH_BLOCK, LARGEST_INT8
 from musicgen.decoder.kernels.program import Then
 
 FULL = pytest.mark.full
@@ -45,6 +49,18 @@ def product(team, weight, x, then=Then.STORE, y=None):
     return ops.replay(lambda ops, x, y=None: ops.linear(x, weight, then, y), inputs)
 
 
+PACKERS = {"float16": kernels.pack, "float32": kernels.pack, "int8": kernels.quantize}
+by_stored_dtype = pytest.mark.parametrize("stored", PACKERS)
+
+
+def random_weight(size, stored, team):
+    """A random matrix in panels of this dtype."""
+    matrix = random_matrix(*size, torch.float32 if stored == "float32" else torch.float16)
+    weight = PACKERS[stored](matrix, team)
+    assert weight.panels.dtype == getattr(torch, stored)
+    return weight
+
+
 def random_matrix(width, depth, dtype):
     matrix = torch.randn(width, depth) / math.sqrt(depth)
     return matrix.half().float() if dtype == torch.float16 else matrix
@@ -69,11 +85,35 @@ def test_matrices_of_any_dtype_are_packed_without_loss(team, matrix_dtype):
     assert torch.equal(kernels.pack(matrix, team).dense(), matrix.float())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("matrix_dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", SIZES)
+def test_int8_weights_are_the_nearest_multiples_of_their_scale(team, size, matrix_dtype):
+    matrix = random_matrix(*size, torch.float32).to(matrix_dtype)
+    matrix[0] = 0
+    weight = kernels.quantize(matrix, team)
+    assert weight.panels.abs().max() == LARGEST_INT8
+    blocks = list(matrix.float().split(DEPTH_BLOCK, dim=1))
+    scales = torch.stack([block.abs().amax(1) for block in blocks], 1) / LARGEST_INT8
+    found = weight.scales.transpose(1, 2).reshape(-1, len(blocks))[: size[0]]
+    torch.testing.assert_close(found, scales, rtol=1e-6, atol=0)
+    allowed = scales.repeat_interleave(DEPTH_BLOCK, 1)[:, : size[1]] * (0.5 + 1e-4)
+    assert ((weight.dense() - matrix.float()).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_products_of_int8_weights_are_exact_to_float32_rounding(team, size):
+    weight, x = random_weight(size, "int8", team), torch.randn(7, size[1])
+    exact = x.double() @ weight.dense().double().T
+    # Beside the sums, each weight is rounded once by `dense`, each block once by its scale.
+    bound = (size[1] + 2) * 2.0**-24 * (x.abs().double() @ weight.dense().abs().double().T)
+    assert ((product(team, weight, x) - exact).abs() <= bound).all()
+
+
+@by_stored_dtype
 @pytest.mark.parametrize("size", [*SIZES, *size_params(published_products(), {(3072, 1024)})])
-def test_a_row_of_a_product_does_not_depend_on_the_number_of_rows(team, size, dtype):
+def test_a_row_of_a_product_does_not_depend_on_the_number_of_rows(team, size, stored):
     """To the last bit; a difference would change only one code in many thousands."""
-    weight = kernels.pack(random_matrix(*size, dtype), team)
+    weight = random_weight(size, stored, team)
     x = torch.randn(MOST_ROWS, size[1])
     together = product(team, weight, x)
     for rows in range(1, MOST_ROWS):
@@ -81,11 +121,12 @@ def test_a_row_of_a_product_does_not_depend_on_the_number_of_rows(team, size, dt
     assert torch.equal(product(team, weight, x[17:40]), together[17:40])
 
 
+@by_stored_dtype
 @pytest.mark.parametrize("size", [*SIZES, *size_params(published_products(), {(1024, 4096)})])
-def test_a_product_does_not_depend_on_the_number_of_threads(size):
+def test_a_product_does_not_depend_on_the_number_of_threads(size, stored):
     x, matrix = torch.randn(10, size[1]), random_matrix(*size, torch.float16)
     one, two = (
-        product(team, kernels.pack(matrix, team), x) for team in map(kernels.cpu_team, THREADS)
+        product(team, PACKERS[stored](matrix, team), x) for team in map(kernels.cpu_team, THREADS)
     )
     assert torch.equal(one, two)
 
@@ -119,8 +160,10 @@ def test_layer_norm_is_torchs(team):
     assert (ours - norm(x)).abs().max() < 2e-6
 
 
-def test_attention_agrees_with_its_reference(team):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention_agrees_with_its_reference(team, dtype):
     q, keys, values = torch.randn(4, 64), torch.randn(6, 4, 50, 16), torch.randn(6, 4, 50, 16)
+    keys, values = keys.to(dtype), values.to(dtype)
     rows, lengths = torch.tensor([5, 4, 0, 1]), torch.tensor([50, 50, 3, 3])
     ops = kernels.cpu_ops(team)
 
@@ -131,9 +174,46 @@ def test_attention_agrees_with_its_reference(team):
         return ops.replay(record, (q[count], rows[count], lengths[count])).clone()
 
     found = attend(slice(4))
-    expected = attention.attention(q, keys, values, rows, lengths)
+    expected = attention.attention(q, keys.float(), values.float(), rows, lengths)
     assert (found - expected).abs().max() < 1e-6
     assert torch.equal(attend(slice(2, 4)), found[2:])
+
+
+def test_float16_caches_get_the_nearest_keys_and_values(team):
+    x, norm = 3 * torch.randn(4, 64), nn.LayerNorm(64).requires_grad_(False)
+    weight = kernels.pack(torch.randn(3 * 64, 64), team)
+    rows, positions = torch.tensor([2, 0, 1, 3]), torch.tensor([5, 0, 49, 5])
+    wide, narrow = (torch.zeros(2, 4, 4, 50, 16, dtype=t) for t in (torch.float32, torch.float16))
+
+    def record(caches):
+        return lambda ops, *inputs: ops.norm_qkv(inputs[0], norm, weight, *caches, *inputs[1:])
+
+    for caches in (wide, narrow):
+        kernels.cpu_ops(team).replay(record(caches), (x, rows, positions))
+    assert wide.abs().sum() > 0
+    assert torch.equal(wide.half(), narrow)
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_float16_numbers_are_converted_as_by_torch(instructions):
+    """With and without the processor's instructions for it."""
+    float_of_half, half_of_float = half_conversions(instructions and HALF_LOADS)
+
+    @numba.njit
+    def convert(bits, floats, to_floats, to_bits):
+        for i in range(len(bits)):
+            to_floats[i] = float_of_half(bits[i])
+        for i in range(len(floats)):
+            to_bits[i] = half_of_float(floats[i])
+
+    bits = np.arange(2**16, dtype=np.uint16)
+    bits = bits[np.isfinite(bits.view(np.float16))]
+    sizes = torch.tensor([1.0, 1e-3, 1e-6, 1e-8, 1e5]).repeat_interleave(1000)
+    values = torch.cat([sizes * torch.randn(5000), torch.from_numpy(bits.view(np.float16)).float()])
+    found = np.empty(len(bits), np.float32), np.empty(len(values), np.uint16)
+    convert(bits, values.numpy(), *found)
+    assert np.array_equal(found[0], bits.view(np.float16).astype(np.float32))
+    assert np.array_equal(found[1], values.half().numpy().view(np.uint16))
 
 
 def test_a_recording_is_replayed_with_other_inputs(team):

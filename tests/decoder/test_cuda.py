@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_lm import MAX_LENGTH, STRIDE, clip, engine_lm, oracle_lm, tiny_config
 
-from musicgen.decoder import cuda, kernels
+from musicgen.decoder import cuda, faults, kernels
 from musicgen.decoder import engine as engines
 from musicgen.decoder.clip import Window
 from musicgen.decoder.graph import Graphed
@@ -133,9 +133,9 @@ def test_a_capture_that_fails_for_memory_or_a_lost_context_is_an_error(monkeypat
 
 
 def test_graphs_can_be_switched_off(lm, monkeypatch):
-    assert not engine(lm).eager
+    assert not engine(lm).decode_steps.eager
     monkeypatch.setenv("MUSICGEN_GRAPHS", "0")
-    assert engine(lm).eager
+    assert engine(lm).decode_steps.eager
 
 
 def test_kernels_can_be_switched_off(monkeypatch):
@@ -152,6 +152,7 @@ def test_kernels_can_be_switched_off(monkeypatch):
     [
         (None, True),
         (torch.OutOfMemoryError("full"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
         (RuntimeError("illegal address"), False),
     ],
 )
@@ -170,7 +171,7 @@ def test_a_context_is_lost_if_a_small_allocation_fails_for_another_reason_than_m
 
 def test_a_process_without_a_working_context_ends(monkeypatch, caplog):
     codes = []
-    monkeypatch.setattr(cuda.os, "_exit", codes.append)
+    monkeypatch.setattr(faults.os, "_exit", codes.append)
     monkeypatch.setattr(cuda, "context_works", lambda device: False)
     cuda.exit_if_context_is_lost(torch.device("cpu"))
     assert codes == []
@@ -187,7 +188,7 @@ def test_the_decode_thread_tests_the_context_after_an_error_only(lm, monkeypatch
     try:
         loop.submit(clip(lm.config)).result()
         assert tested == []
-        monkeypatch.setattr(made, "_decode_step", lost)
+        monkeypatch.setattr(made, "decode_steps", lost)
         with pytest.raises(RuntimeError, match="illegal memory access"):
             loop.submit(clip(lm.config)).result()
     finally:
@@ -220,21 +221,41 @@ def test_waiting_clips_fail_if_the_decode_thread_ends(lm, monkeypatch):
 
 
 def test_an_engine_says_which_operations_its_steps_use(lm, monkeypatch):
-    made = engine(lm)
-    made.chosen = {1: kernels.TRITON, 2: kernels.TRITON}
-    made._captured = {
+    steps = engine(lm).decode_steps
+    steps.chosen = {1: kernels.TRITON, 2: kernels.TRITON}
+    steps.captured = {
         1: (None, SimpleNamespace(eager=False)),
         2: (None, SimpleNamespace(eager=False)),
     }
-    assert made.description == "Triton kernels, CUDA graphs"
-    made.chosen[2] = kernels.TORCH
-    made._captured[2][1].eager = True
-    assert made.description == (
+    assert steps.description == "Triton kernels, CUDA graphs"
+    steps.chosen[2] = kernels.TORCH
+    steps.captured[2][1].eager = True
+    assert steps.description == (
         "Triton kernels (1 clips), PyTorch operations (2 clips), no CUDA graphs"
     )
+
+
+def test_kernels_of_all_batch_sizes_are_compiled_in_parallel_and_once(lm, monkeypatch):
+    rows, both = [], threading.Barrier(2)
+
+    def choose(device, dtype, shape, count):
+        rows.append(count)
+        if count > 2:  # the kernels of one clip are compiled for the warm-up
+            both.wait()  # for the other thread
+        return kernels.TORCH
+
+    monkeypatch.setattr(kernels, "choose", choose)
+    made = engines.Engine(
+        lm, max_length=MAX_LENGTH, stride=STRIDE, slots=4, max_prefix=16, capture=True, eager=True
+    )
+    made.decode_steps.ops = None
+    monkeypatch.setattr(made, "decode_trial", lambda: made.decode_steps._choose_ops(1))
+    monkeypatch.setattr(type(made.decode_steps), "__call__", lambda steps, indices: None)
+    made.warm_up()
+    assert sorted(rows) == [2, 4, 8]
 
 
 def test_a_cpu_engine_says_so_after_its_warm_up(lm):
     made = engine(lm)
     made.warm_up()
-    assert made.description == "CPU operations"
+    assert made.decode_steps.description == "CPU operations"

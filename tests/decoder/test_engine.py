@@ -187,7 +187,7 @@ def test_captured_steps_give_the_same_codes(mixed, monkeypatch):
     alone = [engine(made.lm).generate([one])[0] for one in clips]
     static = engine(made.lm, slots=6, capture=True, eager=True)
     static.warm_up()
-    assert list(static._captured) == [1, 2, 4, 6]
+    assert list(static.decode_steps.captured) == [1, 2, 4, 6]
     for order in ([0], [0, 1, 2, 3, 4], [3, 1], [2]):
         together = static.generate([clips[i] for i in order])
         assert all(torch.equal(codes, alone[i]) for codes, i in zip(together, order, strict=True))

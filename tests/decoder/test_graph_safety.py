@@ -9,8 +9,8 @@ from paper_graph import Capture, NoWaiting, Operations, PaperGraph, Unsafe, no_a
 from tiny_lm import MAX_LENGTH, STRIDE, clip, oracle_lm, tiny_config
 from torch import Tensor
 
-from musicgen.decoder import engine as engines
-from musicgen.decoder import kernels
+from musicgen.decoder import decode_steps, kernels
+from musicgen.decoder.engine import Engine
 from musicgen.decoder.lm import LM
 
 SHARED = 3  # positions
@@ -30,7 +30,7 @@ SETTINGS = (
 
 def make_engine(lm, **options):
     null = None if lm.config.cross_attention else torch.zeros(SHARED, lm.config.dim)
-    return engines.Engine(
+    return Engine(
         lm,
         max_length=MAX_LENGTH,
         stride=STRIDE,
@@ -52,7 +52,7 @@ def lm(request):
 @pytest.fixture
 def captured(lm, monkeypatch):
     """An engine that captures its steps."""
-    monkeypatch.setattr(engines, "Graphed", PaperGraph)
+    monkeypatch.setattr(decode_steps, "Graphed", PaperGraph)
     return make_engine(lm, capture=True)
 
 
@@ -79,7 +79,7 @@ def addresses(value):
 def quiet(engine):
     """Whether the next step only replays a graph that is already captured."""
     slots = [slot for slot in engine._slots if slot]
-    graphs = {size for size, (_, step) in engine._captured.items() if step.graph}
+    graphs = {size for size, (_, step) in engine.decode_steps.captured.items() if step.graph}
     waiting = engine._waiting or any(slot.prefill or slot.left == 1 for slot in slots)
     gone = any(slot.job.cancelled() for slot in slots)
     return not waiting and not gone and any(size // 2 < len(slots) <= size for size in graphs)
@@ -96,6 +96,7 @@ def finish(engine, jobs):
     for job in jobs:
         if not job.cancelled():
             job.result()  # raises the exception of a step that failed
+    assert not engine._retried
     return steps
 
 
@@ -119,7 +120,7 @@ def test_captured_steps_give_the_codes_of_uncaptured_steps(lm, captured):
         assert torch.equal(job.result(), alone[index])
     assert quiet_steps > 20
     assert addresses(captured.state) == before
-    assert set(captured._captured) == {1, 2, 4}
+    assert set(captured.decode_steps.captured) == {1, 2, 4}
 
 
 def reads_a_number(engine):
@@ -148,13 +149,13 @@ UNSAFE = {
 
 @pytest.mark.parametrize("wrong", UNSAFE, ids=lambda wrong: wrong.__name__)
 def test_a_step_that_cannot_be_captured_is_detected(lm, captured, wrong, monkeypatch):
-    step = engines.decode_step
+    step = decode_steps.decode_step
 
     def decode_step(*arguments):
         wrong(captured)
         step(*arguments)
 
-    monkeypatch.setattr(engines, "decode_step", decode_step)
+    monkeypatch.setattr(decode_steps, "decode_step", decode_step)
     job = captured.submit(clips_of(lm)[0])
     with pytest.raises(Unsafe, match=UNSAFE[wrong]):
         finish(captured, [job])

@@ -53,6 +53,21 @@ def test_curl(predict_server, tmp_path):
     assert (tmp_path / "song.mp3").stat().st_size > 100_000
 
 
+def test_curl_prints_the_error_of_a_refused_request(predict_server, tmp_path):
+    code = snippet("bash", "curl").replace(SERVER, predict_server.url)
+    refused = code.replace('"duration": 4', '"continuation": true')
+    command = ["bash", "-euo", "pipefail", "-c", refused]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    [shown] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    assert (done.returncode, done.stderr) == (1, json.loads(shown)["error"] + "\n")
+    assert json.loads(shown).items() <= json.loads((tmp_path / "answer.json").read_text()).items()
+    invalid = code.replace('"duration": 4', '"duration": 0')
+    done = subprocess.run([*command[:-1], invalid], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "duration" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_python(predict_server, hum, tmp_path):
     code = snippet("python", "def predict").replace(SERVER, predict_server.url)
     (tmp_path / "client.py").write_text(code)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import yaml
 from cog_client import CogClient
+from cog_server import cog_server
 
 from musicgen.commands import schema, server
 from musicgen.commands.server import ROOT
@@ -184,6 +186,25 @@ def test_an_image_without_a_gpu_does_not_start_and_says_what_to_set(built, tmp_p
         container(built, "predict", tmp_path, CUDA_VISIBLE_DEVICES=""),
     ):
         pass
+
+
+# Starts a command as a user whom no file of this system names, as `docker run --user 12345` does.
+AS_A_STRANGER = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+CAN_BE_A_STRANGER = (
+    subprocess.run([*AS_A_STRANGER, "true"], capture_output=True).returncode == 0
+    if shutil.which("unshare")
+    else False
+)
+
+
+@pytest.mark.skipif(not CAN_BE_A_STRANGER, reason="user namespaces are not allowed here")
+def test_a_user_without_a_name_and_a_home_serves(checkpoints, tmp_path):
+    wrapper = [*AS_A_STRANGER, "env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME"]
+    code = "import os, pwd; assert os.path.expanduser('~') == '~'; pwd.getpwuid(os.getuid())"
+    done = subprocess.run([*wrapper, sys.executable, "-c", code], capture_output=True, text=True)
+    assert "KeyError: 'getpwuid(): uid not found: 12345'" in done.stderr
+    with cog_server(tmp_path, checkpoints["stereo-melody"], "predict", wrapper) as client:
+        assert client.predict(prompt="trap", duration=1)["output"]["duration"] == 1
 
 
 def test_a_path_of_the_operator_that_does_not_exist_is_an_error(built, tmp_path):

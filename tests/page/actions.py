@@ -47,6 +47,7 @@ def open_settings(page):
 def downloads(page, kind="wav"):
     """The bytes behind the download links of the result's players."""
     links = page.locator("#players a[download]").filter(has_text=kind)
+    expect(links.first).to_be_visible()
     addresses = [links.nth(index).evaluate("link => link.href") for index in range(links.count())]
     return [page.context.request.get(address).body() for address in addresses]
 

@@ -204,7 +204,7 @@ def test_a_take_is_reproduced_by_its_seed(url, visit):
     first = downloads(page)
     press(page, "Reuse settings and seed")
     expect(page.locator("#status")).to_contain_text("the settings and the seed of Take 1")
-    expect(page.get_by_label("Prompt")).to_be_focused()
+    expect(page.locator("#field-prompt textarea")).to_be_focused()
     press(page, "Generate")
     ready(page, 2)
     assert downloads(page) == first

@@ -1,110 +1,172 @@
 """Anonymous requests that cost much are refused, and leave the server as it was.
 
-Each attack is sent by several callers at once. The memory that it takes is printed (pytest -rP).
+Each test sends one attack by several callers again and again, beside one honest caller. It prints
+(pytest -rP) the memory that the server takes beyond its idle memory, the longest time that a health
+check took, and the honest caller's latency beside the attack, relative to its latency alone.
 """
 
+import json
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler
+from statistics import median
 
-import hostile
 import httpx
 import psutil
 import pytest
-from cog_client import data_uri
-from web import listening
 
+from benchmarks import hostile
 from musicgen import audio_file
+from musicgen.checkpoints import folders
 from musicgen.runtime import ffmpeg
 
 LIMIT_SECONDS = 3
-HONEST = {"duration": 1, "seed": 1}
+HONEST = {"duration": 2, "seed": 1}
 BUSY = 409
-
-
-class Endless(BaseHTTPRequestHandler):
-    """Sends a byte now and then, for ever."""
-
-    def do_GET(self):
-        with suppress(OSError):
-            self.send_response(200)
-            self.end_headers()
-            while True:
-                self.wfile.write(b"x")
-                time.sleep(0.1)
-
-    def log_message(self, *_):
-        pass
+# Megabytes of the decoders, of their requests, and of whatever else runs beside them.
+MEMORY = audio_file.SIDE_BY_SIDE * (ffmpeg.MEMORY_BYTES / 2**20 + 100) + 400
 
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    return start_server("predict", INPUT_MAX_SECONDS=str(LIMIT_SECONDS))
+    """A server of the demo model, whose requests take as long as those of a small real one."""
+    return start_server("predict", folders.DEFAULT, INPUT_MAX_SECONDS=str(LIMIT_SECONDS))
 
 
 @pytest.fixture(scope="module")
-def attacks(tmp_path_factory):
-    """name -> (inputs, texts of which a refusal has one; none if the request may be served)"""
-    folder = tmp_path_factory.mktemp("hostile")
-    files = {name: data_uri(make(folder)) for name, make in hostile.FILES.items()}
-    silence = {"input_audio": data_uri(hostile.silence(folder)), "continuation_start": 10**9}
-    with listening(Endless) as url:
-        yield {
-            "prompt": ({"prompt": "a " * 2_000_000}, ["prompt='a a"]),
-            "index": ({"input_audio": files["index"]}, []),
-            "fragment": ({"input_audio": files["fragment"]}, ["input_audio="]),
-            "cover": ({"input_audio": files["cover"]}, []),
-            "silence": (silence, ["starts past the end", "s of processor time"]),
-            "endless": ({"input_audio": f"{url}/radio.mp3"}, ["could not be fetched (it took"]),
-        }
+def endless():
+    with hostile.endless() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def output(server):
+    """The honest request's output."""
+    return answer(server, HONEST)["output"]
 
 
 def answer(server, inputs):
     """The answer to one request, sent again while the server is full."""
-    while (response := server.post(**inputs)).status_code == BUSY:
+    return send(server, body_of(inputs))
+
+
+def body_of(inputs):
+    return json.dumps({"input": inputs}).encode()
+
+
+def send(server, body):
+    """`answer` to a body that is made beforehand: making it would take the server's processors."""
+    url, headers = f"{server.url}/predictions", {"Content-Type": "application/json"}
+    while (
+        answer := httpx.post(url, content=body, headers=headers, timeout=None)
+    ).status_code == BUSY:
         time.sleep(0.05)
-    return response.json()
+    return answer.json()
 
 
-def megabytes(server):
-    """Resident memory of the worker and its children."""
+class Watch:
+    """Polls memory and health until it is closed."""
+
+    def __init__(self, server):
+        self.server = server
+        self.worker = server.worker()
+        self.command = self.worker.cmdline()
+        self.idle = self.peak = self.megabytes()
+        self.slowest, self.states = 0.0, set()
+        self.done = threading.Event()
+        self.threads = [threading.Thread(target=one) for one in (self.weigh, self.check)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        for thread in self.threads:
+            thread.join()
+
+    def megabytes(self):
+        """Resident memory of the worker and its children."""
+        total = self.worker.memory_info().rss
+        for process in self.worker.children(recursive=True):
+            with suppress(psutil.Error):
+                # Until it runs its program, a new process has the memory of the worker itself.
+                if process.cmdline() != self.command:
+                    total += process.memory_info().rss
+        return total / 2**20
+
+    def weigh(self):
+        while not self.done.wait(0.1):
+            self.peak = max(self.peak, self.megabytes())
+
+    def check(self):
+        with httpx.Client(timeout=None) as client:
+            while not self.done.wait(0.02):
+                begin = time.perf_counter()
+                health = client.get(f"{self.server.url}/health-check").json()
+                self.slowest = max(self.slowest, time.perf_counter() - begin)
+                self.states.add(health["status"])
+
+
+def latencies(server, output, count):
+    """Seconds of honest requests, one after the other; each gives the same output."""
     found = []
-    for process in [server.worker(), *server.worker().children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            found.append(process.memory_info().rss / 2**20)
-    return sum(found)
+    for _ in range(count):
+        begin = time.perf_counter()
+        assert answer(server, HONEST)["output"] == output
+        found.append(time.perf_counter() - begin)
+    return found
 
 
-@pytest.mark.parametrize("name", ["prompt", "index", "fragment", "cover", "silence", "endless"])
+@pytest.mark.parametrize("name", hostile.ATTACKS)
 @pytest.mark.parametrize(
-    "callers", [4, pytest.param(32, marks=pytest.mark.full)], ids=["few", "many"]
+    ("callers", "turns"), [(4, 1), pytest.param(28, 4, marks=pytest.mark.full)], ids=["few", "many"]
 )
-def test_an_attack_is_refused_and_the_server_is_as_before(server, attacks, name, callers):
-    inputs, refusals = attacks[name]
-    before, idle, peak = answer(server, HONEST)["output"], megabytes(server), 0.0
-    with ThreadPoolExecutor(callers + 1) as pool:
-        attackers = [pool.submit(answer, server, {"duration": 1, **inputs}) for _ in range(callers)]
-        honest = pool.submit(answer, server, HONEST)
-        while wait([*attackers, honest], 0.1).not_done:
-            peak = max(peak, megabytes(server))
-            health = httpx.get(f"{server.url}/health-check", timeout=None).json()["status"]
-            assert health in ("READY", "BUSY")
-    assert honest.result()["output"] == before
-    for attacker in attackers:
-        found = attacker.result()
-        if refusals or found["status"] == "failed":
-            assert any(text in found["error"] for text in refusals or ["input_audio="]), found
-    print(f"{name}, {callers} callers: {peak - idle:.0f} MB more than idle")
-    assert peak - idle < audio_file.SIDE_BY_SIDE * (ffmpeg.MEMORY_BYTES / 2**20 + 100) + 400
-    assert answer(server, HONEST)["output"] == before
+def test_an_attack_is_refused_and_the_server_is_as_before(
+    server, output, endless, tmp_path, name, callers, turns
+):
+    attack = hostile.ATTACKS[name](tmp_path, endless)
+    body = body_of({"duration": 1, **attack.inputs})
+    alone, beside = [], []
+    done, refusals = threading.Event(), []
+
+    def keep_asking():
+        while not done.is_set():
+            refusals.append(send(server, body))
+
+    with Watch(server) as watch:
+        for _ in range(turns):
+            alone += latencies(server, output, 3)
+            done.clear()
+            with ThreadPoolExecutor(callers) as pool:
+                asking = [pool.submit(keep_asking) for _ in range(callers)]
+                try:
+                    beside += latencies(server, output, 3)
+                finally:
+                    done.set()
+            for one in asking:
+                one.result()
+        alone += latencies(server, output, 3)
+    for found in refusals:
+        assert any(f"{field}=" in found["error"] for field in attack.fields), found
+    print(
+        f"{name}, {callers} callers, {len(refusals)} requests: {watch.peak - watch.idle:.0f} MB, "
+        f"health check {watch.slowest:.2f} s, honest {median(alone):.2f} s alone, "
+        f"{median(beside) / median(alone):.1f} times that beside"
+    )
+    assert watch.states <= {"READY", "BUSY"}
+    assert watch.peak - watch.idle < MEMORY
 
 
-def test_slow_addresses_keep_others_out_no_longer_than_the_limit(server, attacks):
+def test_slow_addresses_keep_others_out_no_longer_than_the_limit(server, output, endless):
     """As many as the server accepts at once."""
-    inputs, refusals = attacks["endless"]
     with ThreadPoolExecutor(32) as pool:
-        slow = [pool.submit(server.post, duration=1, **inputs) for _ in range(32)]
+        slow = [
+            pool.submit(server.post, duration=1, input_audio=f"{endless}/radio.mp3")
+            for _ in range(32)
+        ]
         errors = [one.result().json().get("error", "") for one in slow]
-    assert any(refusals[0] in error for error in errors)
-    assert answer(server, HONEST)["status"] == "succeeded"
+    assert any("could not be fetched (it took" in error for error in errors)
+    assert answer(server, HONEST)["output"] == output

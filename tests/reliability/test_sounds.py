@@ -43,6 +43,42 @@ def unusual(rng, path):
     soundfile.write(path, wav, 32000, subtype="DOUBLE", format="WAV")
 
 
+def joined(rng, path):
+    """Two streams of one format, of different rates and channels, one after the other."""
+    suffix = rng.choice(["mp3", "aac", "ts", "ogg"])
+    codec = ("-c:a", rng.choice(["libvorbis", "libopus"])) if suffix == "ogg" else ()
+    parts = []
+    for rate, channels in rng.sample([(48000, 2), (44100, 1), (24000, 2), (48000, 1)], 2):
+        part = path.with_suffix(f".{len(parts)}.{suffix}")
+        sounds.stairs(part, *codec, "-ar", rate, "-ac", channels, seconds=rng.choice([1, 2]))
+        parts.append(part)
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for part in parts:
+        part.unlink()
+
+
+def gapped(rng, path):
+    """Timestamps with a gap, or that begin late or before zero."""
+    begin, end = sorted(rng.choices([0, 0.3, 0.7, 1.5], k=2))
+    kept = ("-af", f"aselect='not(between(t,{begin},{end}))'")
+    suffix, codec = rng.choice([("webm", "libopus"), ("mka", "flac"), ("mp4", "aac")])
+    made = path.with_suffix(f".{suffix}")
+    shift = ("-output_ts_offset", rng.choice([-0.5, 0, 0.4, 100]))
+    sounds.stairs(made, *kept, "-c:a", codec, *shift, seconds=2)
+    made.rename(path)
+
+
+def masked(rng, path):
+    """A wav with any mask of speakers."""
+    wav = sounds.melody(1.0, 32000, 1)
+    channels, mask = rng.choice([1, 2, 3, 6, 8]), rng.getrandbits(32) & rng.getrandbits(32)
+    soundfile.write(path, np.repeat(wav, channels, 0).T, 32000, subtype="FLOAT", format="WAVEX")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"fmt ") + 28
+    content[place : place + 4] = struct.pack("<I", rng.choice([0, 1, 0xFFFFFFFF, mask]))
+    path.write_bytes(content)
+
+
 def noise(rng, path):
     """Bytes that are not audio, and playlists that name other files."""
     texts = [b"", b"\0" * 5000, rng.randbytes(5000), b"ID3" + rng.randbytes(500)]
@@ -78,7 +114,9 @@ def whole(rng, data):
     return data
 
 
-MAKERS = [plain, plain, encoded, encoded, unusual, noise]
+MAKERS = [plain, plain, encoded, encoded, unusual, noise, joined, gapped, masked]
+# What these make is music, unless it is damaged.
+PLAYABLE = ("joined", "gapped", "masked")
 DAMAGES = [whole, truncated, flipped, lying]
 
 
@@ -108,6 +146,7 @@ def check(server, folder, seeds):
         ).json()
         answers[answer["status"]] += 1
         if answer["status"] == "failed":
+            assert not path.name.endswith(tuple(f"{kind}-whole.wav" for kind in PLAYABLE)), answer
             assert "InputError: input_audio=" in answer["error"], (path.name, answer)
         else:
             wav, rate = samples(answer["output"]["audio"])

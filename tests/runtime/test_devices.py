@@ -5,7 +5,7 @@ import torch
 
 from musicgen.errors import MusicGenError
 from musicgen.runtime import devices
-from musicgen.runtime.devices import resolve_device
+from musicgen.runtime.devices import resolve_device, resolve_precision
 
 VERSION = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
@@ -67,3 +67,24 @@ def test_a_gpu_is_described_with_its_versions(monkeypatch):
         "NVIDIA H100 80GB HBM3 (compute capability 9.0), driver 550.54.15, "
         f"torch {torch.__version__}, CUDA 13.0"
     )
+
+
+def test_the_precision_is_the_argument_or_the_variable_or_exact(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.delenv("MUSICGEN_PRECISION", raising=False)
+    assert resolve_precision(None, cpu) == "exact"
+    monkeypatch.setenv("MUSICGEN_PRECISION", "fast")
+    assert resolve_precision(None, cpu) == "fast"
+    assert resolve_precision("exact", cpu) == "exact"
+
+
+@pytest.mark.parametrize("wrong", ["int8", "Fast", "fp16"])
+def test_an_unknown_precision_is_refused_with_the_choices(monkeypatch, wrong):
+    monkeypatch.setenv("MUSICGEN_PRECISION", wrong)
+    with pytest.raises(MusicGenError, match=f"MUSICGEN_PRECISION='{wrong}'.* Set exact or fast"):
+        resolve_precision(None, torch.device("cpu"))
+
+
+def test_the_fast_mode_is_refused_on_a_gpu():
+    with pytest.raises(MusicGenError, match=r"for the CPU only.*MUSICGEN_DEVICE=cpu"):
+        resolve_precision("fast", torch.device("cuda"))

@@ -1,10 +1,10 @@
-"""Free memory decides how many clips decode at once; running out of it is recognized."""
+"""Free memory decides how many clips decode at once."""
 
 import psutil
 import pytest
 import torch
 
-from musicgen.decoder.engine import BATCHES, slot_columns
+from musicgen.decoder.decode_steps import BATCHES, slot_columns
 from musicgen.decoder.slots import SLOTS_SHARE, slots_that_fit
 from musicgen.decoder.state import State
 from musicgen.errors import MusicGenError
@@ -101,18 +101,6 @@ def test_slot_bytes_is_the_size_of_a_slot(models, kind):
         engine.lm, slot_columns(engine.lm, engine.max_length), models[kind].conditioner.longest
     )
     assert held == said
-
-
-def test_errors_of_allocators_are_recognized():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(10**15)
-    assert memory.is_exhausted(caught.value)
-    assert memory.is_exhausted(MemoryError())
-    assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
-    for status in ("CUBLAS_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"):
-        assert memory.is_exhausted(RuntimeError(f"CUDA error: {status} when calling `create`"))
-    assert not memory.is_exhausted(RuntimeError("shapes differ"))
-    assert not memory.is_exhausted(ValueError("out of memory"))
 
 
 @pytest.mark.skipif(not hasattr(memory._LIBC, "malloc_trim"), reason="not glibc")

@@ -1,9 +1,13 @@
 """Input files are fetched within limits, and what fails is explained without the URL's secrets."""
 
 import base64
+import socket
 import ssl
+import tempfile
+import threading
 import time
-from contextlib import suppress
+import tracemalloc
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
@@ -12,7 +16,7 @@ from certificates import write_certificate
 from web import listening
 
 from musicgen.errors import InputError, MusicGenError
-from musicgen.serving import input_downloads
+from musicgen.serving import data_uris, input_downloads, sessions
 from musicgen.serving.input_downloads import USER_AGENT, Limits, fetch
 
 SECRETS = ("user7", "hunter2", "X-Amz-Signature", "S3CR3T")
@@ -63,7 +67,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path, monkeypatch):
-    monkeypatch.setattr(input_downloads.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     with listening(Server) as url:
         yield url
@@ -193,3 +197,159 @@ def test_data_uris_are_read_as_ever_and_broken_ones_are_named(web, cog_types):
     assert path.read_bytes() == b"a song"
     with pytest.raises(InputError, match=r"input_audio='data:.*not a valid data URI"):
         cog_types.Path.validate("data:audio/wav;base64,abc")
+
+
+@pytest.mark.parametrize(
+    ("uri", "content", "suffix"),
+    [
+        ("data:,a%20song", b"a song", ""),
+        ("data:audio/mpeg,a%20song", b"a song", ".mp3"),
+        ("DATA:Audio/MPEG;BASE64,YSBzb25n", b"a song", ".mp3"),
+        ("data:audio/mpeg;codecs=mp3;base64,YSBzb25n", b"a song", ".mp3"),
+        ("data:audio/x-nothing;base64,YSBz%62%32%35n", b"a song", ""),
+        ("data:;base64,YSBz\nb25n", b"a song", ""),
+        ("data:text/plain;charset=utf-8,a,b;c", b"a,b;c", ".txt"),
+    ],
+)
+def test_a_data_uri_is_its_content(uri, content, suffix):
+    assert data_uris.is_data_uri(uri)
+    assert data_uris.read(uri) == (content, suffix)
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("data:", "no comma"),
+        ("data:" + "a;" * 10_000 + "base64,YSBz", "no comma in its first 1,000 characters"),
+        ("data:audio/wav," + "%41" * (data_uris.MAX_ESCAPES + 1), "percent signs; send it as base"),
+        ("data:audio/wav;base64,abc", "padding"),
+        ("data:audio/wav;base64,\ud800", "surrogates not allowed"),
+    ],
+)
+def test_a_data_uri_that_is_not_valid_or_takes_long_is_named(cog_types, uri, problem):
+    with pytest.raises(InputError, match=rf"input_audio='data:.*not a valid data URI.*{problem}"):
+        cog_types.Path.validate(uri)
+
+
+def test_receiving_data_uris_takes_memory_in_proportion_and_keeps_none(cog_types):
+    """Parts of the standard library keep the last URIs that they have seen."""
+    tracemalloc.start()
+    for number in range(20):
+        content = number.to_bytes(4, "big") * 250_000
+        uri = "data:audio/wav;base64," + base64.b64encode(content).decode()
+        path = cog_types.Path.validate(uri).convert()
+        assert path.read_bytes() == content
+        path.unlink()
+    del content, uri, path
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1e6
+    assert peak < 10e6
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://" + "a." * 100_000 + "/a.wav",
+        "http://127.0.0.1:9/" + "%41" * 100_000,
+        "https://127.0.0.1:9/?" + "a=b&" * 100_000,
+        "ftp://" + "a" * 100_000,
+    ],
+)
+def test_a_long_url_is_refused_before_it_is_parsed(cog_types, url, monkeypatch):
+    monkeypatch.setattr(cog_types, "get_filename", None)
+    with pytest.raises(InputError, match=r"input_audio='\w+://.*more than 8,192 characters"):
+        cog_types.Path.validate(url)
+
+
+def test_other_values_are_paths_and_stay_paths(cog_types):
+    path = cog_types.Path.validate("/etc/passwd")
+    assert type(path) is cog_types.Path
+    assert cog_types.Path.validate(path) is path
+    with pytest.raises(InputError, match=r"input_audio='http://\[': is not a valid URL"):
+        cog_types.Path.validate("http://[")
+
+
+@contextmanager
+def trickling(head=b""):
+    """The port of a server that sends `head`, then a byte now and then, whatever it is asked."""
+    ended = threading.Event()
+
+    def send(connection):
+        with connection, suppress(OSError):
+            connection.sendall(head)
+            while not ended.wait(0.05):
+                connection.sendall(b"\x00")
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=send, args=[server.accept()[0]]).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            ended.set()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "head"),
+    [
+        ("https", b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"),  # a TLS message of 16 kB begins
+        ("http", b"HTTP/1.1 200 OK\r\nX-Long: "),
+        ("http", b"HTTP/1.1 200 OK\r\n\r\n"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"),
+        ("http", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    ],
+    ids=["TLS handshake", "headers", "body", "body of known length", "length of a chunk"],
+)
+def test_an_address_that_sends_slowly_is_left_at_the_deadline(web, tmp_path, scheme, head):
+    with trickling(head) as port, pytest.raises(InputError, match=r"it took more than 0\.5 s"):
+        fetch(f"{scheme}://127.0.0.1:{port}/a.mp3", "a.mp3", Limits(seconds=0.5))
+    assert left(tmp_path) == []
+
+
+def test_a_redirect_at_the_deadline_does_not_begin_another_download(web, monkeypatch, tmp_path):
+    with trickling(b"HTTP/1.1 200 OK\r\n\r\n") as port:
+        monkeypatch.setattr(Server, "elsewhere", f"http://127.0.0.1:{port}/")
+        monkeypatch.setattr(sessions.Deadline, "_shut_down", lambda self: None)  # it has run before
+        monkeypatch.setattr(Server, "send_to", after(Server.send_to, 0.6))
+        with pytest.raises(InputError, match=r"it took more than 0\.5 s"):
+            fetch(f"{web}/elsewhere", "a.mp3", Limits(seconds=0.5))
+    assert left(tmp_path) == []
+
+
+def after(function, seconds):
+    """A function that waits before it does what another does."""
+
+    def late(*arguments):
+        time.sleep(seconds)
+        return function(*arguments)
+
+    return late
+
+
+def test_a_host_of_many_dead_addresses_is_left_at_the_deadline(monkeypatch, tmp_path):
+    """A full queue of connections drops what comes, as a firewall does."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        monkeypatch.setattr(sessions, "_addresses", lambda host, port: ["127.0.0.1"] * 50)
+        with pytest.raises(InputError, match=r"it took more than 0\.5 s"):
+            fetch(f"http://many.invalid:{port}/a.mp3", "a.mp3", Limits(seconds=0.5))
+        for one in waiting:
+            one.close()
+
+
+def test_the_next_address_of_a_host_is_used_if_the_first_refuses(web, monkeypatch):
+    monkeypatch.setattr(sessions, "_addresses", lambda host, port: ["127.0.0.2", "127.0.0.1"])
+    port = web.rpartition(":")[2]
+    assert fetch(f"http://two.invalid:{port}/song.mp3", "a.mp3", Limits()).read_bytes() == b"a song"

@@ -2,10 +2,13 @@
 
 import contextvars
 import os
+import threading
 import time
+from collections import deque
 from concurrent.futures import CancelledError
 
 import pytest
+from gate import until
 
 from musicgen.runtime.cancellation import Cancellation, current
 from musicgen.serving import result_files as module
@@ -44,6 +47,45 @@ def test_a_cancelled_prediction_leaves_nothing():
         contextvars.copy_context().run(cancelled)
     with result_files.folder() as only:
         assert list(only.parent.glob("tmp*")) == [only]
+
+
+class Guard:
+    """A lock that knows whether a thread waits for it."""
+
+    def __init__(self):
+        self.lock, self.wanted = threading.Lock(), False
+
+    def __enter__(self):
+        if not self.lock.acquire(blocking=False):
+            self.wanted = True
+            self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+def test_predictions_that_sweep_at_the_same_time_remove_no_new_result():
+    """The second sweeps between the look of the first at the oldest result and its removal."""
+    result_files, guard = ResultFiles(), Guard()
+    with result_files.folder() as old, result_files.folder() as new:
+        pass
+    second = threading.Thread(target=result_files._sweep)
+
+    class Returned(deque):
+        def __getitem__(self, index):
+            oldest = super().__getitem__(index)
+            if second.ident is None:
+                second.start()
+                until(lambda: guard.wanted or not second.is_alive(), pause=0.001)
+            return oldest
+
+    now = time.monotonic()
+    result_files._lock = guard
+    result_files._returned = Returned([(now - module.KEEP_SECONDS - 1, old), (now, new)])
+    result_files._sweep()
+    second.join()
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_only_old_leftovers_are_removed(tmp_path):

@@ -1,5 +1,6 @@
 """A cancellation that Cog sends to one thread never reaches a thread that this one is starting."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -114,3 +115,49 @@ def test_an_error_at_the_start_of_a_thread_reaches_its_caller(starter):
 
 def test_threads_start_in_a_forked_process():
     assert run(FORKED).returncode == 7
+
+
+class AskedByOthers:
+    """A starter's queue, into which the starter itself must put nothing: it could not answer."""
+
+    def __init__(self, starter):
+        self.starter, self.queue = starter, starter._asked
+        self.get = self.queue.get
+
+    def put(self, entry):
+        assert threading.current_thread() is not self.starter._thread, "waits for itself"
+        self.queue.put(entry)
+
+
+class Garbage:
+    """Starts a thread when the garbage collector finds it."""
+
+    def __init__(self, thread):
+        self.cycle, self.thread = self, thread
+
+    def __del__(self):
+        self.thread.start()
+
+
+def test_a_finalizer_that_runs_in_the_starter_can_start_a_thread(starter, monkeypatch):
+    ran, collected_in, start = [], [], thread_start._start
+    outer, inner = (threading.Thread(target=ran.append, args=[name]) for name in ("outer", "inner"))
+
+    def collect_and_start(thread):
+        if thread is outer:
+            collected_in.append(threading.current_thread())
+            gc.collect()
+        start(thread)
+
+    starter._asked = AskedByOthers(starter)
+    monkeypatch.setattr(thread_start, "_start", collect_and_start)
+    gc.disable()
+    try:
+        Garbage(inner)
+        outer.start()
+    finally:
+        gc.enable()
+    outer.join()
+    inner.join()
+    assert collected_in == [starter._thread]
+    assert sorted(ran) == ["inner", "outer"]

@@ -191,7 +191,11 @@ def test_no_credentials(song: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "deadline", "says"),
-    [(400, 60.0, "credentials were refused"), ("drop", 1.0, "check the network")],
+    [
+        (400, 60.0, "credentials were refused"),
+        ("drop", 1.0, "check the network"),
+        ("drip", 1.0, "could not upload"),  # the library takes the cut answer for an empty one
+    ],
 )
 def test_service_account_gets_no_token(
     storage_url: str,
@@ -228,6 +232,18 @@ def service_account(token_uri: str) -> dict[str, str]:
         "private_key": pem.decode(),
         "token_uri": token_uri,
     }
+
+
+def test_a_proxy_that_sends_without_end_is_cut_at_the_deadline(
+    storage_url: str, song: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://storage.example")
+    with fault_proxy(storage_url) as slow:
+        slow.inject(repeat("drip"))
+        monkeypatch.setenv("http_proxy", slow.url)
+        with pytest.raises(UploadError, match="check the network"):
+            upload(song, SONGS, 6, METADATA, deadline=1.0)
+    assert slow.seen
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "http://", "nonsense://x"])

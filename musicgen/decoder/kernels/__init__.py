@@ -169,6 +169,13 @@ def pack(matrix: Tensor, team: Team) -> Weight:
     return pack(matrix, team)
 
 
+def quantize(matrix: Tensor, team: Team) -> Weight:
+    """A matrix [N, D] as the CPU's operations need it, rounded to int8."""
+    from musicgen.decoder.kernels.packed import quantize
+
+    return quantize(matrix, team)
+
+
 @dataclass(frozen=True)
 class Shape:
     """The dimensions of a decoder that the kernels depend on."""

@@ -2,8 +2,9 @@
 
 The central one is `tile`, the inner loop of every matrix product on the CPU. Weights are stored in
 panels: PANEL outputs side by side for every step of the depth, [N / PANEL, D, PANEL]. `tile` keeps
-the sums of a few rows with one panel in registers and walks through the depth in order. Every
-output has one accumulator, so its bits do not depend on how many rows are multiplied together.
+the sums of a few rows with a panel, or with a part of it, in registers and walks through the depth
+in order. Every output has one accumulator, so its bits do not depend on how many rows are
+multiplied together.
 """
 
 # Compiled by numba, from Python that has no types.
@@ -22,10 +23,14 @@ from numba.extending import intrinsic
 FEATURES = {name for name, present in llvm.get_host_cpu_features().items() if present}
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 WIDE = "avx512f" in FEATURES
-# A panel fills two vector registers: more would be idle with one row, fewer wait for each other.
-PANEL = 32 if WIDE else 16
-# Rows whose sums fit the registers beside the weights: 16 registers, with AVX-512 32.
+# With float16 weights, a step of the depth in a panel is one line of a cache, 64 bytes.
+PANEL = 32
+# The sums of a tile stay in registers, beside its weights: there are 16 registers of 8 numbers, or
+# 32 of 16 with AVX-512. A tile of few rows has a whole panel: with less, there would be too few
+# sums to add to while others wait for their last addition. A tile of more rows has a part of one.
+FEW_ROWS = 12 if WIDE else 2
 TILE_ROWS = 12 if WIDE else 6
+PART = PANEL if WIDE else PANEL // 2
 # Bytes by which weights are prefetched ahead of the arithmetic. The processor's own prefetching
 # stops at the end of each page of 4 KiB.
 AHEAD = 4096
@@ -34,12 +39,24 @@ HALF_LOADS = not X86 or "f16c" in FEATURES
 
 _FLOAT, _HALF = ir.FloatType(), ir.HalfType()
 _INT8, _INT16, _INT32, _INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_VECTOR = ir.VectorType(_FLOAT, PANEL)
-ELEMENTS = {"float32": (_FLOAT, 4), "float16": (_HALF, 2)}  # type, bytes
+# type, bytes
+ELEMENTS = {"float32": (_FLOAT, 4), "float16": (_HALF, 2), "int8": (_INT8, 1)}
 
 
 def _number(value: int):
     return ir.Constant(_INT64, value)
+
+
+def _constant(kind, value):
+    """A constant of a type, which may be a vector."""
+    if isinstance(kind, ir.VectorType):
+        return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
+    return ir.Constant(kind, value)
+
+
+def _like(kind, element):
+    """The type of as many numbers of this element as `kind` has."""
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
 
 
 def _half_to_float(builder, bits):
@@ -48,39 +65,57 @@ def _half_to_float(builder, bits):
     The bits are moved to their places in a float32; a product with 2 ** 112 then corrects the
     exponent, also of subnormal numbers.
     """
-    integers = ir.VectorType(_INT32, PANEL)
-
-    def constant(kind, value):
-        return ir.Constant(ir.VectorType(kind, PANEL), [ir.Constant(kind, value)] * PANEL)
-
+    integers, floats = (_like(bits.type, element) for element in (_INT32, _FLOAT))
     wide = builder.zext(bits, integers)
-    magnitude = builder.shl(builder.and_(wide, constant(_INT32, 0x7FFF)), constant(_INT32, 13))
-    sign = builder.shl(builder.and_(wide, constant(_INT32, 0x8000)), constant(_INT32, 16))
-    value = builder.fmul(builder.bitcast(magnitude, _VECTOR), constant(_FLOAT, 2.0**112))
-    return builder.bitcast(builder.or_(builder.bitcast(value, integers), sign), _VECTOR)
+    magnitude = builder.shl(
+        builder.and_(wide, _constant(integers, 0x7FFF)), _constant(integers, 13)
+    )
+    sign = builder.shl(builder.and_(wide, _constant(integers, 0x8000)), _constant(integers, 16))
+    value = builder.fmul(builder.bitcast(magnitude, floats), _constant(floats, 2.0**112))
+    return builder.bitcast(builder.or_(builder.bitcast(value, integers), sign), floats)
 
 
-def _load_weights(builder, kind, address):
-    """PANEL weights as a vector of float32."""
+def _float_to_half(builder, value):
+    """The bits of the nearest float16 of finite float32 numbers, the inverse of `_half_to_float`.
+
+    Numbers beyond float16's range become infinite.
+    """
+    integers, floats = (_like(value.type, element) for element in (_INT32, _FLOAT))
+    bits = builder.bitcast(value, integers)
+    sign = builder.lshr(builder.and_(bits, _constant(integers, 1 << 31)), _constant(integers, 16))
+    magnitude = builder.bitcast(builder.and_(bits, _constant(integers, 0x7FFFFFFF)), floats)
+    scaled = builder.bitcast(builder.fmul(magnitude, _constant(floats, 2.0**-112)), integers)
+    # Half of the last place; where that decides, the even number.
+    odd = builder.and_(builder.lshr(scaled, _constant(integers, 13)), _constant(integers, 1))
+    rounded = builder.add(scaled, builder.add(odd, _constant(integers, 0xFFF)))
+    short = builder.lshr(rounded, _constant(integers, 13))
+    infinite = _constant(integers, 0x7C00)
+    short = builder.select(builder.icmp_unsigned("<", short, infinite), short, infinite)
+    return builder.trunc(builder.or_(short, sign), _like(value.type, _INT16))
+
+
+def _load_weights(builder, kind, address, columns):
+    """This many weights as a vector of float32."""
     element, size = ELEMENTS[kind]
-    if kind == "float16" and not HALF_LOADS:
-        vector = ir.VectorType(_INT16, PANEL)
-        bits = builder.load(builder.inttoptr(address, vector.as_pointer()), align=size)
-        return _half_to_float(builder, bits)
-    vector = ir.VectorType(element, PANEL)
+    floats = ir.VectorType(_FLOAT, columns)
+    by_bits = kind == "float16" and not HALF_LOADS
+    vector = ir.VectorType(_INT16 if by_bits else element, columns)
     loaded = builder.load(builder.inttoptr(address, vector.as_pointer()), align=size)
+    if by_bits:
+        return _half_to_float(builder, loaded)
     if kind == "float16":
-        return builder.fpext(loaded, _VECTOR)
+        return builder.fpext(loaded, floats)
+    if kind == "int8":
+        return builder.sitofp(builder.sext(loaded, ir.VectorType(_INT32, columns)), floats)
     return loaded
 
 
-def _splat(builder, value):
-    """A vector of PANEL times the same number."""
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+def _splat(builder, value, columns):
+    """A vector of the same number in all columns."""
+    undefined = ir.Constant(ir.VectorType(_FLOAT, columns), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(
-        first, undefined, ir.Constant(ir.VectorType(_INT32, PANEL), [0] * PANEL)
-    )
+    zeros = ir.Constant(ir.VectorType(_INT32, columns), [0] * columns)
+    return builder.shuffle_vector(first, undefined, zeros)
 
 
 def _prefetch(builder, address):
@@ -94,18 +129,18 @@ def _prefetch(builder, address):
 def _multiply_add(builder, x, weights, total):
     if not FUSED:
         return builder.fadd(builder.fmul(x, weights), total)
-    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{PANEL}f32")
+    kind = ir.FunctionType(x.type, [x.type] * 3)
+    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{x.type.count}f32")
     return builder.call(fma, [x, weights, total])
 
 
-def _tile(builder, kind, rows, arguments):
-    """Emit the loop over the depth for this number of rows; the block after it is left open."""
-    x, stride, panel, sums, depth = arguments
+def _tile(builder, kind, rows, columns, arguments):
+    """Emit the loop over the depth for a tile of this size; the block after it is left open."""
+    x, stride, panel, scales, sums, depth = arguments
+    vector = ir.VectorType(_FLOAT, columns)
 
-    def place(row):
-        address = builder.add(sums, _number(4 * PANEL * row))
-        return builder.inttoptr(address, _VECTOR.as_pointer())
+    def floats(address):
+        return builder.inttoptr(address, vector.as_pointer())
 
     before = builder.block
     body, after = (builder.append_basic_block(name) for name in ("depth", "done"))
@@ -115,19 +150,18 @@ def _tile(builder, kind, rows, arguments):
     builder.position_at_end(body)
     step = builder.phi(_INT64)
     step.add_incoming(_number(0), before)
-    totals = [builder.phi(_VECTOR) for _ in range(rows)]
-    zeros = ir.Constant(_VECTOR, [ir.Constant(_FLOAT, 0.0)] * PANEL)
+    totals = [builder.phi(vector) for _ in range(rows)]
     size = ELEMENTS[kind][1]
     address = builder.add(panel, builder.mul(step, _number(PANEL * size)))
-    weights = _load_weights(builder, kind, address)
+    weights = _load_weights(builder, kind, address, columns)
     _prefetch(builder, builder.add(address, _number(AHEAD)))
     offset = builder.mul(step, _number(4))
     results = []
     for total, first in zip(totals, firsts, strict=True):
         pointer = builder.inttoptr(builder.add(first, offset), _FLOAT.as_pointer())
-        value = _splat(builder, builder.load(pointer, align=4))
+        value = _splat(builder, builder.load(pointer, align=4), columns)
         results.append(_multiply_add(builder, value, weights, total))
-        total.add_incoming(zeros, before)
+        total.add_incoming(_constant(vector, 0.0), before)
         total.add_incoming(results[-1], body)
     following = builder.add(step, _number(1))
     step.add_incoming(following, body)
@@ -135,34 +169,74 @@ def _tile(builder, kind, rows, arguments):
 
     builder.position_at_end(after)
     for row, result in enumerate(results):
-        earlier = builder.load(place(row), align=4)
-        builder.store(builder.fadd(earlier, result), place(row), align=4)
+        place = floats(builder.add(sums, _number(4 * PANEL * row)))
+        earlier = builder.load(place, align=4)
+        if kind == "int8":
+            scale = builder.load(floats(scales), align=4)
+            builder.store(_multiply_add(builder, result, scale, earlier), place, align=4)
+        else:
+            builder.store(builder.fadd(earlier, result), place, align=4)
 
 
 def tile(kind: str):
-    """The function tile(x, stride, panel, sums, depth, rows) for this kind of weights.
+    """The function tile(x, stride, panel, scales, sums, depth, rows, columns) for these weights.
 
-    It adds the product of x [rows, depth] with a panel [depth, PANEL] to sums [rows, PANEL], for 1
-    to TILE_ROWS rows. x, panel and sums are addresses; the rows of x are `stride` bytes apart.
+    It adds the product of x [rows, depth] with `columns` columns of a panel [depth, PANEL] to those
+    of sums [rows, PANEL]; products of int8 are multiplied with scales [columns] first. `columns` is
+    PANEL, for up to FEW_ROWS rows, or PART, for up to TILE_ROWS. x, panel, scales and sums are
+    addresses; the rows of x are `stride` bytes apart.
     """
+    sizes = {(rows, PANEL) for rows in range(1, FEW_ROWS + 1)}
+    sizes |= {(rows, PART) for rows in range(1, TILE_ROWS + 1)}
 
     @intrinsic
-    def function(context, x, stride, panel, sums, depth, rows):
+    def function(context, x, stride, panel, scales, sums, depth, rows, columns):
         def generate(context, builder, signature, arguments):
             end = builder.append_basic_block("end")
-            switch = builder.switch(arguments[5], end)
-            for count in range(1, TILE_ROWS + 1):
+            # Columns are multiples of 16, and there are fewer rows than that.
+            switch = builder.switch(builder.add(arguments[6], arguments[7]), end)
+            for count, width in sorted(sizes):
                 block = builder.append_basic_block(f"rows{count}")
-                switch.add_case(_number(count), block)
+                switch.add_case(_number(count + width), block)
                 builder.position_at_end(block)
-                _tile(builder, kind, count, arguments[:5])
+                _tile(builder, kind, count, width, arguments[:6])
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 8), generate
 
     return function
+
+
+def half_conversions(instructions: bool):
+    """The functions float_of_half(bits) and half_of_float(value); bits are a uint16.
+
+    `instructions` says whether the processor has instructions for them.
+    """
+
+    @intrinsic
+    def float_of_half(context, bits):
+        def generate(context, builder, signature, arguments):
+            if not instructions:
+                return _half_to_float(builder, arguments[0])
+            return builder.fpext(builder.bitcast(arguments[0], _HALF), _FLOAT)
+
+        return types.float32(types.uint16), generate
+
+    @intrinsic
+    def half_of_float(context, value):
+        def generate(context, builder, signature, arguments):
+            if not instructions:
+                return _float_to_half(builder, arguments[0])
+            return builder.bitcast(builder.fptrunc(arguments[0], _HALF), _INT16)
+
+        return types.uint16(types.float32), generate
+
+    return float_of_half, half_of_float
+
+
+float_of_half, half_of_float = half_conversions(HALF_LOADS)
 
 
 @intrinsic
@@ -198,8 +272,8 @@ def _pointer_to(element):
     return function
 
 
-float_pointer, int_pointer, half_pointer = map(
-    _pointer_to, (types.float32, types.int64, types.uint16)
+float_pointer, int_pointer, half_pointer, byte_pointer = map(
+    _pointer_to, (types.float32, types.int64, types.uint16, types.int8)
 )
 
 

@@ -15,22 +15,30 @@ from __future__ import annotations
 import math
 from enum import IntEnum
 
-import numba
 import numpy as np
 from numba import types
 
+from musicgen.decoder.kernels.arithmetic import (
+    STORED,
+    erf,
+    exp,
+    floats,
+    integers,
+    jit,
+    jit_contract,
+    jit_fast,
+)
 from musicgen.decoder.kernels.intrinsics import (
     ELEMENTS,
+    FEW_ROWS,
     PANEL,
+    PART,
     TILE_ROWS,
     add_atomic,
-    float_of_bits,
-    float_pointer,
-    half_pointer,
-    int_pointer,
     load_atomic,
     tile,
 )
+from musicgen.decoder.kernels.layout import DEPTH_BLOCK, packer, quantizer
 
 
 class Kind(IntEnum):
@@ -42,6 +50,8 @@ class Kind(IntEnum):
     APPEND = 3  # write the keys and values of x [rows, 3 width] into the caches a and b
     ATTEND = 4  # y [rows, width] = attention of the queries x over the caches a and b
     PACK = 5  # y [width / PANEL, depth, PANEL] = x [width, depth], elements of `size` bytes
+    INT8 = 6  # FLOAT32 with panels of int8 and their scales b [width / PANEL, blocks, PANEL]
+    QUANTIZE = 7  # PACK to int8, and write the scales b
 
 
 class Then(IntEnum):
@@ -56,88 +66,23 @@ class Then(IntEnum):
 Operation = np.dtype(
     [
         *((name, np.int64) for name in ("kind", "then", "tasks", "chunk", "x", "y", "a", "b")),
-        *((name, np.int64) for name in ("rows", "depth", "width", "stride", "size")),
+        *((name, np.int64) for name in ("rows", "depth", "width", "stride")),
+        ("size", np.int64),  # bytes of a number in the caches, or in the matrix to pack
         *((name, np.int64) for name in ("heads", "head_dim", "capacity")),
         *((name, np.int64) for name in ("cache_rows", "positions")),  # addresses of int64 [rows]
         ("number", np.float64),  # NORM: epsilon; ATTEND: the scale of scores
     ]
 )
 
-# Depth of the part of a panel that is multiplied with all rows before the next part: it stays in
-# the first-level cache. The sums of the parts are added in order. That is more exact than one sum
-# over the whole depth, and does not depend on the number of rows either.
-DEPTH_BLOCK = 256
 SPINS = 2000  # of a thread that waits, before it lets others use its processor
 
 ROOT_HALF = np.float32(math.sqrt(0.5))
-NORM, FLOAT32, FLOAT16, APPEND, ATTEND, PACK = map(int, Kind)
+NORM, FLOAT32, FLOAT16, APPEND, ATTEND, PACK, INT8, QUANTIZE = map(int, Kind)
 STORE, GELU, ADD = map(int, Then)
-_jit = numba.njit(nogil=True, error_model="numpy")
-# Sums may be reordered; NaN and infinity keep their meaning.
-_jit_fast = numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-_jit_contract = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
 _yield_processor = types.ExternalFunction("sched_yield", types.int32())
 
 
-@_jit
-def floats(address, count):
-    return numba.carray(float_pointer(address), (count,))
-
-
-@_jit
-def integers(address, count):
-    return numba.carray(int_pointer(address), (count,))
-
-
-@_jit_contract
-def exp(x):
-    """e ** x for x <= 88, to about one unit in the last place; below -87 it is e ** -87."""
-    x = max(x, np.float32(-87.0))
-    power = np.float32(math.floor(x * np.float32(1.44269504) + np.float32(0.5)))
-    # x = power * log(2) + r; log(2) in two parts, of which the first has few bits.
-    r = (x - power * np.float32(0.693359375)) + power * np.float32(2.12194440e-4)
-    p = np.float32(1 / 5040)
-    p = p * r + np.float32(1 / 720)
-    p = p * r + np.float32(1 / 120)
-    p = p * r + np.float32(1 / 24)
-    p = p * r + np.float32(1 / 6)
-    p = p * r + np.float32(0.5)
-    p = p * r + np.float32(1.0)
-    p = p * r + np.float32(1.0)
-    return p * float_of_bits((np.int32(power) + np.int32(127)) << np.int32(23))
-
-
-@_jit_contract
-def erf(x):
-    """The error function to about one unit in the last place.
-
-    The polynomials are least-squares fits of erf(x) / x - 1 by x ** 2 up to 1, and of
-    log(1 - erf(x)) by x between 1 and 4.
-    """
-    size = min(abs(x), np.float32(4.0))
-    t = size * size
-    p = np.float32(7.88911129e-05)
-    p = p * t + np.float32(-8.02083872e-04)
-    p = p * t + np.float32(5.18953521e-03)
-    p = p * t + np.float32(-2.68544443e-02)
-    p = p * t + np.float32(1.12836003e-01)
-    p = p * t + np.float32(-3.76126260e-01)
-    p = p * t + np.float32(1.28379166e-01)
-    near = size + size * p
-    q = np.float32(-2.16870267e-05)
-    q = q * size + np.float32(4.41338547e-04)
-    q = q * size + np.float32(-4.20457311e-03)
-    q = q * size + np.float32(2.52082869e-02)
-    q = q * size + np.float32(-1.08418629e-01)
-    q = q * size + np.float32(-6.33219838e-01)
-    q = q * size + np.float32(-1.12957847)
-    q = q * size + np.float32(1.88046033e-04)
-    far = np.float32(1.0) - exp(q)
-    value = near if size < np.float32(1.0) else far
-    return value if x >= np.float32(0.0) else -value
-
-
-@_jit_fast
+@jit_fast
 def norm(op, first, last):
     width = op.width
     scale, shift = floats(op.a, width), floats(op.b, width)
@@ -160,39 +105,46 @@ def _product(kind):
     """The compiled function that runs tasks of a product with this kind of weights."""
     multiply, size = tile(kind), ELEMENTS[kind][1]
 
-    @_jit
-    def sums_of(op, panel, sums):
-        """Write x [rows, depth] times one panel to sums [rows, PANEL]."""
+    @jit
+    def sums_of(op, index, sums):
+        """Write x [rows, depth] times panel `index` to sums [rows, PANEL]."""
         rows, depth = op.rows, op.depth
-        groups = (rows + TILE_ROWS - 1) // TILE_ROWS
+        panel = op.a + size * PANEL * depth * index
+        scales = op.b + 4 * PANEL * ((depth + DEPTH_BLOCK - 1) // DEPTH_BLOCK) * index
+        columns, most = (PANEL, FEW_ROWS) if rows <= FEW_ROWS else (PART, TILE_ROWS)
+        groups = (rows + most - 1) // most
         for i in range(rows * PANEL):
             sums[i] = np.float32(0.0)
         address = sums.ctypes.data
         for start in range(0, depth, DEPTH_BLOCK):
             length = min(DEPTH_BLOCK, depth - start)
-            row = 0
-            for group in range(groups):
-                count = (rows - row + groups - group - 1) // (groups - group)
-                multiply(
-                    op.x + 4 * (row * depth + start),
-                    4 * depth,
-                    panel + size * PANEL * start,
-                    address + 4 * PANEL * row,
-                    length,
-                    count,
-                )
-                row += count
+            for column in range(0, PANEL, columns):
+                row = 0
+                for group in range(groups):
+                    count = (rows - row + groups - group - 1) // (groups - group)
+                    multiply(
+                        op.x + 4 * (row * depth + start),
+                        4 * depth,
+                        panel + size * (PANEL * start + column),
+                        scales + 4 * column,
+                        address + 4 * (PANEL * row + column),
+                        length,
+                        count,
+                        columns,
+                    )
+                    row += count
+            scales += 4 * PANEL
 
-    @_jit
+    @jit
     def product(op, first, last, sums):
         for index in range(first, last):
-            sums_of(op, op.a + size * PANEL * op.depth * index, sums)
+            sums_of(op, index, sums)
             finish(op, index * PANEL, sums)
 
     return product
 
 
-@_jit_contract
+@jit_contract
 def finish(op, first, sums):
     """Use sums [rows, PANEL], of the outputs from `first` on, as the operation says."""
     count = min(PANEL, op.width - first)
@@ -210,100 +162,108 @@ def finish(op, first, sums):
                 y[i] = value * np.float32(0.5) * (np.float32(1.0) + erf(value * ROOT_HALF))
 
 
-@_jit
-def append(op, first, last):
-    width, head_dim = op.width, op.head_dim
-    cache_rows, positions = integers(op.cache_rows, op.rows), integers(op.positions, op.rows)
-    for row in range(first, last):
-        x = floats(op.x + 4 * row * 3 * width, 3 * width)
-        for head in range(op.heads):
-            place = cache_rows[row] * op.heads + head
-            offset = 4 * (place * op.capacity + positions[row]) * head_dim
-            keys, values = floats(op.a + offset, head_dim), floats(op.b + offset, head_dim)
+def _append(size):
+    """The compiled function that appends to caches of numbers of this size."""
+    view, _, stored = STORED[size]
+
+    @jit
+    def append(op, first, last):
+        width, head_dim = op.width, op.head_dim
+        cache_rows, positions = integers(op.cache_rows, op.rows), integers(op.positions, op.rows)
+        for row in range(first, last):
+            x = floats(op.x + 4 * row * 3 * width, 3 * width)
+            for head in range(op.heads):
+                place = cache_rows[row] * op.heads + head
+                offset = size * (place * op.capacity + positions[row]) * head_dim
+                keys, values = view(op.a + offset, head_dim), view(op.b + offset, head_dim)
+                for i in range(head_dim):
+                    keys[i] = stored(x[width + head * head_dim + i])
+                    values[i] = stored(x[2 * width + head * head_dim + i])
+
+    return append
+
+
+def _attend(size):
+    """The compiled function that attends to caches of numbers of this size."""
+    view, number, _ = STORED[size]
+
+    @jit_fast
+    def attend(op, first, last, weights):
+        """Attend with heads `first` to `last`, counted over all rows; row i sees `positions[i]`."""
+        heads, head_dim = op.heads, op.head_dim
+        cache_rows, lengths = integers(op.cache_rows, op.rows), integers(op.positions, op.rows)
+        for task in range(first, last):
+            row, head = task // heads, task % heads
+            length = lengths[row]
+            query = floats(op.x + 4 * (row * op.stride + head * head_dim), head_dim)
+            y = floats(op.y + 4 * (row * op.width + head * head_dim), head_dim)
+            start = size * (cache_rows[row] * heads + head) * op.capacity * head_dim
+            keys, values = (
+                view(op.a + start, length * head_dim),
+                view(op.b + start, length * head_dim),
+            )
+            top = np.float32(-np.inf)
+            for position in range(length):
+                score = np.float32(0.0)
+                for i in range(head_dim):
+                    score += query[i] * number(keys[position * head_dim + i])
+                weights[position] = score * np.float32(op.number)
+                top = max(top, weights[position])
+            total = np.float32(0.0)
+            for position in range(length):
+                weights[position] = exp(weights[position] - top)
+                total += weights[position]
             for i in range(head_dim):
-                keys[i] = x[width + head * head_dim + i]
-                values[i] = x[2 * width + head * head_dim + i]
-
-
-@_jit_fast
-def attend(op, first, last, weights):
-    """Attention of heads `first` to `last`, counted over all rows; row i sees `positions[i]`."""
-    heads, head_dim = op.heads, op.head_dim
-    cache_rows, lengths = integers(op.cache_rows, op.rows), integers(op.positions, op.rows)
-    for task in range(first, last):
-        row, head = task // heads, task % heads
-        length = lengths[row]
-        query = floats(op.x + 4 * (row * op.stride + head * head_dim), head_dim)
-        y = floats(op.y + 4 * (row * op.width + head * head_dim), head_dim)
-        start = 4 * (cache_rows[row] * heads + head) * op.capacity * head_dim
-        keys, values = (
-            floats(op.a + start, length * head_dim),
-            floats(op.b + start, length * head_dim),
-        )
-        top = np.float32(-np.inf)
-        for position in range(length):
-            score = np.float32(0.0)
+                y[i] = np.float32(0.0)
+            for position in range(length):
+                for i in range(head_dim):
+                    y[i] += weights[position] * number(values[position * head_dim + i])
             for i in range(head_dim):
-                score += query[i] * keys[position * head_dim + i]
-            weights[position] = score * np.float32(op.number)
-            top = max(top, weights[position])
-        total = np.float32(0.0)
-        for position in range(length):
-            weights[position] = exp(weights[position] - top)
-            total += weights[position]
-        for i in range(head_dim):
-            y[i] = np.float32(0.0)
-        for position in range(length):
-            for i in range(head_dim):
-                y[i] += weights[position] * values[position * head_dim + i]
-        for i in range(head_dim):
-            y[i] /= total
+                y[i] /= total
+
+    return attend
 
 
-def _pack(pointer, size):
-    """The compiled function that packs elements of this size."""
-    line = 64 // size  # elements of one line of a cache, which is read at once
-
-    @_jit
-    def pack(op, first, last):
-        depth = op.depth
-        for panel in range(first, last):
-            count = min(PANEL, op.width - panel * PANEL)
-            offset = size * panel * PANEL * depth
-            x = numba.carray(pointer(op.x + offset), (count * depth,))
-            y = numba.carray(pointer(op.y + offset), (PANEL * depth,))
-            for start in range(0, depth, line):
-                for i in range(count):
-                    for step in range(start, min(start + line, depth)):
-                        y[step * PANEL + i] = x[i * depth + step]
-
-    return pack
+product_float32, product_float16, product_int8 = map(_product, ELEMENTS)
+append4, append2 = map(_append, STORED)
+attend4, attend2 = map(_attend, STORED)
+pack4, pack2 = map(packer, STORED)
+quantize4, quantize2 = map(quantizer, STORED)
 
 
-pack4, pack2 = _pack(float_pointer, 4), _pack(half_pointer, 2)
-product_float32, product_float16 = map(_product, ("float32", "float16"))
-
-
-@_jit
+@jit
 def run_tasks(op, first, last, scratch):
     """Run tasks `first` to `last` of an operation."""
     if op.kind == FLOAT16:
         product_float16(op, first, last, scratch)
-    elif op.kind == ATTEND:
-        attend(op, first, last, scratch)
-    elif op.kind == NORM:
-        norm(op, first, last)
-    elif op.kind == APPEND:
-        append(op, first, last)
     elif op.kind == FLOAT32:
         product_float32(op, first, last, scratch)
+    elif op.kind == INT8:
+        product_int8(op, first, last, scratch)
+    elif op.kind == NORM:
+        norm(op, first, last)
+    elif op.kind == ATTEND:
+        if op.size == 4:
+            attend4(op, first, last, scratch)
+        else:
+            attend2(op, first, last, scratch)
+    elif op.kind == APPEND:
+        if op.size == 4:
+            append4(op, first, last)
+        else:
+            append2(op, first, last)
+    elif op.kind == PACK:
+        if op.size == 4:
+            pack4(op, first, last)
+        else:
+            pack2(op, first, last)
     elif op.size == 4:
-        pack4(op, first, last)
+        quantize4(op, first, last)
     else:
-        pack2(op, first, last)
+        quantize2(op, first, last)
 
 
-@_jit
+@jit
 def work(program, counters, scratch):
     """Run a program together with all other threads that call this with the same counters.
 

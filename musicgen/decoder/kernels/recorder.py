@@ -20,7 +20,11 @@ from musicgen.decoder.kernels.packed import Packed
 from musicgen.decoder.kernels.program import Kind, Operation, Then
 from musicgen.decoder.kernels.team import Team
 
-PRODUCTS = {torch.float32: Kind.FLOAT32, torch.float16: Kind.FLOAT16}
+PRODUCTS = {
+    torch.float32: Kind.FLOAT32,
+    torch.float16: Kind.FLOAT16,
+    torch.int8: Kind.INT8,
+}
 CHUNKS = 8  # pieces per thread into which an operation is cut, so that no thread waits long
 LARGEST_CHUNK = 8  # panels
 
@@ -121,6 +125,7 @@ class CpuOps:
             x=x,
             y=y,
             a=weight.panels,
+            b=0 if weight.scales is None else weight.scales,
             rows=rows,
             depth=weight.depth,
             width=weight.width,
@@ -169,6 +174,7 @@ class CpuOps:
             x=qkv,
             a=keys,
             b=values,
+            size=keys.itemsize,
             rows=len(x),
             width=width,
             heads=heads,
@@ -203,6 +209,7 @@ class CpuOps:
             y=y,
             a=keys,
             b=values,
+            size=keys.itemsize,
             rows=count,
             width=heads * head_dim,
             stride=q.stride(0),

@@ -39,7 +39,7 @@ _wake_all = types.ExternalFunction("pthread_cond_broadcast", _int(_address))
 
 def _sources() -> str:
     """A hash of all compiled code: numba itself checks only the file of the function it caches."""
-    names = ("intrinsics.py", "program.py", "team.py")
+    names = ("intrinsics.py", "arithmetic.py", "layout.py", "program.py", "team.py")
     folder = Path(__file__).parent
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 

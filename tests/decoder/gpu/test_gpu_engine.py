@@ -181,9 +181,9 @@ def test_an_exception_from_progress_leaves_the_engine_usable(lm):
 def test_warm_up_captures_what_the_first_request_needs(lm):
     made = engine(lm)
     made.warm_up()
-    graphs = {size: step.graph for size, (_, step) in made._captured.items()}
+    graphs = {size: step.graph for size, (_, step) in made.decode_steps.captured.items()}
     made.generate([make_clip(lm.config, 1)])
-    assert {size: step.graph for size, (_, step) in made._captured.items()} == graphs
+    assert {size: step.graph for size, (_, step) in made.decode_steps.captured.items()} == graphs
 
 
 def test_a_batch_decodes_without_triton(lm):

@@ -1,0 +1,97 @@
+"""Errors say whether memory was missing; a process that cannot decode any more ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from musicgen.decoder import faults
+
+
+def test_errors_of_allocators_are_recognized():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert faults.is_exhausted(caught.value)
+    assert faults.is_exhausted(MemoryError())
+    assert faults.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
+    for status in ("CUBLAS_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"):
+        assert faults.is_exhausted(RuntimeError(f"CUDA error: {status} when calling `create`"))
+    assert not faults.is_exhausted(RuntimeError("shapes differ"))
+    assert not faults.is_exhausted(ValueError("out of memory"))
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# The decode thread with a real engine of a tiny decoder; BREAK runs after the warm-up.
+SERVING = """
+import logging
+import torch
+from benchmarks.work import random_state_dict
+from musicgen.decoder.clip import Clip, Conditions
+from musicgen.decoder.engine import Engine
+from musicgen.decoder.lm import LM
+from musicgen.decoder.loop import Loop
+from musicgen.decoder.sampling import Sampling
+from musicgen.decoder.weights import LMConfig
+
+logging.basicConfig()
+config = LMConfig(dim=64, num_heads=4, num_layers=1, ffn_dim=64, n_q=4, card=64,
+                  delays=(0, 1, 2, 3), cross_attention=True)
+state = random_state_dict(config)
+lm = LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)
+loop = Loop(Engine(lm, max_length=20, stride=10, slots=2))
+
+def decode(seed):
+    cross = torch.zeros(2, 1, 64)
+    return loop.submit(Clip(5, seed, Sampling(), [Conditions(cross=cross)])).exception()
+
+def fail(error, bad=lambda length: True):
+    step = lm.step
+    def broken(x, rows, *arguments):
+        slots = [loop.engine._slots[row // 2] for row in rows.tolist()]
+        if any(bad(slot.job.clip.length) for slot in slots):
+            raise error
+        return step(x, rows, *arguments)
+    lm.step = broken
+
+BREAK
+print([type(decode(seed)).__name__ for seed in range(12)])
+loop.close(wait=True)
+"""
+
+
+def serve(broken):
+    """A process that decodes twelve clips, one after the other, with an engine that was broken."""
+    command = [sys.executable, "-W", "ignore", "-c", SERVING.replace("BREAK", broken)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_process_that_cannot_decode_any_more_ends_with_a_message():
+    ended = serve("fail(RuntimeError('broken'))")
+    assert ended.returncode == faults.CANNOT_COMPUTE, ended.stderr
+    assert "3 decode steps and a trial have failed (RuntimeError('broken'))" in ended.stderr
+    assert ended.stdout == ""
+
+
+SURVIVED = {
+    "lack of memory": ("fail(MemoryError())", "MemoryError"),
+    "a clip that always fails": (
+        "fail(RuntimeError('broken'), lambda length: length == 5)",
+        "RuntimeError",
+    ),
+    "requests that are refused": (
+        "def decode(seed, submit=decode):\n"
+        "    try: loop.submit(Clip(5, seed, Sampling(), []))\n"
+        "    except ValueError as exc: return exc",
+        "ValueError",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SURVIVED)
+def test_a_process_that_can_decode_goes_on(case):
+    broken, error = SURVIVED[case]
+    ended = serve(broken)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{[error] * 12}\n"
