@@ -5,6 +5,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from importlib import import_module
+from pathlib import Path
 
 from musicgen.commands import log, options, server, temporary
 from musicgen.serving import upload_key
@@ -17,6 +18,12 @@ def main() -> None:
         "--server", metavar="URL", help="use this running server instead of starting one"
     )
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep the takes in this folder, also those of earlier runs (default: until the end)",
+    )
     options.add_model_options(parser)
     parsed = parser.parse_args()
     with options.exit_codes(terminated=0):
@@ -25,10 +32,10 @@ def main() -> None:
         options.check_port("127.0.0.1", parsed.port)
         if not parsed.server:
             options.choose_weights(parsed.weights)
-        play(parsed.server, parsed.predictor, parsed.port)
+        play(parsed.server, parsed.predictor, parsed.port, parsed.keep)
 
 
-def play(url: str | None, predictor: str, port: int) -> None:
+def play(url: str | None, predictor: str, port: int, keep: Path | None) -> None:
     """Serve the page on a port of this machine, for the server at `url` or for a new one."""
     with ExitStack() as stack:
         own = stack.enter_context(temporary.folder())
@@ -44,8 +51,13 @@ def play(url: str | None, predictor: str, port: int) -> None:
         importing.join()
         from musicgen.page import app
         from musicgen.page.backend import Backend
+        from musicgen.page.visits import Visits
 
-        app.serve(app.build(Backend.connect(url.rstrip("/"), own.path)), port)
+        backend = Backend.connect(url.rstrip("/"), own.path)
+        kept = keep.expanduser().resolve() if keep else None
+        visits = Visits(backend, kept)
+        stack.callback(visits.close)
+        app.serve(app.build(backend, visits), visits, port, kept)
         print(f"The page is ready: http://127.0.0.1:{port} (ctrl-C stops it)", flush=True)
         threading.Event().wait()
 

@@ -63,6 +63,13 @@ def measure(file: Path) -> Measurements:
     )
 
 
+def seconds(file: Path) -> float:
+    """The length of a wav or mp3 file."""
+    import soundfile
+
+    return float(soundfile.info(file).duration)
+
+
 def level(samples: Floats, rate: float) -> float:
     """LUFS of samples [N, C]; -inf if they are shorter than a gating block."""
     from pyloudnorm import Meter

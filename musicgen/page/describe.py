@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from musicgen.errors import InputError
-from musicgen.page import analysis, pictures
+from musicgen.page import analysis, pictures, prompts
 from musicgen.page.analysis import Measurements
-from musicgen.page.takes import Clip, Take, prompt_key, prompt_tempo
+from musicgen.page.takes import Clip, Take
 
 TEMPO_TOLERANCE = 0.05
 OCTAVES = (0.5, 1.0, 2.0)  # beat trackers often report half or double the tempo
@@ -24,8 +24,8 @@ def take_html(one: Take) -> str:
 def _clip(one: Take, clip: Clip) -> str:
     measured = analysis.measure(clip.file)
     rows = [
-        ("Tempo", *_tempo(measured.tempo, prompt_tempo(one.prompt))),
-        ("Key", *_key(measured.keys, prompt_key(one.prompt))),
+        ("Tempo", *_tempo(measured.tempo, prompts.tempo(one.prompt))),
+        ("Key", *_key(measured.keys, prompts.key(one.prompt))),
         ("Level", _level(measured.lufs), ""),
         ("Length", f"{measured.seconds:.2f} s", ""),
         ("Seed", str(clip.seed), ""),
@@ -127,7 +127,7 @@ def use(wanted: dict[str, Any]) -> str:
     try:
         mono = analysis.load_mono(Path(wanted["input_audio"]))
     except InputError as exc:
-        return f'<p class="field-error" role="alert">{escape(str(exc))}</p>'
+        return f'<p class="field-error" role="alert">{escape(_of_file(str(exc)))}</p>'
     seconds = len(mono) / analysis.RATE
     start, end = slice_of(wanted, seconds)
     used = f"seconds {start:g} to {end:.1f} of {seconds:.1f}"
@@ -137,3 +137,8 @@ def use(wanted: dict[str, Any]) -> str:
     else:
         text = f"<strong>Melody</strong>: {used}."
     return f"<p>{text}</p>{pictures.waveform(mono, seconds, start, end)}"
+
+
+def _of_file(message: str) -> str:
+    """The message of an InputError about a file: "not.mp3: cannot be read as audio"."""
+    return message.removeprefix("input_audio=").replace("'", "", 2)

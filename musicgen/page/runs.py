@@ -1,129 +1,152 @@
-"""Runs one prediction from the form to a take, and updates the page meanwhile."""
+"""The events of the page that concern predictions: entering, asking, looking again, cancelling."""
 
-from collections.abc import Generator, Iterator
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from time import monotonic
 from typing import Any
 
 import gradio as gr
 
-from musicgen.commands import client
-from musicgen.commands.client import CancelledError, Prediction, RefusedError, ServerError
-from musicgen.page import fields, takes
-from musicgen.page.backend import Backend
-from musicgen.page.form import Form, Updates
-from musicgen.page.progress import Progress
+from musicgen.page import fields, status, takes
+from musicgen.page.form import SEED, Form, Updates
+from musicgen.page.results import note
 from musicgen.page.takes import Take
+from musicgen.page.visits import News, Visit, Visits
+
+SEE_FIELD = "Nothing was generated: see the highlighted field."
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Controls:
-    """The components that a run updates, apart from the form's error messages."""
+    """The components that runs update, apart from the form's."""
 
-    generate: gr.Button
+    visit: gr.State  # id of the visit
+    stored: gr.BrowserState  # the same, in the browser
+    seen: gr.State  # version of the newest news that is shown
+    shown: gr.State  # number of the take that is shown, or 0
+    listed: gr.State  # the numbers of all takes, as text
+    timer: gr.Timer  # ticks while there are jobs
     cancel: gr.Button
-    status: gr.HTML
-    running: gr.State  # id of this visitor's running prediction, or ""
-    takes: gr.State  # list[Take], oldest first
-    shown: gr.State  # number of the take that is shown
+    message: gr.HTML
+    rows: gr.HTML
+    said: gr.HTML
     takes_list: gr.Radio
+    empty: gr.Column  # what is shown while there is no take
+    marks: gr.Column  # what can be done with the shown take
 
     @property
-    def all(self) -> list[gr.blocks.Block]:
-        """All of them, as outputs of an event."""
-        return [
-            self.generate,
-            self.cancel,
-            self.status,
-            self.running,
-            self.takes,
-            self.shown,
-            self.takes_list,
-        ]
+    def of_list(self) -> list[Any]:
+        """What `list_updates` updates."""
+        return [self.takes_list, self.shown, self.listed, self.empty, self.marks]
 
+    @property
+    def of_jobs(self) -> list[Any]:
+        """What shows the jobs."""
+        return [self.timer, self.cancel, self.rows, self.said]
 
-def run(
-    backend: Backend, form: Form, controls: Controls, made: list[Take], running: str, *values: Any
-) -> Iterator[Updates]:
-    """Yield updates of the page, from the start of a prediction to its end."""
-    if running:
-        return
-    settings = fields.settings(form.fields, values)
-    prediction_id = client.new_id()
-    started = monotonic()
-    yield form.show_errors({}) | _started(controls, prediction_id)
-    try:
-        steps = backend.predict(prediction_id, fields.api_inputs(form.fields, settings))
-        prediction = yield from _progress(steps, controls, started)
-        take = backend.save(
-            _next_number(made), fields.without_secrets(form.fields, settings), prediction
-        )
-    except CancelledError as exc:
-        yield _ended(controls, str(exc), "cancelled")
-    except RefusedError as exc:
-        yield form.show_errors(exc.fields) | _ended(controls, _summary(exc, form), "failed")
-    except ServerError as exc:
-        yield _ended(controls, str(exc), "failed")
-    else:
-        message = f"Take {take.number} is ready, after {monotonic() - started:.1f} s."
-        made = [*made, take]
-        yield _ended(controls, message, "ready") | {
-            controls.takes: made,
-            controls.shown: take.number,
-            controls.takes_list: gr.Radio(takes.choices(made), value=take.number, visible=True),
+    @property
+    def of_news(self) -> list[Any]:
+        """What `Runs.refresh` updates, apart from the form's error messages."""
+        return [*self.of_jobs, self.message, self.seen, *self.of_list]
+
+    def list_updates(self, made: Sequence[Take], show: int) -> Updates:
+        """Updates that list the takes and show one of them: the newest if there is no such."""
+        if takes.find(made, show) is None:
+            show = made[-1].number if made else 0
+        return {
+            self.takes_list: gr.Radio(takes.choices(made), value=show or None, visible=bool(made)),
+            self.shown: show,
+            self.listed: ",".join(str(take.number) for take in made),
+            self.empty: gr.Column(visible=not made),
+            self.marks: gr.Column(visible=bool(made)),
         }
 
 
-def _summary(error: RefusedError, form: Form) -> str:
-    """The status line for an error: its message, unless that is shown at the fields."""
-    if error.fields and all(name in form.errors for name in error.fields):
-        return "Nothing was generated: see the highlighted field."
-    return str(error)
+@dataclass(frozen=True)
+class Runs:
+    """The handlers, for all visits of a page."""
+
+    visits: Visits
+    form: Form
+    controls: Controls
+
+    def enter(self, stored: str | None, request: gr.Request) -> Updates:
+        """Find the visit of a browser, or make one, and fill the form from the page's address."""
+        visit_id = self.visits.enter(stored)
+        visit, controls = self.visits[visit_id], self.controls
+        jobs, news = visit.look(0)
+        known = {controls.visit: visit_id, controls.stored: visit_id}
+        seen = {controls.seen: news[-1].version if news else 0}
+        listed = controls.list_updates(visit.library.takes, 0)
+        linked = self.form.filled(fields.of_query(self.form.fields, dict(request.query_params)))
+        return known | seen | listed | linked | self._jobs(visit, len(jobs))
+
+    def submit(self, count: int, visit_id: str, *values: Any) -> Updates:
+        """Ask for `count` takes with the form's values and seeds that follow each other."""
+        form, message = self.form, self.controls.message
+        settings = fields.settings(form.fields, values)
+        if errors := fields.errors(form.fields, settings):
+            return form.show_errors(errors) | {message: note(SEE_FIELD, "failed")}
+        visit = self.visits[visit_id]
+        visit.submit([self._request(one) for one in with_seeds(settings, count)])
+        updates = {message: "", **self._jobs(visit, len(visit.jobs))}
+        return form.show_errors({}) | updates
+
+    def refresh(self, visit_id: str, seen: int, shown: int) -> Updates:
+        """Show the progress of a visit, and its news."""
+        visit = self.visits.get(visit_id)
+        if visit is None:
+            return {self.controls.timer: gr.Timer(active=False)}
+        visit.repeat_cancelling()
+        jobs, news = visit.look(seen)
+        updates = self._jobs(visit, len(jobs))
+        return updates | self._news(visit, news, shown) if news else updates
+
+    def cancel(self, visit_id: str) -> None:
+        """Cancel all jobs of a visit."""
+        self.visits[visit_id].cancel()
+
+    def _request(self, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        form = self.form
+        inputs = fields.api_inputs(form.fields, settings) | form.fixed
+        return fields.without_secrets(form.fields, settings), inputs
+
+    def _jobs(self, visit: Visit, count: int) -> Updates:
+        controls = self.controls
+        label = f"Cancel all ({count})" if count > 1 else "Cancel"
+        return {
+            controls.timer: gr.Timer(active=count > 0),
+            controls.cancel: gr.Button(label, interactive=count > 0),
+            controls.rows: status.rows(visit),
+            controls.said: status.announcement(visit),
+        }
+
+    def _news(self, visit: Visit, news: list[News], shown: int) -> Updates:
+        errors: dict[str, str] = {}
+        texts = []
+        for item in news:
+            found = fields.named(self.form.fields, item.errors, item.settings)
+            errors |= found
+            at_fields = bool(found) and set(found) <= set(self.form.errors)
+            texts.append(SEE_FIELD if at_fields else item.text)
+        failed = any(item.kind == "failed" for item in news)
+        show = next((item.show for item in reversed(news) if item.show), shown)
+        return {
+            self.controls.message: note(
+                " ".join(dict.fromkeys(texts)), "failed" if failed else news[-1].kind
+            ),
+            self.controls.seen: news[-1].version,
+            **self.controls.list_updates(visit.library.takes, show),
+            **(self.form.show_errors(errors) if errors else {}),
+        }
 
 
-def _next_number(made: list[Take]) -> int:
-    return made[-1].number + 1 if made else 1
-
-
-def _progress(
-    steps: Generator[Progress | None, None, Prediction], controls: Controls, started: float
-) -> Generator[Updates, None, Prediction]:
-    """Yield a prediction's progress as updates of the page; return the prediction."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            prediction: Prediction = end.value
-            return prediction
-        yield {controls.status: progress_bar(step, monotonic() - started)}
-
-
-def _started(controls: Controls, prediction_id: str) -> Updates:
-    return {
-        controls.generate: gr.Button(interactive=False),
-        controls.cancel: gr.Button(interactive=True),
-        controls.running: prediction_id,
-        controls.status: progress_bar(None, 0),
-    }
-
-
-def _ended(controls: Controls, message: str, kind: str) -> Updates:
-    return {
-        controls.generate: gr.Button(interactive=True),
-        controls.cancel: gr.Button(interactive=False),
-        controls.running: "",
-        controls.status: f'<p class="{kind}" role="status">{escape(message)}</p>',
-    }
-
-
-def progress_bar(step: Progress | None, seconds: float) -> str:
-    """A progress bar with the time left, or an indeterminate one if the progress is unknown."""
-    if step is None:
-        return f'<progress aria-label="Working"></progress><p>Working, {seconds:.0f} s</p>'
-    done = f"{step.stage}, step {step.done} of {step.total}"
-    left = "finishing" if step.done == step.total else f"{step.left} left"
-    return (
-        f'<progress aria-label="Progress" value="{step.done}" max="{step.total}"></progress>'
-        f"<p>{escape(done)} · {left} · {seconds:.0f} s</p>"
-    )
+def with_seeds(settings: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """The settings `count` times, with seeds that follow the given one or a random one."""
+    if count == 1:
+        return [settings]
+    first = settings.get(SEED)
+    if first is None or first < 0:
+        first = secrets.randbelow(MAX_SEED - count)
+    return [settings | {SEED: (first + index) % (MAX_SEED + 1)} for index in range(count)]

@@ -1,22 +1,11 @@
-"""The takes of one visit to the page, and the tempo and key that their prompts name."""
+"""A take: one prediction with its settings and its audio files."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musicgen.page.analysis import NOTES
-
-TEMPO = re.compile(r"\b(\d{2,3})\s*bpm\b", re.IGNORECASE)
-SHIFT = "(#|b|♯|♭|-sharp|-flat)?"
-# "f# minor", "Bb MAJOR"; and "Am", in this case only, since "am" is a word.
-KEYS = (
-    re.compile(rf"\b([A-G]){SHIFT} ?(maj|min)(?:or)?\b", re.IGNORECASE),
-    re.compile(rf"\b([A-G]){SHIFT}(m)\b"),
-)
 MAX_TITLE = 60  # characters of a prompt
-SHIFTS = {"#": 1, "♯": 1, "-sharp": 1, "b": -1, "♭": -1, "-flat": -1}
 
 
 @dataclass(frozen=True)
@@ -30,13 +19,18 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)  # compared by identity: its dicts are not hashable
 class Take:
-    """One prediction: its number, its settings without secrets, and its results."""
+    """One prediction: its number, its settings without secrets, its results, and the user's marks.
+
+    `name` is what the user called it, or "".
+    """
 
     number: int
     settings: dict[str, Any]
     clips: tuple[Clip, ...]
     facts: dict[str, Any]
     metrics: dict[str, Any]
+    name: str = ""
+    starred: bool = False
 
     @property
     def prompt(self) -> str:
@@ -44,14 +38,20 @@ class Take:
         return self.settings.get("prompt") or ""
 
     @property
+    def heading(self) -> str:
+        """What the user called it, or its prompt."""
+        return self.name or self.prompt or "No prompt"
+
+    @property
     def title(self) -> str:
         """A title of one line."""
-        text = self.prompt or "no prompt"
+        text = self.heading
         text = text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "…"
-        return f"{self.number} · {text} · seed {self.clips[0].seed}"
+        star = "★ " if self.starred else ""
+        return f"{star}{self.number} · {text} · seed {self.clips[0].seed}"
 
 
-def names(number: int, clips: int) -> list[str]:
+def clip_names(number: int, clips: int) -> list[str]:
     """The names of a take's clips."""
     if clips == 1:
         return [f"Take {number}"]
@@ -68,17 +68,6 @@ def clips(takes: Sequence[Take]) -> dict[str, Clip]:
     return {clip.name: clip for take in reversed(takes) for clip in take.clips}
 
 
-def prompt_tempo(prompt: str) -> float | None:
-    """The tempo in a prompt, in beats per minute."""
-    found = TEMPO.search(prompt)
-    return float(found[1]) if found else None
-
-
-def prompt_key(prompt: str) -> str | None:
-    """The key in a prompt, spelled with sharps: "Bbm" is "A# minor"."""
-    found = next(filter(None, (key.search(prompt) for key in KEYS)), None)
-    if found is None:
-        return None
-    natural = NOTES.index(found[1].upper())
-    tonic = NOTES[(natural + SHIFTS.get((found[2] or "").lower(), 0)) % 12]
-    return f"{tonic} {'major' if found[3].lower() == 'maj' else 'minor'}"
+def find(takes: Sequence[Take], number: int) -> Take | None:
+    """The take with a number, or None."""
+    return next((take for take in takes if take.number == number), None)

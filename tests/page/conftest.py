@@ -17,6 +17,7 @@ MISSING = (
     "These tests need a browser. Install Chromium (Debian: apt-get install chromium), so that PATH "
     "has one of these: " + ", ".join(BROWSERS)
 )
+AXE = "axe-core@4.14.1"
 PATIENCE = 120_000  # ms for an element to appear, so that no test waits for ever
 # A fake microphone that beeps, allowed without asking.
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -66,12 +67,12 @@ def _answers(url):
 
 @pytest.fixture
 def visit(browser):
-    """(url, **options of the browser) -> the opened page. The test fails if the page logs an error
-    or loads anything from another host."""
+    """(url, query, **options of the browser) -> the opened page. The test fails if the page logs an
+    error or loads anything from another host."""
     noticed = []
     with ExitStack() as stack:
 
-        def start(url, **options):
+        def start(url, query="", **options):
             context = browser.new_context(permissions=["microphone"], **options)
             context.set_default_timeout(PATIENCE)
             stack.callback(context.close)
@@ -87,9 +88,17 @@ def visit(browser):
                 "console",
                 lambda line: noticed.append(line.text) if line.type == "error" else None,
             )
-            page.goto(url)
+            page.goto(url + query)
             expect(page.get_by_role("button", name="Generate")).to_be_enabled()
             return page
 
         yield start
     assert noticed == []
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory):
+    """axe-core's source, which checks a page for barriers."""
+    folder = tmp_path_factory.mktemp("axe")
+    subprocess.run(["npm", "install", "--no-save", "--silent", AXE], cwd=folder, check=True)
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()

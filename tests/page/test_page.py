@@ -1,19 +1,27 @@
 """The page in a real browser, with real servers of the demo model."""
 
 import io
-import os
 import re
-from pathlib import Path
 
 import pytest
 import soundfile
 import sounds
+from actions import (
+    DESKTOP,
+    PHONE,
+    PROMPT,
+    downloads,
+    error,
+    field,
+    generate,
+    open_settings,
+    picture,
+    press,
+    ready,
+)
 from playwright.sync_api import expect
 
 from musicgen.checkpoints.folders import DEFAULT
-
-PROMPT = "lofi chill, warm piano, C minor, 80 bpm"
-PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -35,50 +43,6 @@ def four_clips(play):
 @pytest.fixture
 def tune(tmp_path):
     return sounds.write(tmp_path / "tune.m4a", sounds.melody(3.0, 48000))
-
-
-def field(page, name):
-    """The input element of a number."""
-    return page.locator(f"#field-{name}").locator("input, textarea")
-
-
-def press(page, name):
-    page.get_by_role("button", name=name, exact=True).click()
-
-
-def generate(page, **numbers):
-    """Press the button and wait for a take."""
-    for name, value in numbers.items():
-        field(page, name).fill(str(value))
-    press(page, "Generate")
-    return ready(page)
-
-
-def ready(page, take=1):
-    expect(page.locator("#status .ready")).to_contain_text(f"Take {take} is ready")
-    expect(page.get_by_role("heading", name=f"Take {take}").first).to_be_visible()
-
-
-def open_settings(page):
-    page.get_by_text("More settings").click()
-
-
-def downloads(page):
-    """The bytes behind the download buttons of the result's players."""
-    links = page.locator("#result a[download]")
-    addresses = [links.nth(index).get_attribute("href") for index in range(links.count())]
-    return [page.context.request.get(address).body() for address in addresses]
-
-
-def error(page, name):
-    return page.locator(f"#error-{name}").get_by_role("alert")
-
-
-def picture(page, name):
-    """Save a screenshot if the environment variable SCREENSHOTS names a folder."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.wait_for_timeout(1500)  # until animations have ended and waveforms are drawn
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
 def test_a_prompt_becomes_audio_of_the_requested_duration(url, visit):
@@ -125,7 +89,7 @@ def test_a_melody_is_uploaded_cut_and_followed(url, visit, tune):
 def test_audio_is_continued(url, visit, tune):
     page = visit(url)
     page.locator("#field-input_audio input[type=file]").set_input_files(tune)
-    page.get_by_label("Continuation", exact=True).check()
+    page.get_by_label("Continue this audio").check()
     field(page, "continuation_end").fill("2")
     field(page, "duration").fill("5")
     said = "Continuation: starts with seconds 0 to 2.0 of 3.0, then 3.0 s are new"
@@ -144,7 +108,7 @@ def test_the_microphone_is_recorded(url, visit):
     expect(page.locator("#use")).to_contain_text("Melody: seconds")
 
 
-def test_the_servers_errors_are_shown_at_their_fields(url, visit):
+def test_wrong_numbers_are_shown_at_their_fields_until_they_are_edited(url, visit):
     page = visit(url)
     open_settings(page)
     field(page, "duration").fill("0")
@@ -152,13 +116,40 @@ def test_the_servers_errors_are_shown_at_their_fields(url, visit):
     open_settings(page)  # close the settings again
     press(page, "Generate")
     expect(page.locator("#status")).to_contain_text("see the highlighted field")
-    expect(error(page, "duration")).to_have_text("0 is less than the minimum of 1")
-    expect(error(page, "top_k")).to_have_text("-1 is less than the minimum of 0")
+    said = "Length: enter a whole number, 1 to 300 seconds; not 0."
+    expect(error(page, "duration")).to_have_text(said)
+    said = "Sound choices: enter a whole number, 0 or more; not -1."
+    expect(error(page, "top_k")).to_have_text(said)
     expect(field(page, "duration")).to_be_focused()
     field(page, "duration").fill("2")
+    expect(error(page, "duration")).to_have_count(0)
+    expect(error(page, "top_k")).to_be_visible()
     field(page, "top_k").fill("250")
-    generate(page)
     expect(page.locator(".field-error")).to_have_count(0)
+    generate(page)
+
+
+def test_an_empty_length_and_a_seed_of_letters_are_errors(url, visit):
+    page = visit(url)
+    open_settings(page)
+    field(page, "duration").fill("")
+    field(page, "seed").fill("abc")
+    press(page, "Generate")
+    said = "Length: enter a whole number, 1 to 300 seconds; it is empty."
+    expect(error(page, "duration")).to_have_text(said)
+    said = "Seed: enter a whole number, 0 to 4294967295; not abc."
+    expect(error(page, "seed")).to_have_text(said)
+
+
+def test_an_error_of_a_file_has_the_files_own_name(url, visit, tmp_path):
+    page = visit(url)
+    (tmp_path / "not.mp3").write_text("no audio")
+    page.locator("#field-input_audio input[type=file]").set_input_files(tmp_path / "not.mp3")
+    expect(page.locator("#use")).to_contain_text("not.mp3: cannot be read as audio")
+    press(page, "Generate")
+    expect(error(page, "input_audio")).to_contain_text(
+        "Melody or beginning: not.mp3 cannot be read as audio"
+    )
 
 
 def test_the_models_errors_are_shown_at_their_fields(url, visit, tune):
@@ -174,12 +165,11 @@ def test_progress_is_shown_and_cancel_ends_the_work(url, server, visit):
     field(page, "duration").fill("300")
     press(page, "Generate")
     expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
-    expect(page.locator("#status")).to_contain_text(
-        re.compile(r"decode, step \d+ of \d+ · .* left")
-    )
+    expect(page.locator("#progress")).to_contain_text(re.compile(r"\d:\d\d of 5:00 made · .* left"))
+    expect(page.locator("#said[aria-live=polite]")).to_have_text("0:00 of 5:00 made")
     press(page, "Cancel")
     expect(page.locator("#status")).to_contain_text("Cancelled")
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
     long = r'decode:[^"]*/\d{4,} [^}]*"prediction_id":"(\w+)"'
     [cancelled] = set(re.findall(long, server.log.read_text()))
     steps = server.log.read_text().count(cancelled)
@@ -213,17 +203,23 @@ def test_a_take_is_reproduced_by_its_seed(url, visit):
     generate(page, duration=2)
     first = downloads(page)
     press(page, "Reuse settings and seed")
-    open_settings(page)
-    expect(field(page, "seed")).to_have_value(re.compile(r"\d+"))
+    expect(page.locator("#status")).to_contain_text("the settings and the seed of Take 1")
+    expect(page.locator("#field-prompt textarea")).to_be_focused()
     press(page, "Generate")
     ready(page, 2)
     assert downloads(page) == first
+    page.locator("#seed-chip").click()
+    expect(page.locator("#seed-chip")).to_have_count(0)
+    press(page, "Generate")
+    ready(page, 3)
+    assert downloads(page) != first
 
 
 def test_a_result_can_be_continued(url, visit):
     page = visit(url)
     generate(page, duration=2)
     press(page, "Continue")
+    expect(page.locator("#status")).to_contain_text("The form continues Take 1")
     expect(page.locator("#use")).to_contain_text("starts with seconds 0 to 2.0 of 2.0")
     expect(field(page, "duration")).to_have_value("4")
     press(page, "Generate")
@@ -232,8 +228,9 @@ def test_a_result_can_be_continued(url, visit):
     assert soundfile.info(io.BytesIO(audio)).duration == 4
 
 
-def test_a_key_is_neither_shown_nor_stored(url, visit):
-    page = visit(url)
+def test_a_key_is_neither_shown_nor_stored(play, start_server, visit):
+    server = start_server("predict", UPLOAD_BUCKET="songs", UPLOAD_KEY="secret")
+    page = visit(play("--server", server.url))
     open_settings(page)
     key = field(page, "key")
     assert key.get_attribute("type") == "password"
@@ -241,6 +238,12 @@ def test_a_key_is_neither_shown_nor_stored(url, visit):
     generate(page, duration=2)
     page.get_by_text("All settings of this take").click()
     assert "open sesame" not in page.content()
+
+
+def test_what_the_server_cannot_do_is_not_offered(url, visit):
+    page = visit(url)
+    for name in ("song_id", "key", "multi_band_diffusion"):
+        expect(page.locator(f"#field-{name}")).to_have_count(0)
 
 
 def test_songstarter_shows_its_four_clips_side_by_side(four_clips, visit):
@@ -268,7 +271,7 @@ def test_every_control_has_a_name_and_can_be_reached_by_keyboard(url, visit):
     assert page.evaluate(named) == []
     page.get_by_label("Prompt").focus()
     reached = set()
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.closest('[id^=field-], #generate')?.id"))
     assert {"field-input_audio", "field-duration", "field-seed", "generate"} <= reached
@@ -283,7 +286,7 @@ def test_examples_fill_in_a_prompt_and_a_hummed_melody(url, visit):
 
 @pytest.mark.full  # it makes the screenshot of the README
 def test_the_page_as_the_readme_shows_it(url, visit):
-    page = visit(url, viewport={"width": 1280, "height": 900})
+    page = visit(url, viewport=DESKTOP)
     page.get_by_text("a hummed melody").click()
     expect(page.locator("#use")).to_contain_text("Melody: seconds")
     open_settings(page)

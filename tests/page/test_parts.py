@@ -3,6 +3,7 @@
 import http.client
 import json
 from contextlib import closing
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,7 +14,7 @@ import sounds
 
 from musicgen.commands.inputs import read_fields
 from musicgen.commands.server import ROOT
-from musicgen.page import analysis, takes
+from musicgen.page import analysis, prompts, words
 from musicgen.page.progress import Progress, Webhooks, read
 
 RATE = 32000
@@ -58,8 +59,43 @@ def test_empty_fields_are_not_sent_and_secrets_are_not_stored():
     ],
 )
 def test_key_and_tempo_are_found_in_a_prompt(prompt, key, tempo):
-    assert takes.prompt_key(prompt) == key
-    assert takes.prompt_tempo(prompt) == tempo
+    assert prompts.key(prompt) == key
+    assert prompts.tempo(prompt) == tempo
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tempo", "key", "written"),
+    [
+        ("", "124", "A minor", "124 bpm, A minor"),
+        ("house", "124", "A minor", "house, 124 bpm, A minor"),
+        ("Cm, 80 BPM, slow", "124", "A minor", "A minor, 124 bpm, slow"),
+        ("soul, C minor, 80 bpm", None, "C minor", "soul, C minor"),
+        ("C minor, soul, 80 bpm", "80", None, "soul, 80 bpm"),
+    ],
+)
+def test_tempo_and_key_are_written_into_a_prompt(prompt, tempo, key, written):
+    assert prompts.with_key(prompts.with_tempo(prompt, tempo), key) == written
+
+
+def test_names_of_files_say_the_music_the_key_and_the_tempo():
+    stem = prompts.file_stem("lofi chill, warm piano, C minor, 80 bpm")
+    assert stem == "lofi-chill-C-minor-80bpm"
+    assert prompts.file_stem("../../etc: 日本", "") == "etc-日本"
+    assert prompts.file_stem("lofi, 80 bpm", "rainy / street") == "rainy-street"
+    assert prompts.file_stem("") == ""
+
+
+def test_bars_have_four_beats_and_a_loop_one_more():
+    assert prompts.seconds_of_bars(4, 120) == 9
+    assert prompts.seconds_of_bars(4, 124) == 9
+    assert prompts.seconds_of_bars(2, 80) == 7
+
+
+def test_unknown_inputs_have_the_words_of_the_schema():
+    known = read_fields(contract("predict"))
+    assert words.label(known["classifier_free_guidance"]) == "Strictness"
+    other = replace(known["top_k"], name="number_of_cats", description="Cats.")
+    assert (words.label(other), words.hint(other)) == ("Number of cats", "Cats. 0 or more.")
 
 
 def test_the_last_bar_of_the_logs_is_the_progress():

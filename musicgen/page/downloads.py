@@ -1,0 +1,76 @@
+"""Addresses of the page's own server for what can be saved of a clip: wav, mp3 and loops."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import quote
+
+import soundfile
+from fastapi import FastAPI, HTTPException, Response
+from fastapi.responses import FileResponse
+
+from musicgen.page import loops, prompts
+from musicgen.page.takes import Clip, Take
+from musicgen.page.visits import Visits
+
+TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg"}
+
+
+def formats(clip: Clip) -> list[str]:
+    """The formats in which a clip can be saved: its own, and mp3."""
+    return list(dict.fromkeys([clip.file.suffix[1:], "mp3"]))
+
+
+def name(take: Take, clip: Clip, kind: str) -> str:
+    """A file name: "take-2 lofi-chill-C-minor-80bpm seed-80.wav"."""
+    seed = f"clip-{take.clips.index(clip) + 1}" if clip.seed is None else f"seed-{clip.seed}"
+    extra, _, suffix = kind.rpartition(".")
+    stem = prompts.file_stem(take.prompt, take.name)
+    return " ".join(filter(None, [f"take-{take.number}", stem, seed, extra])) + f".{suffix}"
+
+
+def link(visit: str, take: Take, clip: Clip, kind: str, text: str) -> str:
+    """An HTML link that saves a clip. `kind` is "wav", "mp3", or as "loop-4-bars.wav"."""
+    address = f"/clips/{quote(visit)}/{take.number}/{take.clips.index(clip)}/{quote(kind)}"
+    return f'<a href="{address}" download="{name(take, clip, kind)}" class="save">{text}</a>'
+
+
+def add_routes(app: FastAPI, visits: Visits) -> None:
+    """Serve the addresses of `link`."""
+
+    @app.get("/clips/{visit}/{number}/{index}/{kind}")
+    def clip(visit: str, number: int, index: int, kind: str) -> Any:
+        known = visits.get(visit)
+        take = known.library.find(number) if known else None
+        if take is None or not 0 <= index < len(take.clips):
+            raise HTTPException(404, "No such clip.")
+        return _answer(take, take.clips[index], kind)
+
+
+def _answer(take: Take, clip: Clip, kind: str) -> Response:
+    saved_as = name(take, clip, kind)
+    suffix = kind.rpartition(".")[2]
+    if clip.file.suffix == f".{kind}":
+        return FileResponse(clip.file, media_type=TYPES.get(suffix), filename=saved_as)
+    if kind == "mp3":
+        content = mp3(clip.file)
+    elif found := loops.of_name(clip.file, prompts.tempo(take.prompt), kind):
+        content = loops.wav(clip.file, found)
+    else:
+        raise HTTPException(404, "No such format.")
+    disposition = f"attachment; filename*=UTF-8''{quote(saved_as)}"
+    return Response(content, media_type=TYPES[suffix], headers={"Content-Disposition": disposition})
+
+
+def mp3(file: Path) -> bytes:
+    """The samples of a 16-bit wav file as the mp3 that the server makes of them."""
+    import torch
+
+    from musicgen import output
+
+    samples, rate = soundfile.read(file, dtype="int16", always_2d=True)
+    wav = torch.from_numpy(samples.T.astype("float32") / 32767)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp3"
+        output.write(wav, path, rate, "mp3")
+        return path.read_bytes()
