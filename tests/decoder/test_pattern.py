@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tiny_lm import DELAYS, DelayedPatternProvider
+from tiny_lm import DELAYS
 
 from musicgen.decoder.pattern import deinterleave, interleave, num_columns
+from musicgen.rendering.audiocraft import DelayedPatternProvider
 
 
 @pytest.mark.parametrize("n_q", DELAYS)
