@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -37,6 +38,14 @@ DEMUCS = ("adefossez/HTDemucs", "htdemucs.yaml")
 DIFFUSION = "facebook/multiband-diffusion"
 ENCODEC = "facebook/encodec_32khz"  # that of every published MusicGen
 TEXT_OWNER = "google-t5"  # owner of a text encoder that a configuration names without one
+# The published models by their names without the owner.
+KINDS = ("small", "medium", "large", "melody", "melody-large")
+PUBLISHED = {
+    **{f"musicgen-{kind}": f"facebook/musicgen-{kind}" for kind in KINDS},
+    **{f"musicgen-stereo-{kind}": f"facebook/musicgen-stereo-{kind}" for kind in KINDS},
+    "musicgen-songstarter-v0.2": "nateraw/musicgen-songstarter-v0.2",
+}
+STYLE = "musicgen-style"
 
 
 def pull(model: str, folder: Path, *, diffusion: bool = False) -> Manifest:
@@ -50,8 +59,10 @@ def pull(model: str, folder: Path, *, diffusion: bool = False) -> Manifest:
         raise WeightsError(
             f"{folder} holds a checkpoint already; remove it first, or name another folder."
         )
-    download = Download(folder / DOWNLOADS)
     local = Path(model).expanduser()
+    if not local.exists():
+        check_name(model)
+    download = Download(folder / DOWNLOADS)
     with explained(folder):
         if local.exists():
             gather_local(download, local)
@@ -65,6 +76,22 @@ def pull(model: str, folder: Path, *, diffusion: bool = False) -> Manifest:
         manifest = convert(download.folder, folder, checkpoint_name(model))
     shutil.rmtree(download.folder)
     return manifest
+
+
+def check_name(model: str) -> None:
+    """Raises WeightsError, before any network, for a name without owner or an unsupported model."""
+    owner, _, name = model.rpartition("/")
+    if name == STYLE:
+        raise WeightsError(
+            f"{model} is not supported: its style conditioner is not implemented. "
+            "weights/README.md lists the supported models."
+        )
+    if not owner:
+        near = get_close_matches(name, PUBLISHED, n=1)
+        advice = f"Did you mean {PUBLISHED[near[0]]}?" if near else "Name a model as OWNER/NAME."
+        raise WeightsError(
+            f"There is no file or folder {model!r}, and names on the hub have an owner. {advice}"
+        )
 
 
 def checkpoint_name(model: str) -> str:

@@ -58,6 +58,7 @@ def predict(arguments: list[str]) -> None:
     original = _original(parsed.original)
     if original:
         values = original.inputs(values, fields)
+    inputs.check_files(values)
     options.choose_weights(parsed.weights)
     with (
         results.folder_for(parsed.folder),

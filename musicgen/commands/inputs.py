@@ -176,6 +176,18 @@ def _wrong(field: Field, value: object, problem: str, fix: str | None = None) ->
     return InputError(field.name, value, problem, fix or f"Send {field.values}")
 
 
+def check_files(values: dict[str, Any]) -> None:
+    """Raises MusicGenError if a file that is to be sent is not audio, by its first samples."""
+    from musicgen.audio_file import open_audio  # --help runs without the packages that it needs
+
+    for path in [value for value in values.values() if isinstance(value, Path)]:
+        try:
+            with open_audio(path):
+                pass
+        except InputError as exc:
+            raise MusicGenError(name_own_file(str(exc), values)) from exc
+
+
 def encode(values: dict[str, Any]) -> dict[str, Any]:
     """Values with each Path replaced by a data URI of the file."""
     return {

@@ -191,8 +191,38 @@ def test_a_partial_file_of_another_revision_is_not_continued(server, replaced, t
 def test_a_missing_repository_is_named(server, tmp_path):
     with pytest.raises(WeightsError, match="no model 'facebook/musicgen-huge'"):
         pull.pull("facebook/musicgen-huge", tmp_path / "out")
-    with pytest.raises(WeightsError, match="no model 'not a name'"):
-        pull.pull("not a name", tmp_path / "out")
+    with pytest.raises(WeightsError, match="no model 'not/a/name'"):
+        pull.pull("not/a/name", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("musicgen-small", "Did you mean facebook/musicgen-small?"),
+        ("musicgen-stereo-melody", "Did you mean facebook/musicgen-stereo-melody?"),
+        ("musicgen-songstarter", "Did you mean nateraw/musicgen-songstarter-v0.2?"),
+        ("not a name", "There is no file or folder 'not a name'"),
+        ("musicgen-style", "style conditioner is not implemented"),
+        ("facebook/musicgen-style", "style conditioner is not implemented"),
+    ],
+)
+def test_a_name_that_cannot_be_pulled_is_refused_without_asking_the_hub(
+    server, tmp_path, name, message
+):
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        pull.pull(name, tmp_path / "out")
+    assert server.requests == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_published_models_are_those_of_the_table():
+    page = (ROOT / "weights" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\S+/musicgen-\S+)`((?:, `-\w+`)*)", page, re.MULTILINE)
+    listed = set()
+    for name, further in rows:
+        stem = name.rpartition("-")[0]
+        listed |= {name, *(stem + suffix for suffix in re.findall(r"-\w+", further))}
+    assert listed == set(pull.PUBLISHED.values())
 
 
 def test_a_missing_file_is_named(replaced, tmp_path):

@@ -213,8 +213,14 @@ def test_inputs_are_checked_before_a_server_starts(checkpoints, tmp_path, monkey
         raise AssertionError("a server was started")
 
     monkeypatch.setattr(server, "running", running)
-    for arguments in (["-i", "promt=x"], ["-i", "duration=four"], ["-o", str(ROOT / "README.md")]):
-        with pytest.raises(MusicGenError):
+    page = ROOT / "README.md"
+    for arguments, message in (
+        (["-i", "promt=x"], "no input 'promt'"),
+        (["-i", "duration=four"], "not an integer"),
+        (["-o", str(page)], str(page)),
+        (["-i", f"input_audio=@{page}"], f"input_audio=@{page}: cannot be read"),
+    ):
+        with pytest.raises(MusicGenError, match=re.escape(message)):
             cli.predict(arguments)
 
 

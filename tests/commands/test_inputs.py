@@ -1,6 +1,7 @@
 """Inputs on a command line: their values, and messages for values that would be refused."""
 
 import pytest
+import sounds
 
 from musicgen.commands import inputs, schema, server
 from musicgen.errors import MusicGenError
@@ -87,6 +88,21 @@ def test_errors_name_the_users_file_instead_of_the_servers_copy(tmp_path):
     named = f"input_audio=@{tmp_path}/it's.md: holds no audio. Send an audio file."
     assert inputs.name_own_file(message, values) == named
     assert inputs.name_own_file("duration=3: too short", values) == "duration=3: too short"
+
+
+def test_a_file_that_is_not_audio_is_refused_before_it_is_sent(tmp_path):
+    (tmp_path / "notes.mp3").write_text("not music")
+    with pytest.raises(MusicGenError) as caught:
+        inputs.check_files({"input_audio": tmp_path / "notes.mp3", "prompt": "x"})
+    assert str(caught.value).startswith(f"input_audio=@{tmp_path}/notes.mp3: cannot be read as")
+
+
+@pytest.mark.parametrize("extension", sounds.CODECS)
+def test_audio_of_every_format_is_sent_under_any_name(extension, tmp_path):
+    path = sounds.write(tmp_path / f"a.{extension}", sounds.melody(1.0, sounds.RATES[extension]))
+    for suffix in ("", ".wav", ".mp3", ".md"):
+        path = path.rename(tmp_path / f"b{suffix}")
+        inputs.check_files({"input_audio": path})
 
 
 def test_the_help_lists_every_input_with_values_default_and_description(fields):
