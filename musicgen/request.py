@@ -6,6 +6,7 @@ The fields have the names of the API, so an error always names what the caller w
 import math
 import secrets
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 from musicgen.decoder.sampling import SEED_RANGE, Sampling
@@ -21,6 +22,14 @@ MAX_VALUE = 1e9
 # Far more than the 512 tokens that T5 reads; tokenizing megabytes would stop all other requests.
 MAX_PROMPT = 10_000
 WHOLE_NUMBERS = ("top_k", "seed", "clips")
+NUMBERS = (
+    *WHOLE_NUMBERS,
+    "duration",
+    "continuation_start",
+    "top_p",
+    "temperature",
+    "classifier_free_guidance",
+)
 
 DEFAULTS = Sampling()
 
@@ -53,6 +62,7 @@ class Request:
     clips: int = 1
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for field in WHOLE_NUMBERS:
             object.__setattr__(self, field, _whole(field, getattr(self, field)))
         _check_values(self)
@@ -102,6 +112,17 @@ class Request:
             "generate, since duration includes the prompt",
             f"Send a duration above {frames / frame_rate:.2f}{cut}",
         )
+
+
+def _check_types(request: Request) -> None:
+    """The types of text and numbers, for callers from Python."""
+    if not isinstance(request.prompt, str | None):
+        raise InputError("prompt", request.prompt, "not a text", "Send a text, or None")
+    optional = ("continuation_end",) if request.continuation_end is not None else ()
+    for field in (*NUMBERS, *optional):
+        value = getattr(request, field)
+        if not isinstance(value, Real):
+            raise InputError(field, value, "not a number", "Send a number")
 
 
 def _whole(field: str, value: float) -> int:

@@ -79,6 +79,12 @@ def test_no_end_is_the_end_of_the_file(end):
             "normalization_strategy='loud': .*loudness, clip, peak, rms",
         ),
         ({"output_format": "ogg"}, "output_format='ogg': .*wav, mp3"),
+        ({"prompt": 3}, "prompt=3: not a text"),
+        ({"duration": "8"}, "duration='8': not a number"),
+        ({"seed": None}, "seed=None: not a number"),
+        ({"seed": "7"}, "seed='7': not a number"),
+        ({"input_audio": AUDIO, "continuation_end": "3"}, "continuation_end='3': not a number"),
+        ({"clips": 0}, "clips=0: .*1 or more"),
     ],
 )
 def test_invalid_fields_and_combinations_are_refused(fields, message):
