@@ -29,6 +29,11 @@ _STALL = 20.0
 _LAST_CALL = 0.1
 
 _REFUSALS = {
+    400: (
+        "the storage service refused the request (HTTP 400)",
+        "The operator must check UPLOAD_BUCKET and UPLOAD_PREFIX; buckets with requester pays are "
+        "not supported",
+    ),
     401: ("its credentials were refused", "The operator must renew them"),
     403: (
         "its account may not write there",

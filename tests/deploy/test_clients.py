@@ -1,5 +1,6 @@
 """Every snippet of docs/clients.md, run against a real server."""
 
+import gzip
 import json
 import os
 import re
@@ -158,6 +159,17 @@ def test_a_model_without_a_version_does_not_work_in_javascript(predict_server, h
     assert "404" in done.stderr
 
 
+def test_a_buffer_as_an_input_does_not_work_in_javascript(predict_server, hum, npm_folder):
+    code = snippet("javascript", "Replicate").replace(SERVER, predict_server.url)
+    code, replaced = re.subn("`data:audio.*`", 'await readFile("hum.mp3")', code)
+    assert replaced == 1
+    shutil.copy(hum, npm_folder / "hum.mp3")
+    (npm_folder / "client.js").write_text(code)
+    done = subprocess.run(["node", "client.js"], cwd=npm_folder, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "404" in done.stderr
+
+
 def test_the_webhook_gets_the_prediction(predict_server, tmp_path):
     received, arrived = [], threading.Event()
 
@@ -192,6 +204,55 @@ def test_what_does_not_work_does_not(predict_server):
     stream = {"Accept": "text/event-stream"}
     answer = httpx.post(f"{url}/predictions", json=body, headers=stream, timeout=None)
     assert answer.status_code == 406
+
+
+BODY = b'{"input": {"duration": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "status"),
+    [
+        ("POST", "/predictions/", {}, BODY, 404),
+        ("POST", "/predictions", {}, b"\xef\xbb\xbf" + BODY, 400),
+        ("POST", "/predictions", {"Content-Encoding": "gzip"}, gzip.compress(BODY), 400),
+        ("POST", "/predictions", {"Content-Type": "text/plain"}, BODY, 415),
+        ("POST", "/predictions", {"Prefer": "respond-async, wait=5"}, BODY, 200),
+        ("POST", "/predictions", {"Prefer": "respond-async"}, BODY, 202),
+        ("OPTIONS", "/predictions", {"Origin": "https://example.com"}, b"", 405),
+    ],
+    ids=[
+        "slash",
+        "byte order mark",
+        "gzip",
+        "text",
+        "two preferences",
+        "asynchronous",
+        "preflight",
+    ],
+)
+def test_unusual_requests_have_the_status_of_the_page(
+    predict_server, method, path, headers, body, status
+):
+    answer = httpx.request(
+        method,
+        predict_server.url + path,
+        content=body,
+        headers={"Content-Type": "application/json", **headers},
+        timeout=None,
+    )
+    assert answer.status_code == status, answer.text
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_the_id_of_a_running_prediction_gets_that_prediction(predict_server):
+    inputs = {"duration": 300, "prompt": "twice"}
+    url = f"{predict_server.url}/predictions/twice"
+    request = {"json": {"input": inputs}, "headers": {"Prefer": "respond-async"}}
+    first = httpx.put(url, **request)
+    second = httpx.put(url, json={"input": {"duration": 1}})
+    httpx.post(f"{url}/cancel").raise_for_status()
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert inputs.items() <= second.json()["input"].items()
 
 
 def test_a_body_without_a_content_type_is_ignored(predict_server):

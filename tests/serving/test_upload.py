@@ -147,7 +147,12 @@ def test_connection_refused(proxy: Proxy, song: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(401, "no Google Cloud credentials"), (403, r"storage\.objects\.create"), (412, "HTTP 412")],
+    [
+        (400, "HTTP 400.*requester pays"),
+        (401, "no Google Cloud credentials"),
+        (403, r"storage\.objects\.create"),
+        (412, "HTTP 412"),
+    ],
 )
 def test_refusal_is_not_retried(proxy: Proxy, song: Path, status: int, says: str) -> None:
     proxy.inject(repeat(status))
