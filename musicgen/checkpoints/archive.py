@@ -38,7 +38,8 @@ def fetch(url: str, root: Path, landmarks: Sequence[str]) -> Path:
     folder.
     """
     place = urlsplit(url)
-    shown = f"{place.scheme}://{place.hostname}{place.path}"  # the query may hold a signature
+    # Without a password, and without the query, which may hold a signature.
+    shown = f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}"
     if place.scheme != "https":
         raise WeightsError(f"{shown}: {HTTPS_ONLY}.")
     target = root / f"fetched-{hashlib.sha256(url.encode()).hexdigest()[:16]}"

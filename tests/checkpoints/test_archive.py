@@ -141,6 +141,11 @@ def test_other_schemes_are_refused():
             folders.resolve(url)
 
 
+def test_an_address_is_shown_with_its_port_and_without_its_secrets():
+    with pytest.raises(WeightsError, match=r"^http://host:81/a\.tar: weights"):
+        folders.resolve("http://me:secret@host:81/a.tar?signature=S")
+
+
 @pytest.mark.parametrize("scheme", ["http", "ftp", "file"])
 def test_a_redirect_to_another_scheme_is_refused(web, checkpoints, tmp_path, scheme):
     """The target would send the same tar, over a connection that anyone on the path can change."""

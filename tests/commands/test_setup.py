@@ -100,3 +100,10 @@ def test_help_of_a_command_that_needs_packages_says_so(clone, command):
         "The options of this command need the packages in .venv: run scripts/setup first.\n"
     )
     assert not (clone / ".venv").exists()
+
+
+def test_a_file_of_tests_that_does_not_exist_is_refused_before_the_linters_run(clone):
+    command = [clone / "scripts" / "test", "tests/wrong.py::test_x", "-x"]
+    done = subprocess.run(command, env={"PATH": str(clone / "bin")}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: there is no tests/wrong.py here.\n"
