@@ -1,7 +1,9 @@
 """Weights given as the https address of a tar, as Replicate passes it to setup()."""
 
 import io
+import re
 import ssl
+import subprocess
 import tarfile
 from http.server import BaseHTTPRequestHandler
 from random import Random
@@ -12,6 +14,7 @@ from web import serving
 
 from musicgen.checkpoints import checkpoint as weights
 from musicgen.checkpoints import folders
+from musicgen.commands.server import ROOT
 from musicgen.errors import WeightsError
 from musicgen.pipeline import MusicGen
 
@@ -79,6 +82,16 @@ def test_weights_can_be_the_address_of_a_tar(web, checkpoints, name):
     assert MusicGen.load(f"{web.url}/weights.tar?signature=x", "cpu").has_melody is False
     folders.resolve(f"{web.url}/weights.tar?signature=x")
     assert web.requests == 1  # the second call uses the unpacked folder
+
+
+def test_the_tar_that_docs_deployment_makes_is_served(web, checkpoints, tmp_path):
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    [command] = re.findall(r"`(tar -C weights/checkpoint [^`]*)`", page)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "checkpoint").symlink_to(checkpoints["text"])
+    subprocess.run(command.split(), cwd=tmp_path, check=True)
+    web.files["/weights.tar"] = (tmp_path / "weights.tar").read_bytes()
+    assert weights.open_checkpoint(folders.resolve(f"{web.url}/weights.tar")).chroma is None
 
 
 def test_a_tar_may_be_compressed(web, checkpoints):

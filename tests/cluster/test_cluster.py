@@ -102,6 +102,12 @@ def test_an_unknown_input_is_refused_by_its_name(cluster):
     assert "Did you mean prompt?" in answer.text
 
 
+def test_a_server_without_gpus_sees_none(cluster):
+    """Ray 2.60 hides them only if RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO is 1."""
+    servers = cluster.processes("server")
+    assert [process.environ()["CUDA_VISIBLE_DEVICES"] for process in servers] == ["", ""]
+
+
 def test_a_server_cannot_be_shut_down_through_the_gate(cluster):
     assert httpx.post(f"{cluster.url}/shutdown").status_code == 404
 

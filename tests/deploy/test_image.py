@@ -137,7 +137,15 @@ def test_the_build_context_of_a_fresh_clone_is_small(built):
     size = sum(path.stat().st_size for path in files)
     assert size < demo + 1_000_000
     assert size < 25_000_000
-    for needed in ("predict.py", "songstarter.py", "requirements.txt", "musicgen/pipeline.py"):
+    for needed in (
+        "predict.py",
+        "songstarter.py",
+        "requirements.txt",
+        "requirements-cluster.txt",  # the image of docs/several-machines.md installs it
+        "deploy/health.py",  # the compose file runs it
+        "musicgen/pipeline.py",
+        "musicgen/cluster/application.py",
+    ):
         assert (built / needed).exists()
 
 
