@@ -99,10 +99,11 @@ class Provenance:
     @property
     def record(self) -> str:
         """All values as JSON in ASCII, since wav has no encoding for other characters."""
+        again = {"inputs": self.inputs, "needs": self.needs}
         facts = {
             "software": self.software,
             "model": self.model,
-            **(self._part or {"inputs": self.inputs, "needs": self.needs}),
+            **(self._part or again),
             "digital_source_type": self.digital_source_type,
             **self._precision,
         }
@@ -119,7 +120,7 @@ class Provenance:
         }
 
     @property
-    def _part(self) -> dict[str, str]:
+    def _part(self) -> dict[str, Any]:
         return {"part": self.part} if self.part else {}
 
     @property
