@@ -189,7 +189,8 @@ class MusicGen:
         self._check_model(request)
         # An interface, not only a log line: clients of songstarter read the seed from the log.
         logger.info("seed: %d", request.seed)
-        logger.info("precision: %s", self.precision)
+        if self.precision != EXACT:
+            logger.info("precision: %s", self.precision)
         with timings.stage("audio"):
             melody, prompt = self._read_melody(request), self._read_audio_prompt(request)
         with timings.stage("conditioning"):

@@ -208,8 +208,14 @@ def test_float16_numbers_are_converted_as_by_torch(instructions):
 
     bits = np.arange(2**16, dtype=np.uint16)
     bits = bits[np.isfinite(bits.view(np.float16))]
-    sizes = torch.tensor([1.0, 1e-3, 1e-6, 1e-8, 1e5]).repeat_interleave(1000)
-    values = torch.cat([sizes * torch.randn(5000), torch.from_numpy(bits.view(np.float16)).float()])
+    sizes = torch.tensor([1.0, 1e-3, 1e-6, 1e-8, 1e5]).repeat_interleave(100_000)
+    random = torch.Generator().manual_seed(0)
+    values = torch.cat(
+        [
+            sizes * torch.randn(500_000, generator=random),
+            torch.from_numpy(bits.view(np.float16)).float(),
+        ]
+    )
     found = np.empty(len(bits), np.float32), np.empty(len(values), np.uint16)
     convert(bits, values.numpy(), *found)
     assert np.array_equal(found[0], bits.view(np.float16).astype(np.float32))

@@ -48,7 +48,8 @@ def joined(rng, path):
     suffix = rng.choice(["mp3", "aac", "ts", "ogg"])
     codec = ("-c:a", rng.choice(["libvorbis", "libopus"])) if suffix == "ogg" else ()
     parts = []
-    for rate, channels in rng.sample([(48000, 2), (44100, 1), (24000, 2), (48000, 1)], 2):
+    other = 16000 if codec else 44100  # Opus has no 44.1 kHz
+    for rate, channels in rng.sample([(48000, 2), (other, 1), (24000, 2), (48000, 1)], 2):
         part = path.with_suffix(f".{len(parts)}.{suffix}")
         sounds.stairs(part, *codec, "-ar", rate, "-ac", channels, seconds=rng.choice([1, 2]))
         parts.append(part)

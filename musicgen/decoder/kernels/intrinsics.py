@@ -83,12 +83,20 @@ def _float_to_half(builder, value):
     integers, floats = (_like(value.type, element) for element in (_INT32, _FLOAT))
     bits = builder.bitcast(value, integers)
     sign = builder.lshr(builder.and_(bits, _constant(integers, 1 << 31)), _constant(integers, 16))
-    magnitude = builder.bitcast(builder.and_(bits, _constant(integers, 0x7FFFFFFF)), floats)
-    scaled = builder.bitcast(builder.fmul(magnitude, _constant(floats, 2.0**-112)), integers)
-    # Half of the last place; where that decides, the even number.
+    magnitude = builder.and_(bits, _constant(integers, 0x7FFFFFFF))
+    # The exponent's bias is 15, not 127. Half of the last place is added; on a tie the even number
+    # is chosen.
+    scaled = builder.sub(magnitude, _constant(integers, 112 << 23))
     odd = builder.and_(builder.lshr(scaled, _constant(integers, 13)), _constant(integers, 1))
     rounded = builder.add(scaled, builder.add(odd, _constant(integers, 0xFFF)))
-    short = builder.lshr(rounded, _constant(integers, 13))
+    normal = builder.lshr(rounded, _constant(integers, 13))
+    # Below 2**-14 all float16 are multiples of 2**-24, the last place of float32 from 0.5 to 1. So
+    # adding 0.5 rounds, once.
+    half = _constant(floats, 0.5)
+    summed = builder.fadd(builder.bitcast(magnitude, floats), half)
+    small = builder.sub(builder.bitcast(summed, integers), builder.bitcast(half, integers))
+    is_small = builder.icmp_unsigned("<", magnitude, _constant(integers, (127 - 14) << 23))
+    short = builder.select(is_small, small, normal)
     infinite = _constant(integers, 0x7C00)
     short = builder.select(builder.icmp_unsigned("<", short, infinite), short, infinite)
     return builder.trunc(builder.or_(short, sign), _like(value.type, _INT16))
