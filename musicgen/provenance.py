@@ -7,7 +7,7 @@ no song_id and no time. The same request therefore gives the same bytes.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,8 @@ class Provenance:
     """How one clip was made.
 
     `inputs` are inputs of predict.py that make it again; `needs` are the names of further inputs
-    that the request had.
+    that the request had. `part` names a part that was cut from the clip, such as a loop. It cannot
+    be made again from the inputs, so its tags do not have them.
     """
 
     software: str
@@ -76,12 +77,21 @@ class Provenance:
     inputs: Mapping[str, Any]
     needs: tuple[str, ...]
     precision: str = EXACT
+    part: str = ""
+
+    def in_format(self, output_format: str) -> "Provenance":
+        """How the same clip was made in another format."""
+        return replace(self, inputs={**self.inputs, "output_format": output_format})
+
+    def of_part(self, part: str) -> "Provenance":
+        """How a part of the clip was made."""
+        return replace(self, inputs={}, needs=(), part=part)
 
     @property
     def words(self) -> str:
         """One line for people, in ASCII, of at most MAX_WORDS bytes; without the prompt."""
         kind = self.digital_source_type.rpartition("/")[2]
-        facts = {"model": self.model, **self.inputs, **self._precision}
+        facts = {"model": self.model, **self._part, **self.inputs, **self._precision}
         listed = [f"{name} {text(value)}" for name, value in facts.items() if name != "prompt"]
         line = "; ".join([f"AI-generated ({kind}) by {self.software}", *listed])
         return line.encode("ascii", "backslashreplace").decode()[:MAX_WORDS]
@@ -89,11 +99,11 @@ class Provenance:
     @property
     def record(self) -> str:
         """All values as JSON in ASCII, since wav has no encoding for other characters."""
+        again = {"inputs": self.inputs, "needs": self.needs}
         facts = {
             "software": self.software,
             "model": self.model,
-            "inputs": self.inputs,
-            "needs": self.needs,
+            **(self._part or again),
             "digital_source_type": self.digital_source_type,
             **self._precision,
         }
@@ -108,6 +118,10 @@ class Provenance:
             "digital_source_type": self.digital_source_type,
             "musicgen": self.record,
         }
+
+    @property
+    def _part(self) -> dict[str, Any]:
+        return {"part": self.part} if self.part else {}
 
     @property
     def _precision(self) -> dict[str, str]:
@@ -175,24 +189,33 @@ def ffmpeg_options(provenance: Provenance, output_format: str) -> list[str]:
 
 
 def read(path: str | Path) -> Provenance | None:
-    """How a file was made, by its tags, or None if it has none that can be used.
+    """How to make a file again, by its tags, or None if it has none that can be used.
 
     Tags are not signed: anybody can write them. Raises InputError for a file that is not audio, or
     whose tags have an input that this version does not know.
     """
-    path = Path(path)
-    metadata = read_metadata(path)
-    record = next((metadata[name] for name in RECORDS if name in metadata), "")
-    try:
-        found = _parsed(json.loads(record))
-    except (ValueError, RecursionError, KeyError, TypeError):
+    found = stated(path)
+    if found is None:
         return None
     unknown = [name for name in (*found.inputs, *found.needs) if name not in (*INPUTS, *PRIVATE)]
     if unknown or "input_audio" in found.inputs:
         name = unknown[0] if unknown else "input_audio"
         problem = f"its tags have the input {name[:40]!r}, which this version does not read"
-        raise InputError("file", path.name, problem, f"Use {found.software[:40]!r}")
+        raise InputError("file", Path(path).name, problem, f"Use {found.software[:40]!r}")
     return found
+
+
+def stated(path: str | Path) -> Provenance | None:
+    """What a file's tags say about how it was made, unchecked, or None if they have no inputs.
+
+    Raises InputError for a file that is not audio.
+    """
+    metadata = read_metadata(Path(path))
+    record = next((metadata[name] for name in RECORDS if name in metadata), "")
+    try:
+        return _parsed(json.loads(record))
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
 
 
 def _parsed(facts: Any) -> Provenance:

@@ -34,8 +34,9 @@ class Original:
             raise MusicGenError(f"--from {file}: {exc.strerror or exc}.") from exc
         if found is None:
             raise MusicGenError(
-                f"--from {file}: it has no tags of this server. Another program, an earlier "
-                "version or MUSICGEN_TAGS=off made it, or its tags were removed."
+                f"--from {file}: it has no tags of this server with which it can be made again. "
+                "Another program, an earlier version or MUSICGEN_TAGS=off made it, its tags were "
+                "removed, or it is a loop."
             )
         return cls(file, found)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from musicgen.commands import log as logs
 from musicgen.commands import processes, schema, temporary
@@ -139,24 +140,25 @@ def _started(
             grace = INTERRUPT_SECONDS
             raise
         finally:
-            with suppress(ServerError, TimeoutError):
-                Client(url).shutdown(timeout=grace)
+            _shut_down(process, url, grace)
             group.end(grace)
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     """Return when the server's setup() has finished. Raises MusicGenError, with the reason, if it
-    failed or the server has ended."""
+    failed or the server has ended, as it does if another process has its port."""
     client = Client(url)
     while process.poll() is None:
         with suppress(UnreachableError):
             health = client.health()
-            if health["status"] == "READY":
-                return
-            if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
-                raise MusicGenError(f"The server could not start: {setup_error(health)}")
-            if health["status"] == "UNHEALTHY":
-                raise MusicGenError("The server could not start: its worker process has died.")
+            # Another server may have taken the port since it was found to be free.
+            if listens(process, url):
+                if health["status"] == "READY":
+                    return
+                if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
+                    raise MusicGenError(f"The server could not start: {setup_error(health)}")
+                if health["status"] == "UNHEALTHY":
+                    raise MusicGenError("The server could not start: its worker process has died.")
         time.sleep(0.1)
     raise MusicGenError(f"The server stopped with exit code {process.returncode}.")
 
@@ -168,13 +170,36 @@ def setup_error(health: Mapping[str, Any]) -> str:
 
 def stop(process: subprocess.Popen[bytes], url: str) -> None:
     """End a server that was started with the command of `prepare` or by scripts/serve."""
-    with suppress(ServerError):
-        Client(url).shutdown()
+    _shut_down(process, url)
     try:
         process.wait(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _shut_down(process: subprocess.Popen[bytes], url: str, timeout: float | None = None) -> None:
+    """Ask a server to end. A server of another process at the same address is left alone."""
+    with suppress(ServerError, TimeoutError):
+        if listens(process, url):
+            Client(url).shutdown(timeout=timeout)
+
+
+def listens(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Whether a process or a child of it accepts connections at the port of `url`."""
+    import psutil  # the commands that use a running server do not need it
+
+    try:
+        parent = psutil.Process(process.pid)
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == urlsplit(url).port
+            for one in (parent, *parent.children(recursive=True))
+            for connection in one.net_connections("tcp")
+        )
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:  # a server of another user cannot be looked at
+        return True
 
 
 def _before(folder: Path, variable: str) -> str:
@@ -183,7 +208,8 @@ def _before(folder: Path, variable: str) -> str:
 
 
 def free_port() -> int:
-    """A free TCP port of 127.0.0.1."""
+    """A TCP port of 127.0.0.1 that is free now. Another process may take it before a server does,
+    which `wait_until_ready` notices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,7 +1,6 @@
 """Addresses of the page's own server for what can be saved of a clip: wav, mp3 and loops."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -9,7 +8,9 @@ import soundfile
 from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import FileResponse
 
+from musicgen import provenance
 from musicgen.page import loops, prompts
+from musicgen.page.encoding import encode
 from musicgen.page.takes import Clip, Take
 from musicgen.page.visits import Visits
 
@@ -63,14 +64,7 @@ def _answer(take: Take, clip: Clip, kind: str) -> Response:
 
 
 def mp3(file: Path) -> bytes:
-    """The samples of a 16-bit wav file as the mp3 that the server makes of them."""
-    import torch
-
-    from musicgen import output
-
+    """The mp3 that the server makes of the same request as a 16-bit wav file, with equal tags."""
     samples, rate = soundfile.read(file, dtype="int16", always_2d=True)
-    wav = torch.from_numpy(samples.T.astype("float32") / 32767)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp3"
-        output.write(wav, path, rate, "mp3")
-        return path.read_bytes()
+    made = provenance.stated(file)
+    return encode(samples.astype("float32") / 32767, rate, "mp3", made and made.in_format("mp3"))

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from musicgen import provenance
 from musicgen.page.analysis import Floats
+from musicgen.page.encoding import encode
 from musicgen.page.prompts import BEATS_PER_BAR
 
 HALVES_PER_BAR = 2 * BEATS_PER_BAR
@@ -39,9 +41,14 @@ class Loop:
     tempo: float
 
     @property
+    def length(self) -> str:
+        """Its length in words."""
+        return f"{self.bars} bar{'s' if self.bars > 1 else ''}"
+
+    @property
     def kind(self) -> str:
         """The end of its file name."""
-        return f"loop-{self.bars}-bar{'s' if self.bars > 1 else ''}.wav"
+        return f"loop-{self.length.replace(' ', '-')}.wav"
 
 
 @dataclass(frozen=True)
@@ -108,19 +115,18 @@ def samples(file: Path, loop: Loop) -> tuple[Floats, int]:
 
 
 def wav(file: Path, loop: Loop) -> bytes:
-    """A loop as a 16-bit wav file with a sampler chunk, which marks all of it as a loop."""
+    """A loop as a 16-bit wav file with a sampler chunk, which marks all of it as a loop.
+
+    Its tags say what made the clip, and that this is a part of it.
+    """
     wave, rate = samples(file, loop)
-    frames, channels = wave.shape
-    width = 2 * channels
-    pcm = np.round(wave * 32767).astype("<i2").tobytes()
-    form = struct.pack("<HHIIHH", 1, channels, rate, rate * width, width, 16)
+    made = provenance.stated(file)
+    content = encode(wave, rate, "wav", made and made.of_part(f"loop of {loop.length}"))
     period = round(1e9 / rate)  # nanoseconds
     sampler = struct.pack("<9I", 0, 0, period, UNITY_NOTE, 0, 0, 0, 1, 0)
-    sampler += struct.pack("<6I", 0, FORWARD, 0, frames - 1, 0, FOR_EVER)
-    chunks = ((b"fmt ", form), (b"smpl", sampler), (b"data", pcm))
-    body = b"WAVE" + b"".join(
-        name + struct.pack("<I", len(content)) + content for name, content in chunks
-    )
+    sampler += struct.pack("<6I", 0, FORWARD, 0, len(wave) - 1, 0, FOR_EVER)
+    # After the other chunks. The first 8 bytes are "RIFF" and the size of the rest.
+    body = content[8:] + b"smpl" + struct.pack("<I", len(sampler)) + sampler
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 

@@ -11,8 +11,9 @@ from musicgen.page.form import Form, Updates
 from musicgen.provenance import PRIVATE, SETTINGS, Provenance
 
 NO_TAGS = (
-    "This file has no tags of this server: another program, an earlier version or "
-    "<code>MUSICGEN_TAGS=off</code> made it, or its tags were removed."
+    "This file has no tags of this server with which it can be made again: another program, an "
+    "earlier version or <code>MUSICGEN_TAGS=off</code> made it, its tags were removed, or it is a "
+    "loop."
 )
 NOT_SIGNED = "Tags are not signed: anybody can write them."
 

@@ -1,0 +1,49 @@
+"""What open renderings of many requests hold together stays within their budget.
+
+Tensors are counted, not the process's memory: that has caches, and blocks that the allocator keeps.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_checkpoints
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("diffusing")
+    tiny_checkpoints.write_checkpoint(made, "stereo-melody")
+    tiny_checkpoints.write_diffusion(made)
+    return made
+
+
+def render(folder, *options):
+    """What renderings.py prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", TESTS / "renderings.py", folder, *options],
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("seconds", ["4", pytest.param("300", marks=pytest.mark.full)])
+def test_eight_renderings_at_once_hold_no_more_than_their_budget(folder, seconds):
+    found = render(folder, seconds)
+    assert 0 < found["held"] <= found["budget"]
+
+
+def test_without_a_budget_they_hold_more(folder):
+    """Shows that the test above would notice."""
+    found = render(folder, "4", "--unbounded")
+    assert found["held"] > found["budget"]
