@@ -31,7 +31,6 @@ GROUPS = {
     "test_demo": "demo",
     "test_gpu_report": "gpu_report",
     "test_image": "image",
-    "test_page": "page",
     "test_prediction": "prediction",
 }
 # Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
@@ -67,14 +66,18 @@ def pytest_sessionstart(session):
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
-        # A file's tests with servers share them.
+        # Tests with browsers share the pages, and a file's tests with servers share these.
         shared = item.path.stem if "start_server" in fixtures else None
+        if item.path.parent.name == "page":
+            shared = "page"
         if group := GROUPS.get(item.path.stem, shared):
             item.add_marker(pytest.mark.xdist_group(group))
         if fixtures & SLOW_FIXTURES or places & SLOW_PLACES:
             item.add_marker(pytest.mark.slow)
         if places & DEMO_PLACES:
             item.add_marker(pytest.mark.demo)
+    # Groups are long: they begin first, so that no worker is left alone with one at the end.
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture(scope="session")

@@ -112,15 +112,20 @@ def _states() -> tuple[gr.State, gr.BrowserState, gr.State, gr.State, gr.State]:
 def _actions(
     form: Form, document: dict[str, Any]
 ) -> tuple[dict[str, gr.Button], gr.HTML, gr.HTML, gr.HTML, gr.Button]:
-    """The bar that stays in sight: buttons, the kept seed, the status."""
+    """The bar that stays in sight: buttons, the kept seed, the status.
+
+    The buttons that ask for takes work once the page knows its visit.
+    """
     _seed_chip(form)
     buttons = {}
     with gr.Row():
         buttons["generate"] = gr.Button(
-            "Generate", variant="primary", min_width=80, elem_id="generate"
+            "Generate", variant="primary", interactive=False, min_width=80, elem_id="generate"
         )
         if SEED in form.components and not _gives_several(document):
-            buttons["variations"] = gr.Button(f"{VARIATIONS} variations", min_width=80)
+            buttons["variations"] = gr.Button(
+                f"{VARIATIONS} variations", interactive=False, min_width=80
+            )
         buttons["cancel"] = gr.Button("Cancel", interactive=False, min_width=80, elem_id="cancel")
     rows = gr.HTML(elem_id="progress")
     with gr.Row():
@@ -156,7 +161,13 @@ def _connect(page: gr.Blocks, runs: Runs, buttons: dict[str, gr.Button]) -> None
     controls, form = runs.controls, runs.form
     news = list({id(item): item for item in [*controls.of_news, *form.outputs]}.values())
     entering = [controls.visit, controls.stored, *news, *form.inputs]
-    page.load(runs.enter, controls.stored, entering, show_progress="hidden")
+    askers = [buttons[name] for name in ("generate", "variations") if name in buttons]
+    page.load(runs.enter, controls.stored, entering, show_progress="hidden").then(
+        lambda: {asker: gr.Button(interactive=True) for asker in askers},
+        None,
+        askers,
+        show_progress="hidden",
+    )
     page.load(None, None, None, js="whenLoaded")
     run_on(runs, buttons["generate"].click)
     if "variations" in buttons:
