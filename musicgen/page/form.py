@@ -93,12 +93,16 @@ class Form:
         )
 
     def _forget_errors(self) -> None:
-        """Remove the error of a field when the field changes, in the browser alone."""
+        """Remove the error of a field when the user edits the field, in the browser alone.
+
+        A number's change event can come after the answer to a request with that number.
+        """
         for name, component in self.components.items():
             stale = [self.errors[n] for n in TOGETHER.get(name, (name,)) if n in self.errors]
             empty = ", ".join("''" for _ in stale)
             result = f"[{empty}]" if len(stale) > 1 else "''"
-            component.change(None, None, stale, js=f"() => {result}", show_progress="hidden")
+            edited = component.change if name in AUDIO else component.input
+            edited(None, None, stale, js=f"() => {result}", show_progress="hidden")
 
     @property
     def fields(self) -> list[Field]:

@@ -36,9 +36,9 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def play(tmp_path_factory):
-    """(arguments of scripts/play) -> the address of its page."""
+    """(arguments of scripts/play) -> the address of its page, which ends with the module."""
     with ExitStack() as stack:
 
         def start(*arguments):
@@ -92,6 +92,7 @@ def visit(browser):
             expect(page.get_by_role("button", name="Generate")).to_be_enabled()
             return page
 
+        start.noticed = noticed
         yield start
     assert noticed == []
 

@@ -16,6 +16,9 @@ FOUND = """(gradio) => axe.run({runOnly: %s}).then(result => result.violations.f
         selector => document.querySelector(target[0])?.closest(selector)))
     .map(node => `${id}: ${node.html.slice(0, 120)} ${node.any[0]?.message ?? ''}`)))"""
 RULES = "['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']"
+# Colours are measured after their transitions, but some animations never end.
+ENDED = """() => Promise.allSettled(document.getAnimations()
+    .filter(one => one.effect.getComputedTiming().endTime !== Infinity).map(one => one.finished))"""
 # Targets smaller than 44 px, but for those in a label, a text or a menu of the browser.
 SMALL = """() => [...document.querySelectorAll('button, a[href], [role=slider]')]
     .filter(item => item.checkVisibility() && item.getBoundingClientRect().height > 0)
@@ -29,6 +32,7 @@ def url(play, start_server):
 
 
 def found(page, axe):
+    page.evaluate(ENDED)
     page.evaluate(axe)
     return page.evaluate(FOUND % RULES, GRADIO)
 
