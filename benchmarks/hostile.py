@@ -67,7 +67,7 @@ def index(folder: Path, count: int = COUNT) -> Path:
 
 def tracks(folder: Path, count: int = COUNT) -> Path:
     """The same in each of four tracks."""
-    source, path = tone(folder / "track.wav"), folder / "tracks.mov"
+    source, path = tone(folder / "track.wav", seconds=1), folder / "tracks.mov"
     maps = [word for _ in range(4) for word in ("-map", "0")]
     _ffmpeg("-i", source, *maps, *INDEXED, path)
     content = bytearray(path.read_bytes())

@@ -258,7 +258,9 @@ def test_end_past_the_file_is_the_end(predict_server, tune_uri):
     inputs = {"input_audio": tune_uri, "duration": 1, "seed": 1}
     late = predict_server.predict(**inputs, continuation_end=99)
     assert "continuation_end=99 is past the end" in late["logs"]
-    assert late["output"] == predict_server.predict(**inputs)["output"]
+    whole = predict_server.predict(**inputs)
+    heard, expected = (samples(answer["output"]["audio"])[0] for answer in (late, whole))
+    assert np.array_equal(heard, expected)  # the files' tags differ
 
 
 def test_progress_and_metrics_are_reported(predict_server):

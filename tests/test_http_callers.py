@@ -170,7 +170,8 @@ def check_maximum(server, held_input, maximum, above):
         answers = [answer.result().json() for answer in held]
     assert set(refused) == {409}
     assert {answer["status"] for answer in answers} == {"succeeded"}
-    assert len({answer["output"]["audio"] for answer in answers}) == 1
+    # The files' tags differ, because each request has its own seed.
+    assert len({samples(answer["output"]["audio"])[0].tobytes() for answer in answers}) == 1
     assert server.predict(**SHORT)
 
 

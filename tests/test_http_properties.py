@@ -4,9 +4,10 @@ import math
 import re
 
 import httpx
+import numpy as np
 import pytest
 import sounds
-from cog_client import data_uri
+from cog_client import data_uri, samples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -137,4 +138,5 @@ def test_extreme_temperatures_are_served(predict_server, temperature):
     output = predict_server.predict(duration=1, seed=1, temperature=temperature)["output"]
     if temperature < 1e-9:
         greedy = predict_server.predict(duration=1, seed=1, temperature=0)["output"]
-        assert output == greedy
+        heard, expected = (samples(one["audio"])[0] for one in (output, greedy))
+        assert np.array_equal(heard, expected)  # the files' tags differ

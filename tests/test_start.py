@@ -18,8 +18,8 @@ def test_the_start_logs_device_operations_slots_and_seconds(checkpoints, caplog)
     [line] = [record.message for record in caplog.records if "is ready on" in record.message]
     assert line.startswith(f"text is ready on CPU ({torch.get_num_threads()} threads), torch ")
     assert (
-        f"CPU operations, {model.engine.slots} clips at once, texts of 512 tokens, loaded in "
-        in line
+        f"CPU operations, precision exact, {model.engine.slots} clips at once, texts of 512 "
+        "tokens, loaded in " in line
     )
 
 
@@ -56,7 +56,7 @@ def test_a_second_server_on_a_full_gpu_starts_with_fewer_slots(models, monkeypat
 def test_on_a_gpu_the_codec_and_the_text_encoder_run_before_the_first_request(models, monkeypatch):
     model, ran = models["stereo-melody"], []
     monkeypatch.setattr(model.codec.model, "encode", lambda wav: ran.append("encode") or CODES)
-    monkeypatch.setattr(model.codec, "render", lambda embeddings: ran.append("render") or WAV)
+    monkeypatch.setattr(model.codec, "_decode", lambda codes: ran.append("render") or WAV)
     text = model.conditioner.text
     monkeypatch.setattr(
         model.conditioner, "text", lambda prompt: ran.append("text") or text(prompt)
