@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.audiocraft_lm import audiocraft_lm
 from musicgen.decoder.clip import Clip, Conditions, windows
+from musicgen.decoder.engine import Engine
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import Sampling
 from musicgen.decoder.weights import LMConfig
@@ -91,6 +92,13 @@ def oracle_lm(config: LMConfig, seed: int = 0, half: bool = False, **layers: Any
 def engine_lm(oracle: LMModel, config: LMConfig) -> LM:
     state = oracle.state_dict()
     return LM.from_audiocraft(config, state, device="cpu", dtype=torch.float32)
+
+
+def half_engine(config: LMConfig, slots: int, **options: Any) -> Engine:
+    """An engine whose weights have float16 values, for short windows."""
+    lm = engine_lm(oracle_lm(config, half=True), config)
+    limits = {"max_length": MAX_LENGTH, "stride": STRIDE, "max_prefix": 16}
+    return Engine(lm, slots=slots, **limits, **options)
 
 
 def conditions(config: LMConfig, text: str) -> Conditions:

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 from musicgen import provenance
 from musicgen.page import loops, prompts
 from musicgen.page.encoding import encode
-from musicgen.page.takes import Clip, Take
+from musicgen.page.takes import Clip, Take, file_name
 from musicgen.page.visits import Visits
 
 TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg"}
@@ -24,10 +24,10 @@ def formats(clip: Clip) -> list[str]:
 
 def name(take: Take, clip: Clip, kind: str) -> str:
     """A file name: "take-2 lofi-chill-C-minor-80bpm seed-80.wav"."""
-    seed = f"clip-{take.clips.index(clip) + 1}" if clip.seed is None else f"seed-{clip.seed}"
     extra, _, suffix = kind.rpartition(".")
     stem = prompts.file_stem(take.prompt, take.name)
-    return " ".join(filter(None, [f"take-{take.number}", stem, seed, extra])) + f".{suffix}"
+    whole = file_name(take.number, stem, clip.seed, take.clips.index(clip))
+    return f"{whole} {extra}".strip() + f".{suffix}"
 
 
 def link(visit: str, take: Take, clip: Clip, kind: str, text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from musicgen.commands import client
 from musicgen.commands.client import Prediction
 from musicgen.page import prompts
-from musicgen.page.takes import Clip, Take, clip_names, find
+from musicgen.page.takes import Clip, Take, clip_names, file_name, find
 
 AUDIO_FIELD = "input_audio"
 
@@ -48,13 +48,13 @@ class Library:
         with self._lock:
             known = [*self._takes, self.deleted.number if self.deleted else 0]
             number = max(known) + 1
-            stem = file_name(number, prompts.file_stem(settings.get("prompt") or ""))
+            stem = prompts.file_stem(settings.get("prompt") or "")
             names = clip_names(number, len(prediction.audio))
             first = prediction.seed
             clips = []
             for index, (name, uri) in enumerate(zip(names, prediction.audio, strict=True)):
                 seed = None if first is None else first + index
-                file = client.save(uri, self.folder, with_seed(stem, seed, index))
+                file = client.save(uri, self.folder, file_name(number, stem, seed, index))
                 clips.append(Clip(name, file, seed))
             take = Take(
                 number, self._own(settings), tuple(clips), prediction.facts, prediction.metrics
@@ -121,16 +121,6 @@ class Library:
         if not own.exists():
             shutil.copyfile(source, own)
         return settings | {AUDIO_FIELD: str(own)}
-
-
-def file_name(number: int, stem: str) -> str:
-    """A file name without a seed: "take-2 lofi-chill-C-minor-80bpm"."""
-    return f"take-{number} {stem}".strip()
-
-
-def with_seed(stem: str, seed: int | None, index: int) -> str:
-    """A file name for one clip, without a suffix."""
-    return f"{stem} clip-{index + 1}" if seed is None else f"{stem} seed-{seed}"
 
 
 def _read(path: Path) -> Take | None:

@@ -58,6 +58,12 @@ def clip_names(number: int, clips: int) -> list[str]:
     return [f"Take {number}, clip {index + 1}" for index in range(clips)]
 
 
+def file_name(number: int, stem: str, seed: int | None, index: int) -> str:
+    """A file name for one clip, without a suffix: "take-2 lofi-chill-C-minor-80bpm seed-80"."""
+    clip = f"clip-{index + 1}" if seed is None else f"seed-{seed}"
+    return " ".join(filter(None, [f"take-{number}", stem, clip]))
+
+
 def choices(takes: Sequence[Take]) -> list[tuple[str, int]]:
     """(title, number) of takes, newest first."""
     return [(take.title, take.number) for take in reversed(takes)]

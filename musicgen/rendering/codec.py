@@ -15,7 +15,7 @@ from musicgen.checkpoints.encodec_files import AUDIOCRAFT, TRANSFORMERS
 from musicgen.checkpoints.limits import check_numbers
 from musicgen.errors import WeightsError
 from musicgen.rendering.encodec import Encodec, EncodecConfig, load_encodec
-from musicgen.rendering.pieces import Rendering, render
+from musicgen.rendering.pieces import render, rendered
 
 # Setting -> the only value that the network supports, in audiocraft's and transformers' names.
 REQUIRED_AUDIOCRAFT = {
@@ -119,12 +119,8 @@ class Codec:
 
     def _decode(self, codes: Tensor) -> Tensor:
         """codes [K, T] -> wav [C, N] on the CPU."""
-        rendering = Rendering(self.model, codes.shape[-1])
-        wavs = []
-        for piece in rendering.pieces:
-            embeddings = self.embed(codes[:, piece.low : piece.high])
-            wavs.append(rendering.render(piece, embeddings)[:, 0].cpu())
-        return torch.cat(wavs, dim=-1)
+        wavs = rendered(self.model, codes.shape[-1], lambda part: self.embed(codes[:, part]))
+        return torch.cat([wav[:, 0].cpu() for wav in wavs], dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:
         """codes [K, T] -> embeddings of each channel [C, D, T]."""

@@ -6,6 +6,7 @@ The shape of every product depends on the piece's place in the clip and on the c
 so a clip's samples have the same bits however it is rendered.
 """
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -76,14 +77,17 @@ class Rendering:
         return found
 
 
+def rendered(
+    model: Encodec, frames: int, embeddings: Callable[[slice], Tensor]
+) -> Iterator[Tensor]:
+    """The pieces of a clip in order, wav [B, 1, N]; `embeddings` returns [B, D, T] of frames."""
+    rendering = Rendering(model, frames)
+    for piece in rendering.pieces:
+        yield rendering.render(piece, embeddings(slice(piece.low, piece.high)))
+
+
 @torch.inference_mode()
 def render(model: Encodec, embeddings: Tensor) -> Tensor:
     """embeddings [B, D, T] -> wav [B, 1, hop * T]."""
-    rendering = Rendering(model, embeddings.shape[-1])
-    return torch.cat(
-        [
-            rendering.render(piece, embeddings[..., piece.low : piece.high])
-            for piece in rendering.pieces
-        ],
-        dim=-1,
-    )
+    frames = embeddings.shape[-1]
+    return torch.cat(list(rendered(model, frames, lambda part: embeddings[..., part])), dim=-1)

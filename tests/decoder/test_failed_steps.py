@@ -4,10 +4,9 @@ import random
 
 import pytest
 import torch
-from tiny_lm import MAX_LENGTH, STRIDE, clip, engine_lm, oracle_lm, tiny_config
+from tiny_lm import clip, half_engine, tiny_config
 
 from musicgen.decoder import decode_steps
-from musicgen.decoder.engine import Engine
 from musicgen.decoder.state import NOISE_STEPS
 
 SETTINGS = (
@@ -31,14 +30,7 @@ def made(request):
         if OPTIONS[request.param]:
             patch.setitem(NOISE_STEPS, "cpu", 32)
         config = tiny_config(cross=request.param == "cpu", num_layers=2)
-        engine = Engine(
-            engine_lm(oracle_lm(config, half=True), config),
-            max_length=MAX_LENGTH,
-            stride=STRIDE,
-            slots=5,
-            max_prefix=16,
-            **OPTIONS[request.param],
-        )
+        engine = half_engine(config, slots=5, **OPTIONS[request.param])
         clips = [clip(config, seed=seed, **settings) for seed, settings in enumerate(SETTINGS)]
         yield engine, clips, [engine.generate([one])[0] for one in clips]
 

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_lm import MAX_LENGTH, STRIDE, clip, engine_lm, oracle_codes, oracle_lm, tiny_config
+from tiny_lm import (
+    MAX_LENGTH,
+    STRIDE,
+    clip,
+    engine_lm,
+    half_engine,
+    oracle_codes,
+    oracle_lm,
+    tiny_config,
+)
 
 from musicgen.decoder import lm as decoder
 from musicgen.decoder.engine import Engine
@@ -27,13 +36,7 @@ SETTINGS = (
 def made(request):
     """An engine of four slots, clips of all kinds, and the codes of each clip decoded alone."""
     config = tiny_config(cross=request.param)
-    engine = Engine(
-        engine_lm(oracle_lm(config, half=True), config),
-        max_length=MAX_LENGTH,
-        stride=STRIDE,
-        slots=4,
-        max_prefix=16,
-    )
+    engine = half_engine(config, slots=4)
     clips = [clip(config, seed=seed, **settings) for seed, settings in enumerate(SETTINGS)]
     return engine, clips, [engine.generate([one])[0] for one in clips]
 

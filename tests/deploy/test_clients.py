@@ -148,20 +148,14 @@ def test_javascript_through_the_proxy(predict_server, hum, npm_folder, tmp_path)
     assert printed.strip().isdigit()
 
 
-def test_a_model_without_a_version_does_not_work_in_javascript(predict_server, hum, npm_folder):
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [("`any/model.*`;", '"any/model";'), ("`data:audio.*`", 'await readFile("hum.mp3")')],
+    ids=["a model without a version", "a buffer as an input"],
+)
+def test_what_does_not_work_in_javascript(predict_server, hum, npm_folder, part, other):
     code = snippet("javascript", "Replicate").replace(SERVER, predict_server.url)
-    code, replaced = re.subn("`any/model.*`;", '"any/model";', code)
-    assert replaced == 1
-    shutil.copy(hum, npm_folder / "hum.mp3")
-    (npm_folder / "client.js").write_text(code)
-    done = subprocess.run(["node", "client.js"], cwd=npm_folder, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "404" in done.stderr
-
-
-def test_a_buffer_as_an_input_does_not_work_in_javascript(predict_server, hum, npm_folder):
-    code = snippet("javascript", "Replicate").replace(SERVER, predict_server.url)
-    code, replaced = re.subn("`data:audio.*`", 'await readFile("hum.mp3")', code)
+    code, replaced = re.subn(part, other, code)
     assert replaced == 1
     shutil.copy(hum, npm_folder / "hum.mp3")
     (npm_folder / "client.js").write_text(code)

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from musicgen.commands import server
-from musicgen.commands.server import ROOT
+from musicgen.checkpoints.folders import DEFAULT
+from musicgen.commands.server import ROOT, free_port
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (
@@ -42,7 +42,7 @@ def play(tmp_path_factory):
     with ExitStack() as stack:
 
         def start(*arguments):
-            port = server.free_port()
+            port = free_port()
             log = stack.enter_context((tmp_path_factory.mktemp("page") / "log").open("w+"))
             environment = {**os.environ, "BROWSER": "true", "OMP_NUM_THREADS": "1"}
             command = [ROOT / "scripts" / "play", "--port", str(port), *arguments]
@@ -56,6 +56,18 @@ def play(tmp_path_factory):
             return url
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def server(start_server):
+    """The server of the demo model that `url` uses."""
+    return start_server("predict", DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def url(play, server):
+    """The address of a page for a running server."""
+    return play("--server", server.url)
 
 
 def _answers(url):

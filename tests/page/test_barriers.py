@@ -4,8 +4,6 @@ import pytest
 from actions import DESKTOP, PHONE, PROMPT, generate, open_settings, press, ready
 from playwright.sync_api import expect
 
-from musicgen.checkpoints.folders import DEFAULT
-
 # Rule -> selectors of gradio's own elements that break it.
 GRADIO = {
     # Their accessible names leave out their texts: "Drop Audio Here - or - Click to Upload", "1x".
@@ -24,11 +22,6 @@ SMALL = """() => [...document.querySelectorAll('button, a[href], [role=slider]')
     .filter(item => item.checkVisibility() && item.getBoundingClientRect().height > 0)
     .filter(item => item.getBoundingClientRect().height < 44)
     .map(item => item.outerHTML.slice(0, 150))"""
-
-
-@pytest.fixture(scope="module")
-def url(play, start_server):
-    return play("--server", start_server("predict", DEFAULT).url)
 
 
 def found(page, axe):

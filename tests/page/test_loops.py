@@ -11,7 +11,6 @@ import soundfile
 from actions import generate, open_settings, press
 from playwright.sync_api import expect
 
-from musicgen.checkpoints.folders import DEFAULT
 from musicgen.page import loops
 
 RATE = 32000
@@ -95,11 +94,6 @@ def test_a_sampler_finds_the_loop_in_the_file(clip):
     fields = struct.unpack("<9I6I", content[at : at + 60])
     assert (fields[2], fields[7]) == (31250, 1)  # nanoseconds a sample, loops
     assert fields[10:13] == (0, 0, frames - 1)  # forward, from the first to the last frame
-
-
-@pytest.fixture(scope="module")
-def url(play, start_server):
-    return play("--server", start_server("predict", DEFAULT).url)
 
 
 def test_a_loop_is_played_and_saved(url, visit):

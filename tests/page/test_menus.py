@@ -1,15 +1,7 @@
 """The menus for tempo, key and bars."""
 
-import pytest
 from actions import field
 from playwright.sync_api import expect
-
-from musicgen.checkpoints.folders import DEFAULT
-
-
-@pytest.fixture(scope="module")
-def url(play, start_server):
-    return play("--server", start_server("predict", DEFAULT).url)
 
 
 def choose(page, label, option):

@@ -21,18 +21,6 @@ from actions import (
 )
 from playwright.sync_api import expect
 
-from musicgen.checkpoints.folders import DEFAULT
-
-
-@pytest.fixture(scope="module")
-def server(start_server):
-    return start_server("predict", DEFAULT)
-
-
-@pytest.fixture(scope="module")
-def url(play, server):
-    return play("--server", server.url)
-
 
 @pytest.fixture(scope="module")
 def four_clips(play):

@@ -4,18 +4,6 @@ import pytest
 from cog_client import content
 from playwright.sync_api import expect
 
-from musicgen.checkpoints.folders import DEFAULT
-
-
-@pytest.fixture(scope="module")
-def server(start_server):
-    return start_server("predict", DEFAULT)
-
-
-@pytest.fixture(scope="module")
-def url(play, server):
-    return play("--server", server.url)
-
 
 @pytest.fixture
 def page(visit, url):

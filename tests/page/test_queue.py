@@ -2,16 +2,8 @@
 
 import re
 
-import pytest
 from actions import PROMPT, downloads, field, generate, measured, press, ready
 from playwright.sync_api import expect
-
-from musicgen.checkpoints.folders import DEFAULT
-
-
-@pytest.fixture(scope="module")
-def url(play, start_server):
-    return play("--server", start_server("predict", DEFAULT).url)
 
 
 def radios(page):

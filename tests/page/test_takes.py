@@ -9,18 +9,6 @@ from actions import PROMPT, downloads, field, generate, measured, open_settings,
 from cog_client import content
 from playwright.sync_api import expect
 
-from musicgen.checkpoints.folders import DEFAULT
-
-
-@pytest.fixture(scope="module")
-def server(start_server):
-    return start_server("predict", DEFAULT)
-
-
-@pytest.fixture(scope="module")
-def url(play, server):
-    return play("--server", server.url)
-
 
 def in_list(page, text):
     return page.locator("#takes").get_by_role("radio", name=re.compile(text))
