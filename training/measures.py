@@ -5,12 +5,12 @@ Beats, chroma and keys are computed by librosa, independently of the model that 
 
 from collections.abc import Iterable
 
-import librosa
 import numpy as np
 import scipy.linalg
 import torch
 
 from musicgen.page import analysis
+from musicgen.page.librosa_import import librosa
 from training import distance
 from training.synth import FRAME, SAMPLE_RATE
 
@@ -29,14 +29,14 @@ def log_spectral_distance(wav: np.ndarray, other: np.ndarray) -> float:
     found = []
     for size in SIZES:
         levels = [
-            _levels(x, size, np.abs(librosa.stft(wav, n_fft=size)).max()) for x in (wav, other)
+            _levels(x, size, np.abs(librosa().stft(wav, n_fft=size)).max()) for x in (wav, other)
         ]
         found.append(np.sqrt(np.mean((levels[0] - levels[1]) ** 2, axis=0)).mean())
     return float(np.mean(found))
 
 
 def _levels(wav: np.ndarray, size: int, full: float) -> np.ndarray:
-    amplitudes = np.abs(librosa.stft(wav, n_fft=size)) / full
+    amplitudes = np.abs(librosa().stft(wav, n_fft=size)) / full
     return 20 * np.log10(np.maximum(amplitudes, 10 ** (-RANGE / 20)))
 
 
@@ -78,19 +78,19 @@ def frechet_distance(wavs: Iterable[np.ndarray], others: Iterable[np.ndarray]) -
 def _gaussian(wavs: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean [MEL_BANDS] and the covariance of the frames."""
     power = [
-        librosa.feature.melspectrogram(
+        librosa().feature.melspectrogram(
             y=side, sr=SAMPLE_RATE, n_fft=MEL_WINDOW, hop_length=MEL_WINDOW, n_mels=MEL_BANDS
         )
         for wav in wavs
         for side in wav
     ]
-    frames = librosa.power_to_db(np.concatenate(power, axis=1), amin=10 ** (-RANGE / 10)) / 10
+    frames = librosa().power_to_db(np.concatenate(power, axis=1), amin=10 ** (-RANGE / 10)) / 10
     return frames.mean(1), np.cov(frames)
 
 
 def tempo(wav: np.ndarray) -> float:
     """Returns the beats per minute that librosa finds in wav [C, N]; 0 if none."""
-    return float(np.ravel(librosa.beat.beat_track(y=wav.mean(0), sr=SAMPLE_RATE)[0])[0])
+    return float(np.ravel(librosa().beat.beat_track(y=wav.mean(0), sr=SAMPLE_RATE)[0])[0])
 
 
 def is_tempo(found: float, wanted: float) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from musicgen.page.librosa_import import librosa
+
 Floats = NDArray[np.floating]
 
 NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
@@ -44,13 +46,12 @@ class Measurements:
 @lru_cache(maxsize=64)
 def measure(file: Path) -> Measurements:
     """Measure a wav or mp3 file."""
-    import librosa
     import soundfile
 
     samples, rate = soundfile.read(file, dtype=np.float32, always_2d=True)
     mono = samples.mean(1)
-    tempo, beats = librosa.beat.beat_track(y=mono, sr=rate, units="time")
-    power = librosa.feature.melspectrogram(y=mono, sr=rate, n_mels=BANDS)
+    tempo, beats = librosa().beat.beat_track(y=mono, sr=rate, units="time")
+    power = librosa().feature.melspectrogram(y=mono, sr=rate, n_mels=BANDS)
     return Measurements(
         seconds=len(mono) / rate,
         rate=rate,
@@ -58,7 +59,7 @@ def measure(file: Path) -> Measurements:
         tempo=float(np.ravel(tempo)[0]),
         beats=beats,
         keys=keys(mono, rate),
-        mel=librosa.power_to_db(power, ref=max(power.max(), 1e-10), top_db=RANGE),
+        mel=librosa().power_to_db(power, ref=max(power.max(), 1e-10), top_db=RANGE),
         chroma=chroma(mono, rate),
     )
 
@@ -83,9 +84,7 @@ def level(samples: Floats, rate: float) -> float:
 
 def chroma(mono: Floats, rate: float) -> Floats:
     """Pitch classes over time [12, T] of mono [N], from C."""
-    import librosa
-
-    found: Floats = librosa.feature.chroma_stft(
+    found: Floats = librosa().feature.chroma_stft(
         y=mono, sr=rate, n_fft=CHROMA_WINDOW, hop_length=CHROMA_HOP, tuning=0
     )
     return found
@@ -93,10 +92,8 @@ def chroma(mono: Floats, rate: float) -> Floats:
 
 def keys(mono: Floats, rate: float) -> tuple[str, ...]:
     """All 24 keys, such as "A minor", the most likely first; none for silence."""
-    import librosa
-
     mono = np.pad(mono, (0, max(0, round(MIN_SECONDS * rate) - len(mono))))
-    heard = librosa.feature.chroma_cqt(y=mono, sr=rate, tuning=0).mean(1)
+    heard = librosa().feature.chroma_cqt(y=mono, sr=rate, tuning=0).mean(1)
     if not heard.std():
         return ()
     likely = {

@@ -16,6 +16,7 @@ import soundfile
 from musicgen import provenance
 from musicgen.page.analysis import Floats
 from musicgen.page.encoding import encode
+from musicgen.page.librosa_import import librosa
 from musicgen.page.prompts import BEATS_PER_BAR
 
 HALVES_PER_BAR = 2 * BEATS_PER_BAR
@@ -72,13 +73,11 @@ class Loops:
 @lru_cache(maxsize=64)
 def find(file: Path, asked: float | None) -> Loops:
     """The loops of an audio file, next to a tempo that was asked for."""
-    import librosa
-
     samples, rate = soundfile.read(file, dtype=np.float32, always_2d=True)
     mono, hop = samples.mean(1), round(HOP_SECONDS * rate)
     if not mono.any():
         return Loops(0.0, asked, ())
-    _, beats = librosa.beat.beat_track(
+    _, beats = librosa().beat.beat_track(
         y=mono, sr=rate, hop_length=hop, start_bpm=asked or 120.0, trim=False, units="samples"
     )
     if len(beats) <= BEATS_PER_BAR:
@@ -156,10 +155,8 @@ def _quietest_step(samples: Floats, beat: int, rate: int) -> int:
 
 def _downbeat(mono: Floats, rate: int, halves: Floats) -> int:
     """The place in a bar of half beats where the onsets in the bass are strongest."""
-    import librosa
-
     hop = round(HOP_SECONDS * rate)
-    onsets = librosa.onset.onset_strength(y=mono, sr=rate, hop_length=hop, fmax=BASS_HZ, n_mels=8)
+    onsets = librosa().onset.onset_strength(y=mono, sr=rate, hop_length=hop, fmax=BASS_HZ, n_mels=8)
     frames = np.clip(np.round(halves / hop).astype(int), 0, len(onsets) - 1)
     strength = np.array([onsets[max(0, frame - 4) : frame + 5].max() for frame in frames])
     means = [strength[place::HALVES_PER_BAR].mean() for place in range(HALVES_PER_BAR)]
