@@ -138,7 +138,8 @@ class Client:
     ) -> Iterator[Log | Metric | Prediction]:
         """The events of one prediction as they happen; the last is the prediction itself.
 
-        For a server that `can_stream`. Closing the iterator cancels the prediction. Raises TimeoutError if nothing comes for `timeout` seconds.
+        For a server that `can_stream`. Closing the iterator cancels the prediction. Raises
+        TimeoutError if nothing comes for `timeout` seconds.
         """
         call = _create({"input": inputs}, prediction_id)
         with self._open(*call, timeout, EVENT_STREAM) as response:
