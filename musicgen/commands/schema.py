@@ -69,9 +69,7 @@ def openapi(source: str) -> dict[str, Any]:
         raise SchemaError(f"predict() must return one of {', '.join(OUTPUTS)}")
     streaming = any(ast.unparse(decorator) in STREAMING for decorator in method.decorator_list)
     if streaming and "x-cog-array-type" not in output:
-        raise SchemaError(
-            "Cog's parser allows @streaming only for predict() -> AsyncIterator[dict]"
-        )
+        raise SchemaError("Cog's parser allows @streaming only on iterators: AsyncIterator[dict]")
     document: dict[str, Any] = json.loads(FRAME.read_text())
     if streaming:
         document["paths"]["/predictions"]["post"]["x-cog-streaming"] = True
