@@ -80,7 +80,7 @@ def test_a_reload_does_not_play_an_ended_take_again(url, visit):
     page = visit(url)
     generate(page, duration=2)
     saved = downloads(page)
-    page.reload()
+    visit.reload(page)
     measured(page, 1)
     assert page.evaluate("preview") is None
     assert downloads(page) == saved
