@@ -15,7 +15,9 @@ if TYPE_CHECKING:  # it imports torch, which --help does not need
 
 def main(arguments: list[str]) -> None:
     """Run the subcommand that `arguments` begin with. Raises WeightsError if it fails."""
-    parser = make_parser("weights", "Fetch, convert and verify checkpoints.")
+    parser = make_parser(
+        "weights", "Fetch, convert and verify checkpoints; compile their GPU kernels."
+    )
     commands = parser.add_subparsers(required=True)
 
     add = commands.add_parser("pull", help="fetch a model, or what a local one lacks; convert it")
