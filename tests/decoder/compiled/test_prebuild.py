@@ -15,11 +15,13 @@ from triton.backends.compiler import GPUTarget
 
 from musicgen.decoder import decode_steps, prebuild
 from musicgen.decoder.engine import Engine
-from musicgen.decoder.kernels import cache_folder, draw, fused
+from musicgen.decoder.kernels import cache_folder, compiler, draw, fused
 from musicgen.decoder.lm import LM
+from musicgen.decoder.sampling import SamplingRows
 from musicgen.decoder.weights import LMConfig, decoder_shapes
 
 CAPABILITY, PROCESSORS = 90, 132
+TARGET = GPUTarget("cuda", CAPABILITY, 32)
 MELODY = 10
 BATCHES = (1, 6)  # for few kernels: a server with 5 slots has batches of 1 and 5
 WITH_MELODY = LMConfig(
@@ -76,8 +78,7 @@ def start(shapes, prebuilt, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
 
     def run(slots=5, limit=0):
-        target = GPUTarget("cuda", CAPABILITY, 32)
-        with triton.knobs.cache.scope(), prebuild.fake_gpu(target, PROCESSORS):
+        with triton.knobs.cache.scope(), prebuild.fake_gpu(TARGET, PROCESSORS):
             warm_up(shapes, slots, shapes.prefixes[limit], monkeypatch)
         files = [path for path in own.rglob("*.json") if not path.name.startswith("__grp__")]
         return sorted(path.stem for path in files), caplog.messages[-1]
@@ -124,6 +125,23 @@ def test_a_server_compiles_nothing_whatever_the_number_of_its_slots(start, slots
     assert said.endswith(" from the cache, 0 compiled")
     assert not said.startswith("Triton kernels: 0")
     assert set(cache_folder.requested.values()) == {False}
+
+
+def test_real_tensors_find_what_was_compiled_for_fake_ones(start, monkeypatch):
+    monkeypatch.setattr(triton.runtime.driver, "_active", prebuild._Driver(TARGET))
+    clips, n_q, card = 5, 4, 2048
+    logits = torch.zeros(2 * clips, n_q, card, dtype=torch.float16)
+    noise, rows = torch.ones(clips, n_q, card), SamplingRows.empty(clips, torch.device("cpu"))
+    settings = rows.top_k, rows.top_p, rows.temperature, rows.cfg_coef
+    codes = torch.zeros(clips, n_q, dtype=torch.int64)
+    with triton.knobs.cache.scope():
+        cache_folder.ensure_usable()
+        found = draw._sample_kernel.warmup(
+            logits, noise, *settings, codes, n_q, card, BLOCK=card, num_warps=8,
+            grid=(clips, n_q), **compiler.launch(torch.device("cpu")),
+        )  # fmt: skip
+    assert found.asm["cubin"]
+    assert list(cache_folder.requested.values()) == [False]
 
 
 def test_a_kernel_without_an_entry_is_compiled(start):
