@@ -59,7 +59,9 @@ def diffusion(folder: Path) -> Callable[[int], Tensor]:
 
     def render(seconds: int) -> Tensor:
         frames = round(seconds * model.codec.frame_rate)
-        return model.diffusion.decode(torch.randint(config.card, (1, config.n_q, frames)), [0])
+        return model.renderers.diffusion.decode(
+            torch.randint(config.card, (1, config.n_q, frames)), [0]
+        )
 
     render(1)
     return render

@@ -256,6 +256,7 @@ class Meter:
         self.folder = folder
         self.processes = _processes(folder)
         self.cpu, self.audio = self._cpu(), 0.0
+        self.stale: set[Path] = set()
 
     def sample(self, minute: float) -> Sample:
         traffic, processes = self.traffic, self.processes
@@ -263,7 +264,11 @@ class Meter:
         cpu, audio = self._cpu(), traffic.audio
         spent, generated = cpu - self.cpu, audio - self.audio
         self.cpu, self.audio = cpu, audio
-        files = list(ages(Path(self.folder), *COG_FOLDER.glob(f"{traffic.name}-*")))
+        files = dict(ages(Path(self.folder), *COG_FOLDER.glob(f"{traffic.name}-*")))
+        stale = {path for path, age in files.items() if age > STALE_SECONDS}
+        for path in sorted(stale - self.stale):
+            print(f"not swept: {path}", file=sys.stderr, flush=True)
+        self.stale = stale
         return Sample(
             minute=round(minute, 2),
             requests=traffic.sent,
@@ -272,7 +277,7 @@ class Meter:
             threads=sum(process.num_threads() for process in processes),
             descriptors=sum(process.num_fds() for process in processes),
             files=len(files),
-            stale=sum(age > STALE_SECONDS for age in files),
+            stale=len(stale),
             cpu=round(spent / generated, 3) if generated else 0.0,
             latency=round(median(latencies), 3) if latencies else 0.0,
         )
@@ -281,14 +286,15 @@ class Meter:
         return sum(sum(process.cpu_times()[:2]) for process in self.processes)
 
 
-def ages(*roots: Path) -> Iterator[float]:
-    """Seconds since each file and folder in `roots` was changed. Some may vanish meanwhile."""
+def ages(*roots: Path) -> Iterator[tuple[Path, float]]:
+    """Files and folders in `roots`, and the seconds since each was changed. Some may vanish."""
     for root in roots:
         # Unlike a glob, os.walk continues if a folder has been deleted.
         for here, inside, files in os.walk(root):
             for name in (*inside, *files):
                 with suppress(FileNotFoundError):
-                    yield time.time() - os.lstat(Path(here, name)).st_mtime
+                    path = Path(here, name)
+                    yield path, time.time() - os.lstat(path).st_mtime
 
 
 if __name__ == "__main__":

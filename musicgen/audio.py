@@ -131,8 +131,11 @@ def _read(file: AudioFile, start: float, stop: float) -> tuple[Tensor, float, bo
         if position > stop * file.rate:
             reached_end = False
             break
-    wav = torch.from_numpy(np.concatenate(kept)) if kept else torch.zeros(0, 1)
-    return wav.T, position / file.rate, reached_end
+    # Channels one after the other, as all that follows reads them.
+    wav = np.empty((kept[0].shape[1] if kept else 1, sum(map(len, kept))), np.float32)
+    if kept:
+        np.concatenate([part.T for part in kept], axis=1, out=wav)
+    return torch.from_numpy(wav), position / file.rate, reached_end
 
 
 def _downmix(channels: int, mask: int) -> np.ndarray | None:

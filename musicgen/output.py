@@ -157,9 +157,8 @@ def write(
     `options` are further options of ffmpeg, such as tags. Written beside `path` under a temporary
     name, then renamed.
     """
-    pcm = wav.clamp(-1, 1).mul_(32767).round_().to(torch.int16)
     segment = AudioSegment(
-        pcm.T.contiguous().numpy().tobytes(),
+        _pcm(wav),
         sample_width=2,
         frame_rate=sample_rate,
         channels=wav.shape[0],
@@ -172,6 +171,21 @@ def write(
         raise OutputError(f"{output_format} could not be written: {exc.strerror or exc}") from exc
     finally:
         partial.unlink(missing_ok=True)
+
+
+def preview(wav: Tensor) -> bytes:
+    """wav [C, N] of a piece -> 16-bit little-endian samples, channels interleaved.
+
+    Joined, the pieces of a clip are the samples of the wav file that the strategy `clip` gives, the
+    only one that changes each sample by itself.
+    """
+    return _pcm(_clip(torch.where(torch.isfinite(wav), wav, 0.0), 0))
+
+
+def _pcm(wav: Tensor) -> bytes:
+    """wav [C, N] in [-1, 1] -> 16-bit little-endian samples, channels interleaved."""
+    samples = wav.clamp(-1, 1).mul_(32767).round_().to(torch.int16)
+    return samples.T.contiguous().numpy().astype("<i2", copy=False).tobytes()
 
 
 def _encode(
@@ -241,7 +255,7 @@ def _to_peak(wav: Tensor, sample_rate: int) -> Tensor:
     return wav * (_amplitude(PEAK_DBFS) / float(wav.abs().max()))
 
 
-def _clip(wav: Tensor, sample_rate: int) -> Tensor:
+def _clip(wav: Tensor, _: int) -> Tensor:
     ceiling = _amplitude(PEAK_DBFS)
     return wav.clamp(-ceiling, ceiling)
 

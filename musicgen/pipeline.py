@@ -7,36 +7,32 @@ import gc
 import logging
 import os
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, wait
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from musicgen.audio import load_slice
 from musicgen.checkpoints import folders
 from musicgen.checkpoints.checkpoint import DIFFUSION_FILE, Checkpoint, open_checkpoint
 from musicgen.checkpoints.reading import damage_reported
 from musicgen.conditioning.conditioner import MAX_TOKENS, Conditioner
-from musicgen.decoder import cuda, faults
+from musicgen.decoder import faults
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.decode_steps import BATCHES
 from musicgen.decoder.engine import Engine
-from musicgen.decoder.job import Job
 from musicgen.decoder.lm import LM
 from musicgen.decoder.loop import Loop
 from musicgen.decoder.slots import slots_that_fit
-from musicgen.errors import DecodeError, InputError, MusicGenError
+from musicgen.errors import InputError, MusicGenError
 from musicgen.generation import Generation
 from musicgen.rendering.codec import Codec
-from musicgen.rendering.demand import DIFFUSION, ENCODEC, Demand
+from musicgen.rendering.renderers import Renderers
 from musicgen.request import Request
-from musicgen.runtime import cancellation, memory, processors
+from musicgen.runtime import memory, processors
 from musicgen.runtime.budget import Budget
 from musicgen.runtime.device_thread import DeviceThread
 from musicgen.runtime.devices import (
@@ -49,18 +45,10 @@ from musicgen.runtime.devices import (
 )
 from musicgen.runtime.input_files import sent_name
 from musicgen.runtime.timings import Timings
+from musicgen.streaming import Stream, failures_reported, opened
 
 # Each window after the first adds this fraction of a full window: 18 of 30 s, as in audiocraft.
 STRIDE = 18 / 30
-OUT_OF_MEMORY = (
-    "Out of memory. Send a shorter duration, or try again when the server has less to do; its "
-    "operator can set MUSICGEN_SLOTS to decode fewer clips at once."
-)
-FAILED = (
-    "Generation failed because of a server error, not because of your request. Try again; the "
-    "server's log has the details."
-)
-PROGRESS_SECONDS = 0.5  # between two updates of the progress bar
 # The fraction of the memory left after loading that renderings may hold together. A rendering keeps
 # its tensors while it yields the device to others.
 RENDERING_SHARE = 0.25
@@ -68,14 +56,6 @@ RENDERING_SHARE = 0.25
 SEPARATION_COST = 10
 
 logger = logging.getLogger(__name__)
-
-
-class Renderer(Protocol):
-    """Codes -> wav, implemented by EnCodec and by Multi-Band Diffusion."""
-
-    def decode(self, codes: Tensor, seeds: Sequence[int]) -> Tensor:
-        """codes [B, K, T] -> wav [B, C, N] float32 on the CPU; clip i depends on seeds[i] alone."""
-        ...
 
 
 class MusicGen:
@@ -116,7 +96,8 @@ class MusicGen:
         self.loop = self._start_decoding(lm)
         self.engine = self.loop.engine
         weakref.finalize(self, self.loop.close)
-        self.renderings = Budget(int(RENDERING_SHARE * memory.free_bytes(device)))
+        budget = Budget(int(RENDERING_SHARE * memory.free_bytes(device)))
+        self.renderers = Renderers(checkpoint, self.codec, self.device_thread, budget)
         if device.type == "cuda":
             self.device_thread.run(self._warm_up_codec_and_text)
 
@@ -151,23 +132,12 @@ class MusicGen:
         )
         return model
 
-    @cached_property
-    def diffusion(self) -> Renderer:
-        """Multi-Band Diffusion, loaded for the first request that asks: it is as large as an LM."""
-        # It imports audiocraft, which takes seconds.
-        from musicgen.rendering.diffusion import MultiBandDiffusion
-
-        diffusion = MultiBandDiffusion(self.checkpoint, self.codec, self.device)
-        for band in diffusion.bands:
-            self.device_thread.yield_before(band.model)
-        return diffusion
-
     def load_all(self) -> None:
         """Load what is otherwise loaded on first use, to check that it loads."""
         if self.conditioner.melody and self.checkpoint.separates:
             _ = self.conditioner.melody.separator
         if self.checkpoint.has_diffusion:
-            _ = self.diffusion
+            _ = self.renderers.diffusion
 
     def generate(self, request: Request, timings: Timings | None = None) -> Generation:
         """Generate `request.clips` clips. Clip i is what seed + i gives alone, bit for bit.
@@ -176,16 +146,30 @@ class MusicGen:
         request does not fit its audio or model, DecodeError if generation fails, and CancelledError
         if the request is cancelled meanwhile.
         """
-        try:
-            return self._generate(request, timings or Timings())
-        except (MusicGenError, CancelledError):
-            raise
-        except Exception as exc:
-            logger.exception("generation failed")
-            cuda.exit_if_context_is_lost(self.device)
-            raise DecodeError(OUT_OF_MEMORY if faults.is_exhausted(exc) else FAILED) from exc
+        with self._run(request, timings or Timings()) as stream:
+            return stream.generation
 
-    def _generate(self, request: Request, timings: Timings) -> Generation:
+    def stream(
+        self, request: Request, timings: Timings | None = None
+    ) -> AbstractContextManager[Stream]:
+        """A context manager whose `Stream` gives the pieces of the one clip as they are made.
+
+        Its `generation` is what `generate` returns. Leaving the block early cancels the request.
+        The errors are those of `generate`.
+        """
+        if request.clips > 1:
+            raise InputError("clips", request.clips, "a stream has one clip", "Send 1")
+        return self._run(request, timings or Timings())
+
+    @contextmanager
+    def _run(self, request: Request, timings: Timings) -> Iterator[Stream]:
+        with failures_reported(self.device):
+            clips = self._clips(request, timings)
+        with opened(request, clips, self.loop, self.renderers, self._complete, timings) as stream:
+            yield stream
+
+    def _clips(self, request: Request, timings: Timings) -> list[Clip]:
+        """The clips to decode. Raises InputError if the request does not fit its audio or model."""
         self._check_model(request)
         # An interface, not only a log line: clients of songstarter read the seed from the log.
         logger.info("seed: %d", request.seed)
@@ -194,17 +178,13 @@ class MusicGen:
         with timings.stage("audio"):
             melody, prompt = self._read_melody(request), self._read_audio_prompt(request)
         with timings.stage("conditioning"):
-            clips = self.device_thread.run(
+            return self.device_thread.run(
                 lambda: self._prepare(request, melody, prompt),
                 self._preparation_cost(melody, prompt),
             )
-        codes = self._decode(clips, timings)
-        with timings.stage("codec"), self.renderings.take(self._rendering_bytes(request)):
-            wavs = self.device_thread.run(
-                lambda: self._render(request, codes),
-                request.duration * request.clips * self._demand(request).cost,
-            )
-        return Generation(request, list(wavs), self.codec.sample_rate, self.name, self.precision)
+
+    def _complete(self, request: Request, wavs: list[Tensor]) -> Generation:
+        return Generation(request, wavs, self.codec.sample_rate, self.name, self.precision)
 
     def _check_model(self, request: Request) -> None:
         """Raise InputError for what this checkpoint cannot do."""
@@ -271,46 +251,12 @@ class MusicGen:
             for index in range(request.clips)
         ]
 
-    def _decode(self, clips: list[Clip], timings: Timings) -> Tensor:
-        """Codes [B, K, T] of all clips, decoded beside other requests'; shows progress."""
-        begin = perf_counter()
-        jobs: list[Job] = []
-        bar = tqdm(desc="decode", unit="step", mininterval=1.0, delay=1e-9, position=0)
-        with cancellation.current.get().covers(jobs), bar:
-            for clip in clips:
-                jobs.append(self.loop.submit(clip))
-            bar.total = sum(job.steps for job in jobs)
-            while True:
-                running = wait(jobs, PROGRESS_SECONDS, FIRST_EXCEPTION).not_done
-                bar.update(sum(job.done_steps for job in jobs) - bar.n)
-                if not running or any(job.done() and job.exception() for job in jobs):
-                    break
-            codes = [job.result() for job in jobs]
-        waited = min(job.waited for job in jobs)
-        timings.add("waiting", waited)
-        timings.add("decode", perf_counter() - begin - waited)
-        return torch.stack(codes)
-
-    def _render(self, request: Request, codes: Tensor) -> Tensor:
-        """wav [B, C, N] of codes [B, K, T]."""
-        renderer = self.diffusion if request.multi_band_diffusion else self.codec
-        return renderer.decode(codes, [request.clip_seed(i) for i in range(request.clips)])
-
     def _preparation_cost(self, melody: Tensor | None, prompt: Tensor | None) -> float:
         """Time on the device for the conditions of a request, in the unit of `Demand.cost`."""
         seconds = 0.0 if prompt is None else prompt.shape[-1] / self.codec.sample_rate
         if melody is not None and self.conditioner.melody:
             seconds += SEPARATION_COST * melody.shape[-1] / self.conditioner.melody.sample_rate
         return seconds
-
-    def _rendering_bytes(self, request: Request) -> int:
-        """Memory that rendering the request's clips takes at its peak, on the device or beside."""
-        samples = request.duration * request.clips * self.codec.sample_rate * self.codec.channels
-        return int(4 * samples * self._demand(request).copies)
-
-    @staticmethod
-    def _demand(request: Request) -> Demand:
-        return DIFFUSION if request.multi_band_diffusion else ENCODEC
 
     def _start_decoding(self, lm: LM) -> Loop:
         """Start the decode thread with as many slots as fit.

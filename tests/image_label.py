@@ -21,6 +21,8 @@ def assert_contract(document, predictor):
     assert all(schema.pop("description") for schema in inputs.values())
     contract = json.loads((CONTRACT / f"{predictor}.openapi.json").read_text())
     assert document["components"] == contract["components"]
+    streams = [one["paths"]["/predictions"]["post"] for one in (document, contract)]
+    assert streams[0].get("x-cog-streaming") == streams[1].get("x-cog-streaming")
 
 
 def main():

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from musicgen import MusicGen, Request
 from musicgen.rendering import diffusion
+from musicgen.rendering.demand import DIFFUSION
 from musicgen.runtime.budget import Budget
 
 REQUESTS, DIFFUSIONS = 8, 2
@@ -62,26 +63,25 @@ class Requests:
             for i in range(REQUESTS)
         ]
         self.decoded, self.begun = threading.Barrier(REQUESTS), threading.Event()
-        self.decode, model._decode = model._decode, self.decode_together
+        self.render, model.renderers.render = model.renderers.render, self.render_together
         self.live, self.held = LiveTensors(), 0
         # Before each of these calls, a rendering yields.
-        for module in [model.diffusion.bands[0].model, *model.codec.pieces]:
+        for module in [model.renderers.diffusion.bands[0].model, *model.codec.pieces]:
             module.register_forward_pre_hook(self.look)
 
-    def decode_together(self, clips, timings):
-        """Codes; those of a diffusion first."""
-        codes = self.decode(clips, timings)
+    def render_together(self, codes, seeds, by_diffusion):
+        """The clips' wavs, rendered when all are decoded; a diffusion first."""
         self.decoded.wait()
-        if clips[0].seed > 0:
+        if seeds != [0]:
             self.begun.wait()
-        return codes
+        return self.render(codes, seeds, by_diffusion)
 
     def look(self, module, _):
         """Count what is held; the first diffusion waits here for the others to be in a queue."""
         self.held = max(self.held, self.live.now)
-        if module is self.model.diffusion.bands[0].model and not self.begun.is_set():
+        if module is self.model.renderers.diffusion.bands[0].model and not self.begun.is_set():
             self.begun.set()
-            queues = self.model.renderings._queue, self.model.device_thread._waiting
+            queues = self.model.renderers.budget._queue, self.model.device_thread._waiting
             until(lambda: sum(map(len, queues)) == REQUESTS - 1)
 
     def run(self):
@@ -101,10 +101,11 @@ def main(folder, seconds, unbounded=""):
     # Two steps back along the chain of one band hold the same tensors as twenty of each of four.
     diffusion.STEPS = [999, 499, 0]
     model = MusicGen.load(folder, "cpu")
-    del model.diffusion.bands[1:]
+    del model.renderers.diffusion.bands[1:]
     requests = Requests(model, float(seconds))
-    budget = model._rendering_bytes(requests.requests[0])
-    model.renderings = Budget(2**40 if unbounded else budget)
+    frames = requests.requests[0].frames(model.codec.frame_rate)
+    budget = model.renderers.memory(frames, DIFFUSION)
+    model.renderers.budget = Budget(2**40 if unbounded else budget)
     requests.run()
     print(json.dumps({"budget": budget, "held": requests.held, "peak": requests.live.peak}))
 

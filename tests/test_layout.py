@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "musicgen"
 
 
-@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+@pytest.mark.parametrize("predictor", server.PREDICTORS)
 def test_cog_yaml_agrees_with_the_predictor_and_the_requirements(predictor):
     name = "cog.yaml" if predictor == "predict" else f"cog.{predictor}.yaml"
     config = yaml.safe_load((ROOT / name).read_text())
@@ -32,13 +32,18 @@ def test_cog_yaml_agrees_with_the_predictor_and_the_requirements(predictor):
     assert f"--no-deps {audiocraft}\n" in (ROOT / "scripts" / "setup").read_text()
 
 
-def test_the_cog_files_differ_in_image_and_predictor_alone():
-    both = [
-        yaml.safe_load((ROOT / name).read_text()) for name in ("cog.yaml", "cog.songstarter.yaml")
-    ]
-    differ = {key for key in both[0] if both[0][key] != both[1][key]}
-    assert set(both[0]) == set(both[1])
-    assert differ == {"image", "predict"}
+def cog_file(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@pytest.mark.parametrize("predictor", ["songstarter", "streaming"])
+def test_the_cog_files_differ_in_image_and_predictor_alone(predictor):
+    one, other = cog_file("cog.yaml"), cog_file(f"cog.{predictor}.yaml")
+    if predictor == "streaming":
+        history = f"COG_STREAM_HISTORY_CAPACITY={server.STREAM_HISTORY}"
+        assert other["environment"].pop() == history
+    assert set(one) == set(other)
+    assert {key for key in one if one[key] != other[key]} == {"image", "predict"}
 
 
 def test_requirements_are_pinned_and_name_no_host():

@@ -320,7 +320,7 @@ def test_an_interrupted_request_leaves_the_next_one_alone(models, monkeypatch):
         raise Cancelled
 
     with monkeypatch.context() as patch:
-        patch.setattr("musicgen.pipeline.tqdm.update", cancel)
+        patch.setattr("musicgen.streaming.tqdm.update", cancel)
         with pytest.raises(Cancelled):
             generate(model)
     assert torch.equal(generate(model).wavs[0], expected)

@@ -17,7 +17,7 @@ def test_a_server_with_text_alone_imports_no_slow_library(checkpoints):
     load = "from musicgen.pipeline import MusicGen; from musicgen.request import Request; "
     load += f"m = MusicGen.load({str(checkpoints['stereo-melody'])!r}, 'cpu'); "
     load += "m.generate(Request(prompt='x', duration=1))"
-    assert imported(f"import predict, songstarter; {load}") == []
+    assert imported(f"import predict, songstarter, streaming; {load}") == []
 
 
 def test_commands_start_without_torch():

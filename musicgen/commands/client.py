@@ -15,15 +15,20 @@ import mimetypes
 import re
 import urllib.request
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 
+from musicgen.commands import events
+from musicgen.commands.events import Log, Metric
 from musicgen.errors import MusicGenError
 
+JSON, EVENT_STREAM = "application/json", "text/event-stream"
 EXTENSIONS = {"audio/mpeg": ".mp3", "audio/wav": ".wav", "audio/x-wav": ".wav"}
 BUSY = (409, 503)  # HTTP statuses: all slots of a server are taken, or all queues of a cluster
 # Cog writes these before an exception's text, some of them twice. Readers want the text alone.
@@ -104,6 +109,10 @@ class Client:
         """The server's health: `status` is STARTING, READY, BUSY, SETUP_FAILED, ..."""
         return self._call("GET", "/health-check")
 
+    def can_stream(self) -> bool:
+        """Whether the server sends events while a prediction runs."""
+        return "x-cog-streaming" in self.document()["paths"]["/predictions"]["post"]
+
     def predict(
         self,
         inputs: dict[str, Any],
@@ -119,9 +128,32 @@ class Client:
         body: dict[str, Any] = {"input": inputs}
         if webhook:
             body |= {"webhook": webhook, "webhook_events_filter": ["start", "logs"]}
-        if prediction_id is None:
-            return _prediction(self._call("POST", "/predictions", body, timeout))
-        return _prediction(self._call("PUT", _path(prediction_id), body, timeout))
+        return _prediction(self._call(*_create(body, prediction_id), timeout))
+
+    def stream(
+        self,
+        inputs: dict[str, Any],
+        prediction_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Log | Metric | Prediction]:
+        """The events of one prediction as they happen; the last is the prediction itself.
+
+        For a server that `can_stream`. Closing the iterator cancels the prediction. Raises
+        TimeoutError if nothing comes for `timeout` seconds.
+        """
+        call = _create({"input": inputs}, prediction_id)
+        with self._open(*call, timeout, EVENT_STREAM) as response:
+            for name, data in events.read(response):
+                if name == "log":
+                    yield Log(data["data"])
+                elif name == "metric":
+                    yield Metric(data["name"], data["value"])
+                elif name == "error":
+                    raise UnreachableError(f"The server stopped sending events: {data['error']}")
+                elif name == "completed":
+                    yield _prediction(data)
+                    return
+        raise UnreachableError(f"The connection to {self.url} ended before the prediction did.")
 
     def cancel(self, prediction_id: str) -> bool:
         """Cancel a prediction: its `predict` raises CancelledError. False if none has that id."""
@@ -142,17 +174,30 @@ class Client:
         body: dict[str, Any] | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
+        with self._open(method, path, body, timeout) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+
+    @contextmanager
+    def _open(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        timeout: float | None,
+        accept: str = JSON,
+    ) -> Iterator[HTTPResponse]:
+        """A response with status 2xx, to be read in the block."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": JSON, "Accept": accept}
         try:
             request = urllib.request.Request(self.url + path, data, headers, method=method)
             with urllib.request.urlopen(request, timeout=timeout) as response:
-                answer: dict[str, Any] = json.load(response)
-                return answer
+                yield response
         except HTTPError as exc:
             with exc:
                 raise _refusal(exc) from exc
-        except TimeoutError:
+        except (TimeoutError, ServerError):
             raise
         except (OSError, HTTPException, ValueError) as exc:
             reason = getattr(exc, "reason", exc)
@@ -194,6 +239,13 @@ def _suffix(uri: str, response: Any) -> str:
     return known or ("" if uri.startswith("data:") else Path(urlsplit(uri).path).suffix) or ".bin"
 
 
+def _create(body: dict[str, Any], prediction_id: str | None) -> tuple[str, str, dict[str, Any]]:
+    """Method, path and body of the request that starts a prediction."""
+    if prediction_id is None:
+        return "POST", "/predictions", body
+    return "PUT", _path(prediction_id), body
+
+
 def _path(prediction_id: str) -> str:
     return f"/predictions/{quote(prediction_id, safe='')}"
 
@@ -202,7 +254,10 @@ def _prediction(answer: dict[str, Any]) -> Prediction:
     """The prediction in an answer with status 2xx, which Cog also gives to those that failed."""
     status, message = answer.get("status"), str(answer.get("error") or "")
     if status == "succeeded":
-        return Prediction(answer["output"], answer.get("logs") or "", answer.get("metrics") or {})
+        output = answer["output"]
+        if isinstance(output, list) and isinstance(output[-1], dict):
+            output = output[-1]  # of a predictor that streams
+        return Prediction(output, answer.get("logs") or "", answer.get("metrics") or {})
     if status == "canceled" or CANCELLED_EARLY.search(message):
         raise CancelledError("Cancelled.")
     if status in ("starting", "processing"):

@@ -31,12 +31,12 @@ def make_parser(
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, default: str = PREDICTORS[0]) -> None:
     """Add --predictor and --weights."""
     parser.add_argument(
         "--predictor",
         choices=PREDICTORS,
-        default=PREDICTORS[0],
+        default=default,
         help="which API to serve (default: %(default)s)",
     )
     add_weights_option(parser)

@@ -29,7 +29,13 @@ TYPES: dict[str, dict[str, Any]] = {
 OUTPUTS: dict[str, dict[str, Any]] = {
     "dict": {"type": "object"},
     "List[Path]": {"type": "array", "items": TYPES["Path"]},
+    "AsyncIterator[dict]": {
+        "type": "array",
+        "items": {"type": "object"},
+        "x-cog-array-type": "iterator",
+    },
 }
+STREAMING = ("streaming", "cog.streaming")  # decorator, without its @
 KEYWORDS = {"default": "default", "description": "description", "ge": "minimum", "le": "maximum"}
 
 # One plain literal: no escapes, no adjacent or parenthesised strings, no names, no arithmetic.
@@ -61,7 +67,12 @@ def openapi(source: str) -> dict[str, Any]:
     output = OUTPUTS.get(ast.unparse(method.returns) if method.returns else "")
     if output is None:
         raise SchemaError(f"predict() must return one of {', '.join(OUTPUTS)}")
+    streaming = any(ast.unparse(decorator) in STREAMING for decorator in method.decorator_list)
+    if streaming and "x-cog-array-type" not in output:
+        raise SchemaError("Cog's parser allows @streaming only on iterators: AsyncIterator[dict]")
     document: dict[str, Any] = json.loads(FRAME.read_text())
+    if streaming:
+        document["paths"]["/predictions"]["post"]["x-cog-streaming"] = True
     document["components"]["schemas"] |= {
         "Input": inputs,
         "Output": {"title": "Output", **output},
@@ -85,9 +96,13 @@ def concurrency(source: str) -> int:
     """
     for decorator in _predict_method(source).decorator_list:
         text = ast.unparse(decorator)
+        if text in STREAMING:
+            continue
         limit = re.fullmatch(r"(cog\.)?concurrent\(max=(\d+)\)", text)
         if limit is None:
-            raise SchemaError(f"@{text}: Cog reads only @concurrent(max=N), N a plain number")
+            raise SchemaError(
+                f"@{text}: Cog reads only @streaming and @concurrent(max=N), N a plain number"
+            )
         return int(limit[2])
     return 1
 

@@ -12,7 +12,8 @@
     rows    ROWS_PER_CLIP rows of the key-value cache from ROWS_PER_CLIP * i on: conditional, un-
       |     conditional; all rows of all running slots are one batch of the decode step
       v
-    codes   [K, length], collected window by window; the result of the job
+    codes   [K, length], collected window by window; the result of the job. A stream gets the
+            frames that are final before that, in parts (`Job.part`)
 
 A long prefill does not stop the running clips: each engine step prefills one piece of one clip
 and decodes one column of all others ("Orca", Yu et al. 2022). All lengths are known in advance, so
@@ -139,6 +140,9 @@ class Engine:
         self._admit()
         self._prefill_one()
         decoded = self._decode([slot for slot in self._slots if slot and not slot.prefill])
+        for slot in filter(None, self._slots):
+            if slot.job.wanted:
+                self._publish(slot)
         if decoded:
             self.failures = 0
         elif self.errors:
@@ -336,6 +340,13 @@ class Engine:
         self._slots[slot.index] = None
         slot.job.mark()
         slot.job.finish(slot.codes)
+
+    def _publish(self, slot: Slot) -> None:
+        """Give a stream the part of the codes that it waits for, if that is final."""
+        try:
+            slot.publish(self.state.sequence[slot.index], self.lm.config.delays)
+        except Exception as exc:
+            self._fail(slot.index, slot.job, exc)
 
     def abort(self, exc: BaseException) -> None:
         """Make `exc` the result of all running and waiting clips."""

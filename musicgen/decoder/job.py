@@ -1,6 +1,6 @@
 """Job: the future of a submitted clip. Slot: the engine's record of a job that is running."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,32 +9,73 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from musicgen.decoder import cuda
+from musicgen.decoder import cuda, pattern
 from musicgen.decoder.clip import Clip, Window
 from musicgen.decoder.lm import LM
 from musicgen.decoder.state import UNKNOWN
 
 
-class Job(Future[Tensor]):
-    """The future of one clip's codes, [K, length] int64 on the decoder's device.
+class Codes(Future[Tensor]):
+    """The future of codes [K, T] int64 on the decoder's device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.event = cuda.event() if device.type == "cuda" else None
+
+    def mark(self) -> None:
+        """Record the point on this thread's CUDA stream after which the tensors are ready."""
+        if self.event:
+            self.event.record()
+
+    def result(self, timeout: float | None = None) -> Tensor:
+        """The codes, also for this thread's CUDA stream."""
+        codes = super().result(timeout)
+        if self.event:
+            self.event.synchronize()
+            # Without this, their memory could be reused while this thread's stream reads it.
+            codes.record_stream(torch.cuda.current_stream(codes.device))
+        return codes
+
+
+class Part(Codes):
+    """The future of the frames [start, stop) of a clip's codes, before the clip is complete."""
+
+    def __init__(self, start: int, stop: int, device: torch.device) -> None:
+        super().__init__(device)
+        self.start = start
+        self.stop = stop
+
+
+class Job(Codes):
+    """The future of one clip's codes, [K, length].
 
     `cancel()` works from any thread until there is a result; the slot is free before the next
     step. `done_steps` counts the decode steps that are done, out of `steps`.
     """
 
     def __init__(self, clip: Clip, windows: list[Window], lm: LM) -> None:
-        super().__init__()
+        super().__init__(lm.device)
         self.clip = clip
         self.windows = windows
-        filled = [clip.prompt_length, *(window.stop for window in windows[:-1])]
+        # Frames that are known when each window begins.
+        self.filled = [clip.prompt_length, *(window.stop for window in windows[:-1])]
         delay = max(lm.config.delays)
-        self.window_steps = [w.stop - f + delay for w, f in zip(windows, filled, strict=True)]
+        self.window_steps = [w.stop - f + delay for w, f in zip(windows, self.filled, strict=True)]
         self.steps = sum(self.window_steps)
         self.done_steps = 0
         self.submitted = perf_counter()
         self.admitted: float | None = None  # when it got a slot
-        self.event = cuda.event() if lm.device.type == "cuda" else None
+        self.wanted: Part | None = None  # what a stream waits for
+        self.device = lm.device
         self.mark()
+
+    def part(self, start: int, stop: int) -> Part:
+        """The future of a part of the codes; it stays undone if the job ends before.
+
+        There is one at a time: ask for the next when this one is done.
+        """
+        self.wanted = part = Part(start, stop, self.device)
+        return part
 
     def acknowledge(self) -> bool:
         """Whether the job is still wanted; wakes the threads that wait for a cancelled one."""
@@ -56,20 +97,6 @@ class Job(Future[Tensor]):
     def waited(self) -> float:
         """Seconds between submission and admission to a slot (or now)."""
         return (self.admitted or perf_counter()) - self.submitted
-
-    def mark(self) -> None:
-        """Record the point on this thread's CUDA stream after which the tensors are ready."""
-        if self.event:
-            self.event.record()
-
-    def result(self, timeout: float | None = None) -> Tensor:
-        """The codes, also for this thread's CUDA stream."""
-        codes = super().result(timeout)
-        if self.event:
-            self.event.synchronize()
-            # Without this, their memory could be reused while this thread's stream reads it.
-            codes.record_stream(torch.cuda.current_stream(codes.device))
-        return codes
 
 
 @dataclass
@@ -106,3 +133,24 @@ class Slot:
     def span(self) -> Window:
         """The current window."""
         return self.job.windows[self.window]
+
+    @property
+    def final(self) -> int:
+        """How many of the clip's first frames no later step changes."""
+        return max(self.job.filled[self.window], self.span.stop - self.left)
+
+    def publish(self, sequence: Tensor, delays: Sequence[int]) -> None:
+        """Make the result of the part that the job's stream waits for, if those frames are final.
+
+        `sequence` [K, S] is the slot's, in the delay pattern. It is only read.
+        """
+        part = self.job.wanted
+        if part is None or part.stop > self.final:
+            return
+        self.job.wanted = None
+        start = self.span.start
+        window = pattern.deinterleave(sequence, delays, max(0, part.stop - start))
+        earlier = self.codes[:, part.start : min(start, part.stop)]
+        codes = torch.cat([earlier, window[:, max(0, part.start - start) :]], dim=1)
+        part.mark()
+        part.set_result(codes)

@@ -24,7 +24,8 @@ def main() -> None:
         metavar="DIR",
         help="keep the takes in this folder, also those of earlier runs (default: until the end)",
     )
-    options.add_model_options(parser)
+    # A take can then be heard while it is made.
+    options.add_model_options(parser, default="streaming")
     parsed = parser.parse_args()
     with options.exit_codes(terminated=0):
         if parsed.server:

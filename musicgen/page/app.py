@@ -25,6 +25,7 @@ PROMPTS = (
 HUMMED_PROMPT = "pop, piano chords, flute melody, A minor, 120 bpm"
 EXAMPLE_SECONDS = 8
 TICK_SECONDS = 0.5
+SCRIPTS = ("page.js", "listen.js")
 VARIATIONS = 4
 EMPTY = '<p class="empty">Results appear here. Write a prompt or choose an example.</p>'
 # It encrypts only the id of a visit in the browser's storage, where it must outlive this process.
@@ -44,7 +45,7 @@ def build(backend: Backend, visits: Visits) -> gr.Blocks:
                 form = Form(described, shown)
                 provenance.add(form)
                 with gr.Column(elem_id="actions"):
-                    buttons, message, rows, said, undo = _actions(form, document)
+                    buttons, message, rows, said, heard, undo = _actions(form, document)
             with gr.Column(scale=3, min_width=320, elem_id="result"):
                 with gr.Column(elem_id="empty") as empty:
                     gr.HTML(EMPTY)
@@ -59,6 +60,7 @@ def build(backend: Backend, visits: Visits) -> gr.Blocks:
                     message=message,
                     rows=rows,
                     said=said,
+                    heard=heard,
                     takes_list=takes_list,
                     empty=empty,
                     marks=marked[0],
@@ -88,7 +90,7 @@ def serve(page: gr.Blocks, visits: Visits, port: int, keep: Path | None) -> None
         quiet=True,
         theme=theme,
         css_paths=HERE / "page.css",
-        head=f"<script>{(HERE / 'page.js').read_text()}</script>",
+        head="".join(f"<script>{(HERE / name).read_text()}</script>" for name in SCRIPTS),
         footer_links=[],
         ssr_mode=False,
         prevent_thread_lock=True,
@@ -111,7 +113,7 @@ def _states() -> tuple[gr.State, gr.BrowserState, gr.State, gr.State, gr.State]:
 
 def _actions(
     form: Form, document: dict[str, Any]
-) -> tuple[dict[str, gr.Button], gr.HTML, gr.HTML, gr.HTML, gr.Button]:
+) -> tuple[dict[str, gr.Button], gr.HTML, gr.HTML, gr.HTML, gr.HTML, gr.Button]:
     """The bar that stays in sight: buttons, the kept seed, the status.
 
     The buttons that ask for takes work once the page knows its visit.
@@ -128,17 +130,18 @@ def _actions(
             )
         buttons["cancel"] = gr.Button("Cancel", interactive=False, min_width=80, elem_id="cancel")
     rows = gr.HTML(elem_id="progress")
+    heard = gr.HTML(elem_id="listen")
     with gr.Row():
         message = gr.HTML(elem_id="status")
         undo = gr.Button("Undo", visible=False, size="sm", min_width=80, scale=0, elem_id="undo")
     said = gr.HTML(elem_id="said")
-    return buttons, message, rows, said, undo
+    return buttons, message, rows, said, heard, undo
 
 
 def _gives_several(document: dict[str, Any]) -> bool:
     """Whether one prediction of the server gives several clips already."""
     output: Any = document["components"]["schemas"].get("Output", {})
-    return bool(output.get("type") == "array")
+    return output.get("items", {}).get("format") == "uri"  # type: ignore[no-any-return]
 
 
 def _seed_chip(form: Form) -> None:
@@ -176,6 +179,7 @@ def _connect(page: gr.Blocks, runs: Runs, buttons: dict[str, gr.Button]) -> None
     looking = [controls.visit, controls.seen, controls.shown]
     controls.timer.tick(runs.refresh, looking, news, show_progress="hidden", concurrency_limit=None)
     controls.seen.change(None, None, None, js="afterRun")
+    controls.heard.change(None, None, None, js="listen")
     controls.takes_list.input(
         lambda number: number, controls.takes_list, controls.shown, show_progress="hidden"
     )

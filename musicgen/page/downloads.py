@@ -1,4 +1,4 @@
-"""Addresses of the page's own server for what can be saved of a clip: wav, mp3 and loops."""
+"""Addresses of the page's own server: what can be saved of a clip, and what is heard meanwhile."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from urllib.parse import quote
 
 import soundfile
 from fastapi import FastAPI, HTTPException, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from musicgen import provenance
 from musicgen.page import loops, prompts
 from musicgen.page.encoding import encode
 from musicgen.page.takes import Clip, Take, file_name
-from musicgen.page.visits import Visits
+from musicgen.page.visits import Job, Visits
 
 TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg"}
 
@@ -37,7 +37,7 @@ def link(visit: str, take: Take, clip: Clip, kind: str, text: str) -> str:
 
 
 def add_routes(app: FastAPI, visits: Visits) -> None:
-    """Serve the addresses of `link`."""
+    """Serve the addresses of `link`, and of a take while it is made: its sound, then its file."""
 
     @app.get("/clips/{visit}/{number}/{index}/{kind}")
     def clip(visit: str, number: int, index: int, kind: str) -> Any:
@@ -46,6 +46,23 @@ def add_routes(app: FastAPI, visits: Visits) -> None:
         if take is None or not 0 <= index < len(take.clips):
             raise HTTPException(404, "No such clip.")
         return _answer(take, take.clips[index], kind)
+
+    @app.get("/sounds/{visit}/{job}")
+    def sound(visit: str, job: str) -> Any:
+        return StreamingResponse(_heard(visits, visit, job).sound.wav(), media_type=TYPES["wav"])
+
+    @app.get("/sounds/{visit}/{job}/take")
+    def made(visit: str, job: str) -> Any:
+        number = _heard(visits, visit, job).take
+        take = visits[visit].library.find(number) if number else None
+        return FileResponse(take.clips[0].file) if take else Response(status_code=204)
+
+
+def _heard(visits: Visits, visit: str, job: str) -> Job:
+    known = visits.get(visit)
+    if known is None or known.heard is None or known.heard.id != job:
+        raise HTTPException(404, "No such prediction.")
+    return known.heard
 
 
 def _answer(take: Take, clip: Clip, kind: str) -> Response:

@@ -1,8 +1,8 @@
 """Progress of predictions, read from the logs that a Cog server posts to a webhook of this process.
 
-Cog reports progress in no other way to a client that does not stream: GET of a prediction does not
-exist, and server-sent events are for predictors that stream their output. If the server cannot
-reach this process, only the progress bar is missing: the result arrives in the request's response.
+Cog reports progress in no other way if its predictor does not stream: GET of a prediction does not
+exist. If the server cannot reach this process, only the progress bar is missing: the result arrives
+in the request's response.
 """
 
 import json
@@ -43,11 +43,12 @@ def read(logs: str) -> Progress | None:
 class Webhooks:
     """An HTTP server, reachable for the Cog server at `url`, that keeps the logs of predictions.
 
-    Its address contains a secret. A request to any other path gets a 404, and its body is not read.
+    It keeps those of the ids in `logs`. Its address contains a secret. A request to any other path
+    gets a 404, and its body is not read.
     """
 
-    def __init__(self, url: str) -> None:
-        self.logs: dict[str, str] = {}
+    def __init__(self, url: str, logs: dict[str, str]) -> None:
+        self.logs = logs
         webhooks, path = self, f"/{secrets.token_urlsafe()}"
 
         class Handler(BaseHTTPRequestHandler):

@@ -31,6 +31,7 @@ class Controls:
     message: gr.HTML
     rows: gr.HTML
     said: gr.HTML
+    heard: gr.HTML
     takes_list: gr.Radio
     empty: gr.Column  # what is shown while there is no take
     marks: gr.Column  # what can be done with the shown take
@@ -43,7 +44,7 @@ class Controls:
     @property
     def of_jobs(self) -> list[Any]:
         """What shows the jobs."""
-        return [self.timer, self.cancel, self.rows, self.said]
+        return [self.timer, self.cancel, self.rows, self.said, self.heard]
 
     @property
     def of_news(self) -> list[Any]:
@@ -80,7 +81,9 @@ class Runs:
         seen = {controls.seen: news[-1].version if news else 0}
         listed = controls.list_updates(visit.library.takes, 0)
         linked = self.form.filled(fields.of_query(self.form.fields, dict(request.query_params)))
-        return known | seen | listed | linked | self._jobs(visit, len(jobs))
+        # A prediction that has ended is not heard again.
+        heard = {} if visit.heard in jobs else {controls.heard: ""}
+        return known | seen | listed | linked | self._jobs(visit_id, len(jobs)) | heard
 
     def submit(self, count: int, visit_id: str, *values: Any) -> Updates:
         """Ask for `count` takes with the form's values and seeds that follow each other."""
@@ -90,7 +93,7 @@ class Runs:
             return form.show_errors(errors) | {message: note(SEE_FIELD, "failed")}
         visit = self.visits[visit_id]
         visit.submit([self._request(one) for one in with_seeds(settings, count)])
-        updates = {message: "", **self._jobs(visit, len(visit.jobs))}
+        updates = {message: "", **self._jobs(visit_id, len(visit.jobs))}
         return form.show_errors({}) | updates
 
     def refresh(self, visit_id: str, seen: int, shown: int) -> Updates:
@@ -100,7 +103,7 @@ class Runs:
             return {self.controls.timer: gr.Timer(active=False)}
         visit.repeat_cancelling()
         jobs, news = visit.look(seen)
-        updates = self._jobs(visit, len(jobs))
+        updates = self._jobs(visit_id, len(jobs))
         return updates | self._news(visit, news, shown) if news else updates
 
     def cancel(self, visit_id: str) -> None:
@@ -112,14 +115,15 @@ class Runs:
         inputs = fields.api_inputs(form.fields, settings) | form.fixed
         return fields.without_secrets(form.fields, settings), inputs
 
-    def _jobs(self, visit: Visit, count: int) -> Updates:
-        controls = self.controls
+    def _jobs(self, visit_id: str, count: int) -> Updates:
+        controls, visit = self.controls, self.visits[visit_id]
         label = f"Cancel all ({count})" if count > 1 else "Cancel"
         return {
             controls.timer: gr.Timer(active=count > 0),
             controls.cancel: gr.Button(label, interactive=count > 0),
             controls.rows: status.rows(visit),
             controls.said: status.announcement(visit),
+            controls.heard: status.heard(visit_id, visit),
         }
 
     def _news(self, visit: Visit, news: list[News], shown: int) -> Updates:

@@ -3,11 +3,13 @@
 from html import escape
 from time import monotonic
 from typing import Any
+from urllib.parse import quote
 
 from musicgen.page.progress import Progress
 from musicgen.page.visits import Job, Visit
 
 DECODING = "decode"  # the stage whose steps make the music
+PREVIEW = "Preview; levelled at the end"
 PARTS = 4  # the progress is announced when another such part of the music has been made
 
 
@@ -15,6 +17,25 @@ def rows(visit: Visit) -> str:
     """A row with a progress bar for each job, as HTML."""
     listed = "".join(_row(job, progress) for job, progress in visit.progress())
     return f'<div class="jobs">{listed}</div>' if listed else ""
+
+
+def heard(visit_id: str, visit: Visit) -> str:
+    """A player of the take that is being made, as HTML, if the server sends its sound meanwhile.
+
+    listen.js fills and plays it.
+    """
+    job = visit.heard
+    if job is None:
+        return ""
+    address = f"/sounds/{quote(visit_id)}/{job.id}"
+    levelled = job.inputs.get("normalization_strategy", "loudness") == "loudness"
+    return (
+        f'<div role="group" aria-label="What is made so far" hidden data-sound="{address}" '
+        f'data-take="{address}/take" data-seconds="{_length(job):g}" '
+        f'data-levelled="{"yes" if levelled else ""}"><button aria-label="Play">▶</button>'
+        '<div class="track"><i class="made"></i><i class="played"></i></div><output>0.0 s</output>'
+        f'<span class="says">{PREVIEW}</span></div>'
+    )
 
 
 def announcement(visit: Visit) -> str:

@@ -13,6 +13,7 @@ from musicgen.commands.client import CancelledError, RefusedError, ServerError
 from musicgen.page.backend import Backend
 from musicgen.page.library import Library
 from musicgen.page.progress import Progress
+from musicgen.page.sound import Sound
 
 RUNNING = 4  # predictions of a visit at once; the others wait, first come, first served
 MAX_NEWS = 50  # that are kept
@@ -28,6 +29,8 @@ class Job:
     id: str = field(default_factory=client.new_id)
     started: float | None = None
     cancelled: Event = field(default_factory=Event)
+    sound: Sound = field(default_factory=Sound)  # what has been made of it
+    take: int | None = None  # that it became
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Visit:
         self.backend = backend
         self.library = library
         self.jobs: list[Job] = []  # waiting and running, in order
+        self.heard: Job | None = None  # the last that can be heard while it is made
         self.news: list[News] = []
         self._lock = RLock()
 
@@ -95,12 +99,15 @@ class Visit:
         waiting = [job for job in self.jobs if job.started is None]
         for job in waiting[: max(RUNNING - running, 0)]:
             job.started = monotonic()
+            if job.leads and self.backend.streams and self.heard not in self.jobs:
+                self.heard = job
             Thread(target=self._run, args=(job,), daemon=True).start()
 
     def _run(self, job: Job) -> None:
         try:
-            prediction = self.backend.predict(job.id, job.inputs, job.cancelled)
+            prediction = self.backend.predict(job.id, job.inputs, job.cancelled, job.sound)
             take = self.library.add(job.settings, prediction)
+            job.take = take.number
         except CancelledError as exc:
             self._end(job, str(exc), "cancelled")
         except RefusedError as exc:
@@ -116,6 +123,7 @@ class Visit:
             self._end(job, text, "ready", show=take.number if job.leads else 0)
 
     def _end(self, job: Job, text: str, kind: str, **more: Any) -> None:
+        job.sound.end()
         with self._lock:
             self.jobs.remove(job)
             self.tell(text, kind, **more)

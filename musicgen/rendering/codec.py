@@ -15,7 +15,7 @@ from musicgen.checkpoints.encodec_files import AUDIOCRAFT, TRANSFORMERS
 from musicgen.checkpoints.limits import check_numbers
 from musicgen.errors import WeightsError
 from musicgen.rendering.encodec import Encodec, EncodecConfig, load_encodec
-from musicgen.rendering.pieces import render, rendered
+from musicgen.rendering.pieces import Rendering, Span, render
 
 # Setting -> the only value that the network supports, in audiocraft's and transformers' names.
 REQUIRED_AUDIOCRAFT = {
@@ -119,8 +119,20 @@ class Codec:
 
     def _decode(self, codes: Tensor) -> Tensor:
         """codes [K, T] -> wav [C, N] on the CPU."""
-        wavs = rendered(self.model, codes.shape[-1], lambda part: self.embed(codes[:, part]))
-        return torch.cat([wav[:, 0].cpu() for wav in wavs], dim=-1)
+        rendering = self.rendering(codes.shape[-1])
+        pieces = [
+            self.render_piece(rendering, s, codes[:, s.low : s.high]) for s in rendering.spans
+        ]
+        return torch.cat(pieces, dim=-1)
+
+    def rendering(self, frames: int) -> Rendering:
+        """What `render_piece` needs to render a clip of so many frames, once."""
+        return Rendering(self.model, frames)
+
+    @torch.inference_mode()
+    def render_piece(self, rendering: Rendering, span: Span, codes: Tensor) -> Tensor:
+        """The next piece: codes [K, high - low] of its span -> wav [C, N] float32 on the CPU."""
+        return rendering.render(span, self.embed(codes))[:, 0].cpu()
 
     def embed(self, codes: Tensor) -> Tensor:
         """codes [K, T] -> embeddings of each channel [C, D, T]."""

@@ -6,7 +6,6 @@ The shape of every product depends on the piece's place in the clip and on the c
 so a clip's samples have the same bits however it is rendered.
 """
 
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,8 @@ from musicgen.rendering.encodec import Encodec, LSTMState
 SIZES = (25, 25, 50, 100)
 
 
-class Piece(NamedTuple):
-    """Frames [start, stop) of a clip, and the frames [low, high) of embeddings that it reads."""
+class Span(NamedTuple):
+    """The frames [start, stop) of a piece, and the frames [low, high) of codes that it reads."""
 
     start: int
     stop: int
@@ -36,26 +35,29 @@ class Rendering:
         """`frames` is the clip's length."""
         self.model = model
         self.frames = frames
-        self.pieces = self._pieces()
+        self.spans = self._spans()
         self._known = 0  # frames that have passed the LSTM
         self._state: LSTMState | None = None
         self._features: Tensor | None = None  # [B, width, T], the last frames before `_known`
 
-    def render(self, piece: Piece, embeddings: Tensor) -> Tensor:
-        """embeddings [B, D, high - low] of the next piece -> wav [B, 1, hop * (stop - start)]."""
+    def render(self, span: Span, embeddings: Tensor) -> Tensor:
+        """embeddings [B, D, high - low] of the next piece -> wav [B, 1, hop * (stop - start)].
+
+        If it raises, it can be called again with the same piece.
+        """
         hop, (before, after) = self.model.config.hop, self.model.upsampling_reach
-        stop = min(piece.stop + after, self.frames)
-        new = self.model.decoder[0](embeddings)[..., self._known - piece.low : stop - piece.low]
+        stop, state = min(span.stop + after, self.frames), self._state
+        new = self.model.decoder[0](embeddings)[..., self._known - span.low : stop - span.low]
         for lstm in self.model.decoder_lstms:
-            new, self._state = lstm.advance(new, self._state)
+            new, state = lstm.advance(new, state)
         features = new if self._features is None else torch.cat([self._features, new], dim=-1)
         first = stop - features.shape[-1]
-        wav: Tensor = self.model.upsampling(features)[..., (piece.start - first) * hop :]
-        self._known = stop
-        self._features = features[..., max(0, piece.stop - before) - first :]
-        return wav[..., : (piece.stop - piece.start) * hop]
+        wav: Tensor = self.model.upsampling(features)[..., (span.start - first) * hop :]
+        self._known, self._state = stop, state
+        self._features = features[..., max(0, span.stop - before) - first :]
+        return wav[..., : (span.stop - span.start) * hop]
 
-    def _pieces(self) -> list[Piece]:
+    def _spans(self) -> list[Span]:
         """The clip's pieces: `SIZES`, and at the end what is at least half of a piece.
 
         No piece is shorter than what its borders reach, so that padding sees the frames that it
@@ -63,7 +65,7 @@ class Rendering:
         """
         first, after = self.model.first_reach, self.model.upsampling_reach
         least = 1 + max(first.before + after.before, first.after + after.after)
-        found: list[Piece] = []
+        found: list[Span] = []
         start = known = 0
         while start < self.frames:
             size = max(SIZES[min(len(found), len(SIZES) - 1)], least)
@@ -72,22 +74,14 @@ class Rendering:
                 stop = self.frames
             low = max(0, known - first.before)
             known = min(stop + after.after, self.frames)
-            found.append(Piece(start, stop, low, min(known + first.after, self.frames)))
+            found.append(Span(start, stop, low, min(known + first.after, self.frames)))
             start = stop
         return found
-
-
-def rendered(
-    model: Encodec, frames: int, embeddings: Callable[[slice], Tensor]
-) -> Iterator[Tensor]:
-    """The pieces of a clip in order, wav [B, 1, N]; `embeddings` returns [B, D, T] of frames."""
-    rendering = Rendering(model, frames)
-    for piece in rendering.pieces:
-        yield rendering.render(piece, embeddings(slice(piece.low, piece.high)))
 
 
 @torch.inference_mode()
 def render(model: Encodec, embeddings: Tensor) -> Tensor:
     """embeddings [B, D, T] -> wav [B, 1, hop * T]."""
-    frames = embeddings.shape[-1]
-    return torch.cat(list(rendered(model, frames, lambda part: embeddings[..., part])), dim=-1)
+    rendering = Rendering(model, embeddings.shape[-1])
+    wavs = [rendering.render(s, embeddings[..., s.low : s.high]) for s in rendering.spans]
+    return torch.cat(wavs, dim=-1)

@@ -14,14 +14,15 @@ class Cancellation:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cancelled = False
-        self._jobs: Sequence[Future[Any]] = ()
+        self._covered: list[Sequence[Future[Any]]] = []
 
     def cancel(self) -> None:
         """Cancel the request's jobs now, and its own thread at its next `check`."""
         with self._lock:
             self._cancelled = True
-            for job in self._jobs:
-                job.cancel()
+            for jobs in self._covered:
+                for job in jobs:
+                    job.cancel()
 
     def check(self) -> None:
         """Raise CancelledError if the request is cancelled."""
@@ -30,15 +31,18 @@ class Cancellation:
 
     @contextmanager
     def covers(self, jobs: Sequence[Future[Any]]) -> Iterator[None]:
-        """Cancel `jobs` with the request, and when the block ends before they have results."""
+        """Cancel `jobs` with the request, and when the block ends before they have results.
+
+        Blocks may be nested: each covers its own jobs.
+        """
         try:
             with self._lock:
-                self._jobs = jobs
+                self._covered.append(jobs)
             self.check()
             yield
         finally:
-            with self._lock:
-                self._jobs = ()  # their results need not live as long as the request
+            with self._lock:  # their results need not live as long as the request
+                self._covered = [other for other in self._covered if other is not jobs]
             for job in jobs:
                 job.cancel()  # has no effect on a finished job
 

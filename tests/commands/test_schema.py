@@ -1,4 +1,4 @@
-"""Both predictors match the contract, and no Input has a form that Cog's parser misreads."""
+"""The predictors match the contract, and no Input has a form that Cog's parser misreads."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from musicgen.commands.schema import SchemaError, concurrency, openapi, write
 
 ROOT = Path(__file__).parents[2]
-PREDICTORS = ["predict", "songstarter"]
+PREDICTORS = ["predict", "songstarter", "streaming"]
 
 SOURCE = """
 class Predictor(BasePredictor):
@@ -43,10 +43,14 @@ def test_every_input_has_a_description_of_one_line(predictor):
 
 
 def test_the_predictors_share_their_inputs_descriptions():
-    both = [openapi((ROOT / f"{predictor}.py").read_text()) for predictor in PREDICTORS]
-    predict, songstarter = (d["components"]["schemas"]["Input"]["properties"] for d in both)
-    differ = {n for n in songstarter if songstarter[n]["description"] != predict[n]["description"]}
-    assert differ == {"seed"}
+    found = [openapi((ROOT / f"{predictor}.py").read_text()) for predictor in PREDICTORS]
+    predict, *others = (
+        document["components"]["schemas"]["Input"]["properties"] for document in found
+    )
+    for other, expected in zip(others, [{"seed"}, set()], strict=True):
+        assert {
+            n for n in other if other[n]["description"] != predict[n]["description"]
+        } == expected
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,17 @@ def test_predict_may_be_asynchronous(kind):
 @pytest.mark.parametrize(("decorator", "limit"), [("", 1), ("@concurrent(max=8)", 8)])
 def test_the_concurrency_is_read_from_the_decorator(decorator, limit):
     assert concurrency(DECORATED.format(kind="async def", decorator=decorator)) == limit
+
+
+def test_a_streaming_predictor_says_so_in_its_schema():
+    source = DECORATED.format(kind="async def", decorator="@streaming\n    @concurrent(max=8)")
+    with pytest.raises(SchemaError, match="only on iterators"):
+        openapi(source)
+    source = source.replace("-> dict", "-> AsyncIterator[dict]")
+    assert openapi(source)["paths"]["/predictions"]["post"]["x-cog-streaming"] is True
+    assert concurrency(source) == 8
+    without = openapi(source.replace("@streaming", ""))
+    assert "x-cog-streaming" not in without["paths"]["/predictions"]["post"]
 
 
 @pytest.mark.parametrize("decorator", ["@concurrent(max=2*4)", "@concurrent", "@other"])

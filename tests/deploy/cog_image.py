@@ -10,7 +10,11 @@ import yaml
 
 from musicgen.commands.server import ROOT
 
-CONFIGS = {"predict": "cog.yaml", "songstarter": "cog.songstarter.yaml"}
+CONFIGS = {
+    "predict": "cog.yaml",
+    "songstarter": "cog.songstarter.yaml",
+    "streaming": "cog.streaming.yaml",
+}
 
 
 def config(predictor: str) -> dict:

@@ -148,14 +148,9 @@ def test_javascript_through_the_proxy(predict_server, hum, npm_folder, tmp_path)
     assert printed.strip().isdigit()
 
 
-@pytest.mark.parametrize(
-    ("part", "other"),
-    [("`any/model.*`;", '"any/model";'), ("`data:audio.*`", 'await readFile("hum.mp3")')],
-    ids=["a model without a version", "a buffer as an input"],
-)
-def test_what_does_not_work_in_javascript(predict_server, hum, npm_folder, part, other):
+def test_a_model_without_a_version_does_not_work_in_javascript(predict_server, hum, npm_folder):
     code = snippet("javascript", "Replicate").replace(SERVER, predict_server.url)
-    code, replaced = re.subn(part, other, code)
+    code, replaced = re.subn("`any/model.*`;", '"any/model";', code)
     assert replaced == 1
     shutil.copy(hum, npm_folder / "hum.mp3")
     (npm_folder / "client.js").write_text(code)

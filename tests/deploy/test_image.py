@@ -148,6 +148,7 @@ def test_the_build_context_of_a_fresh_clone_is_small(built):
     for needed in (
         "predict.py",
         "songstarter.py",
+        "streaming.py",
         "requirements.txt",
         "requirements-cluster.txt",  # the image of docs/several-machines.md installs it
         "deploy/health.py",  # the compose file runs it

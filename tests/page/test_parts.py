@@ -110,8 +110,7 @@ EVENT = {"id": "mine", "logs": "seed: 1"}
 
 @pytest.fixture
 def hooks():
-    hooks = Webhooks("http://127.0.0.1:5000")
-    hooks.logs["mine"] = ""
+    hooks = Webhooks("http://127.0.0.1:5000", {"mine": ""})
     return hooks
 
 

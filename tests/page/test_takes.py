@@ -24,7 +24,7 @@ def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(url, visit):
     expect(in_list(page, "1 · rainy street")).to_be_visible()
     press(page, "☆ Star")
     expect(in_list(page, "★ 1 · rainy street")).to_be_visible()
-    page.reload()
+    visit.reload(page)
     measured(page, 1)
     expect(in_list(page, "★ 1 · rainy street")).to_be_checked()
     assert downloads(page) == first
@@ -41,7 +41,7 @@ def test_what_is_being_generated_survives_a_reload(url, visit):
     field(page, "duration").fill("30")
     press(page, "Generate")
     expect(page.get_by_role("progressbar")).to_be_visible()
-    page.reload()
+    visit.reload(page)
     expect(page.get_by_role("progressbar")).to_be_visible()
     press(page, "Cancel")
     expect(page.locator("#status")).to_have_text("Cancelled.")

@@ -60,10 +60,10 @@ def test_rendering_in_pieces_equals_one_call(codec, frames):
 
 @pytest.mark.parametrize("frames", FRAMES)
 def test_pieces_cover_the_clip_in_order(codec, frames):
-    found = pieces.Rendering(codec, frames).pieces
-    assert [piece.start for piece in found] == [0, *(piece.stop for piece in found[:-1])]
+    found = pieces.Rendering(codec, frames).spans
+    assert [span.start for span in found] == [0, *(span.stop for span in found[:-1])]
     assert found[-1].stop == found[-1].high == frames
-    assert all(piece.stop <= piece.high for piece in found)
+    assert all(span.stop <= span.high for span in found)
     assert all(second.low <= first.high for first, second in pairwise(found))
 
 

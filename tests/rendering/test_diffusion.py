@@ -185,9 +185,9 @@ def test_pipeline_decodes_by_diffusion_and_loads_it_once(folders):
     assert "diffusion" not in vars(model)
     request = Request(prompt="x", duration=0.4, seed=1, multi_band_diffusion=True)
     by_diffusion = model.generate(request).wavs[0]
-    loaded = model.diffusion
+    loaded = model.renderers.diffusion
     assert torch.equal(model.generate(request).wavs[0], by_diffusion)
-    assert model.diffusion is loaded
+    assert model.renderers.diffusion is loaded
     assert by_diffusion.shape == by_codec.shape == (2, FRAMES * HOP)
     assert not torch.allclose(by_codec, by_diffusion, atol=1e-3)
 
