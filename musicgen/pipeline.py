@@ -269,7 +269,7 @@ class MusicGen:
                 return Loop(
                     Engine(
                         lm,
-                        max_length=self._max_length,
+                        max_length=window_frames(self.checkpoint, self.codec),
                         stride=round(STRIDE * self.max_duration * self.codec.frame_rate),
                         slots=slots,
                         max_prefix=self.conditioner.longest,
@@ -284,11 +284,6 @@ class MusicGen:
             gc.collect()  # the failed engine is part of a reference cycle
             torch.cuda.empty_cache()
 
-    @property
-    def _max_length(self) -> int:
-        """Frames of the longest window."""
-        return int(self.max_duration * self.codec.frame_rate)
-
     def _slots(self, lm: LM) -> int:
         """How many slots fit beside what the first request for diffusion will load.
 
@@ -298,7 +293,8 @@ class MusicGen:
         reserved = diffusion.stat().st_size if self.checkpoint.has_diffusion else 0
         free = memory.free_bytes(self.device) - reserved
         shared = self.conditioner.shared is not None
-        fit = slots_that_fit(lm, free, self._max_length, self.conditioner.longest, shared)
+        frames = window_frames(self.checkpoint, self.codec)
+        fit = slots_that_fit(lm, free, frames, self.conditioner.longest, shared)
         return min(_wanted_slots(), fit)
 
     def _warm_up_codec_and_text(self) -> None:
@@ -310,6 +306,11 @@ class MusicGen:
             self.conditioner("warm-up", None, [0.0])
             silence = torch.zeros(self.codec.channels, self.codec.sample_rate)
             self.codec.decode(self.codec.encode(silence)[None], [0])
+
+
+def window_frames(checkpoint: Checkpoint, codec: Codec) -> int:
+    """Frames of the longest window."""
+    return int(checkpoint.max_duration * codec.frame_rate)
 
 
 def _wanted_slots() -> int:

@@ -17,24 +17,14 @@ PREFIX = 256  # positions of conditions in each slot
 CUDA = torch.device("cuda", 0)
 
 
-def step_launches(
-    config: LMConfig,
-    clips: int,
-    capability: int,
-    *,
-    slots: int | None = None,
-    prefix: int = PREFIX,
-) -> list[Launch]:
-    """Returns the launches of a decode step with `clips` clips on a GPU (90: Hopper).
-
-    `slots` (by default as many as clips) and `prefix` are the sizes of the server's state.
-    """
+def step_launches(config: LMConfig, clips: int, capability: int) -> list[Launch]:
+    """Returns the launches of a decode step with `clips` clips on a GPU (90: Hopper)."""
     lm = _decoder(config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         lm = lm.to_empty(device=CUDA)
         lm.device, lm.offsets = CUDA, torch.empty_like(lm.offsets, device=CUDA)
         columns = slot_columns(lm, round(MAX_SECONDS * FRAME_RATE))
-        state = State.empty(lm, slots or clips, columns, prefix, shared=not config.cross_attention)
+        state = State.empty(lm, clips, columns, PREFIX, shared=not config.cross_attention)
         rows = torch.zeros(clips, dtype=torch.int64, device=CUDA)
         ops = kernels.triton_ops(divmod(capability, 10))
         with recorded(capability) as launches, warnings.catch_warnings():

@@ -16,21 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from musicgen.decoder.gpus import SHARED_MEMORY
 from musicgen.decoder.kernels.compiler import triton
 
 ALLOCATOR_ALIGNMENT = 512  # bytes, of each block of PyTorch's CUDA allocator
 
-# Compute capability -> most bytes of shared memory per program (CUDA C++ Programming Guide,
-# "Technical Specifications per Compute Capability").
-SHARED_MEMORY = {
-    75: 64 * 1024,
-    80: 163 * 1024,
-    86: 99 * 1024,
-    89: 99 * 1024,
-    90: 227 * 1024,
-    100: 227 * 1024,
-    120: 99 * 1024,
-}
 # Compute capability -> processors (SMs) of the cards in cards.py; 86 is an A40, 120 an RTX 5090.
 PROCESSORS = {75: 40, 80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 170}
 

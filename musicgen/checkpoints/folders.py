@@ -8,6 +8,8 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 DEFAULT = WEIGHTS / "demo"
 # cog.yaml names this folder. An image that was built without it serves the demo.
 IMAGE_DEFAULT = WEIGHTS / "checkpoint"
+# GPU kernels that were compiled in advance. cog.yaml names this folder too.
+KERNELS = WEIGHTS / "kernels"
 # A checkpoint folder holds one of these two files (checkpoint.py describes both formats).
 MANIFEST_FILE = "manifest.json"
 LM_FILE = "state_dict.bin"

@@ -114,7 +114,7 @@ def serve(arguments: list[str]) -> None:
 
 
 def weights(arguments: list[str]) -> None:
-    """Fetch, convert and verify checkpoints."""
+    """Fetch, convert and verify checkpoints; compile their GPU kernels."""
     from musicgen.commands import weights as command
 
     command.main(arguments)

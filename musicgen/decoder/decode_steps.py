@@ -1,5 +1,6 @@
 """The decode steps of an engine: one per batch size, each captured on its first use on CUDA."""
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from musicgen.decoder import kernels, pattern
 from musicgen.decoder.graph import WARM_UPS, Graphed
-from musicgen.decoder.kernels import Ops
+from musicgen.decoder.kernels import Ops, cache_folder
 from musicgen.decoder.lm import LM
 from musicgen.decoder.sampling import ROWS_PER_CLIP
 from musicgen.decoder.state import State, decode_step
@@ -18,6 +19,8 @@ BATCHES = (1, 2, 4, 8, 16, 32)  # numbers of clips for which a step can be captu
 # Half of the time to compile a kernel is Triton's frontend, which holds the GIL; the other half is
 # an assembler process. More threads would each keep a cuBLAS workspace, for nothing.
 COMPILER_THREADS = 2
+
+logger = logging.getLogger(__name__)
 
 
 class DecodeSteps:
@@ -44,7 +47,7 @@ class DecodeSteps:
             return
         clips = next(size for size in self._sizes() if size >= len(indices))
         if clips not in self.captured:
-            self.captured[clips] = self._capture_step(clips)
+            self.captured[clips] = self.capture_step(clips)
         slots, step = self.captured[clips]
         # Padding repeats the first slot, whose rows then compute and write the same values.
         padded = [*indices, *([indices[0]] * (clips - len(indices)))]
@@ -63,6 +66,10 @@ class DecodeSteps:
             list(pool.map(self._choose_ops, [size for size in sizes if size not in self.chosen]))
         for clips in sizes:
             self([0] * clips)
+        if requested := cache_folder.requested:
+            compiled = sum(requested.values())
+            found = len(requested) - compiled
+            logger.info("Triton kernels: %d from the cache, %d compiled", found, compiled)
 
     @property
     def description(self) -> str:
@@ -88,7 +95,7 @@ class DecodeSteps:
         )
         return self.chosen[clips]
 
-    def _capture_step(self, clips: int) -> tuple[Tensor, Graphed]:
+    def capture_step(self, clips: int) -> tuple[Tensor, Graphed]:
         """The slots tensor that the step of this many clips reads, and the captured step."""
         slots = torch.zeros(clips, dtype=torch.int64, device=self.lm.device)
         ops, state = self.chosen.get(clips) or self._choose_ops(clips), self.state

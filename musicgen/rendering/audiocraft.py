@@ -27,7 +27,8 @@ def _stand_in() -> dict[str, ModuleType]:
 
 # xformers warns that its compiled extensions do not match this torch; they are not used.
 logging.getLogger("xformers").setLevel(logging.ERROR)
-if importlib.util.find_spec("xformers") is None:
+# The stand-in is there already if an earlier import of this module failed.
+if "xformers" not in sys.modules and importlib.util.find_spec("xformers") is None:
     sys.modules.update(_stand_in())
 
 from audiocraft.models.builders import (  # noqa: E402  # imported after the stand-in is in place

@@ -13,13 +13,14 @@ import torch
 
 from benchmarks import systems
 from benchmarks.gpu_plan import fastest_step as fastest
-from benchmarks.gpu_plan import prediction, recorder
+from benchmarks.gpu_plan import prediction
 from benchmarks.gpu_plan.cards import GPUS
 from benchmarks.gpu_plan.cost import Cost
 from benchmarks.gpu_plan.prediction import HALF, seconds
 from benchmarks.work import Work, random_state_dict
 from musicgen.commands.server import ROOT
 from musicgen.decoder import kernels
+from musicgen.decoder.gpus import SHARED_MEMORY
 
 H200 = GPUS["h200"]
 
@@ -110,9 +111,9 @@ def test_shared_memory_limits_the_programs_that_run_at_once():
 
 
 def test_the_recorder_knows_the_shared_memory_of_every_card():
-    assert {card.capability for card in GPUS.values()} <= set(recorder.SHARED_MEMORY)
+    assert {card.capability for card in GPUS.values()} <= set(SHARED_MEMORY)
     for card in GPUS.values():
-        assert card.shared_memory >= recorder.SHARED_MEMORY[card.capability]
+        assert card.shared_memory >= SHARED_MEMORY[card.capability]
 
 
 def test_the_cpus_prediction_is_printed_beside_the_measurement():

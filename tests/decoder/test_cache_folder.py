@@ -14,7 +14,9 @@ def triton(tmp_path, monkeypatch):
     """A Triton whose default cache folder is below a file, where no folder can be made."""
     (tmp_path / "home").touch()
     cache = SimpleNamespace(dir=str(tmp_path / "home" / "cache"))
-    monkeypatch.setattr(compiler, "triton", SimpleNamespace(knobs=SimpleNamespace(cache=cache)))
+    knobs = SimpleNamespace(cache=cache, compilation=SimpleNamespace())
+    monkeypatch.setattr(compiler, "triton", SimpleNamespace(knobs=knobs))
+    monkeypatch.delenv("MUSICGEN_PREBUILT_KERNELS", raising=False)
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(cache_folder.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))

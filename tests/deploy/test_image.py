@@ -15,6 +15,7 @@ import yaml
 from cog_client import CogClient
 from cog_server import cog_server
 
+from musicgen.checkpoints import folders
 from musicgen.commands import schema, server
 from musicgen.commands.server import ROOT
 
@@ -66,6 +67,12 @@ def test_the_environment_sets_no_reserved_name(predictor):
 
 
 @both
+def test_the_image_finds_kernels_where_the_command_writes_them(predictor):
+    variables = cog_image.environment(predictor, ROOT)
+    assert variables["MUSICGEN_PREBUILT_KERNELS"] == str(folders.KERNELS)
+
+
+@both
 def test_the_cuda_version_is_one_that_cog_knows_for_torch(predictor):
     assert cog_image.config(predictor)["build"]["cuda"] in CUDA_OF_TORCH[pins()["torch"]]
     assert cog_image.config(predictor)["build"]["cuda"] < "13"  # CUDA 13 needs driver 580
@@ -114,6 +121,7 @@ def built(clone, tmp_path_factory):
         ("weights/demo/lm.safetensors", False),
         ("weights/checkpoint/t5-base/model.safetensors", False),
         ("weights/checkpoint/.download/part", True),
+        ("weights/kernels/KEY/_norm_kernel.cubin", False),
         ("weights/musicgen-stereo-melody-large/lm.safetensors", True),
         ("weights/fetched-0123/lm.safetensors", True),
         ("weights.tar", True),

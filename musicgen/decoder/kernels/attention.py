@@ -7,7 +7,7 @@ same order, so a row's result does not depend on the other rows.
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # ruff: noqa: N803
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _put(top, total, value, part_top, part_total, part):
     return new_top, total, tl.fma(value, before, part * weight)
 
 
-@jit
+# These numbers depend on slots and positions; code for special values of them would gain nothing.
+@jit(do_not_specialize=["splits", "last_row"])
 def _split_kernel(
     q, keys, values, cache_rows, lengths, shared_lengths, y, parts, tops, sums, heads, splits,
     last_row, row_stride, head_stride, scale, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr,
@@ -159,7 +160,7 @@ def _split_kernel(
         tl.store(sums + place, total)
 
 
-@jit
+@jit(do_not_specialize=["splits"])
 def _combine_kernel(
     parts, tops, sums, lengths, y, heads, splits, HEAD_DIM: tl.constexpr, SPLIT: tl.constexpr,
     DEPENDENT: tl.constexpr,

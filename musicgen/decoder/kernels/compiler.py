@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -27,9 +28,11 @@ if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
         triton = tl = None
 
 
-def jit(function: Callable[..., None]) -> Any:
-    """`triton.jit(function)`, or the function itself without Triton."""
-    return triton.jit(function) if triton else function
+def jit(function: Callable[..., None] | None = None, **options: Any) -> Any:
+    """`triton.jit` with its options, or the function itself without Triton."""
+    if function is None:
+        return functools.partial(jit, **options)
+    return triton.jit(function, **options) if triton else function
 
 
 def launch(device: torch.device) -> dict[str, bool]:

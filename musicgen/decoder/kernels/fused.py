@@ -9,7 +9,7 @@ many rows, a separate launch computes it and also adds the partial sums of the p
 """
 
 # Kernels are Triton's language, not Python's, and have no types.
-# mypy: disable-error-code="no-untyped-def, assignment, var-annotated"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated"
 # ruff: noqa: N803
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def _moments(tiles, eps, D: tl.constexpr, TILE: tl.constexpr):
     return mean, 1.0 / tl.sqrt(tl.sum(squares, axis=0) / D + eps)
 
 
-@jit
+# Code for special numbers of rows, such as multiples of 16, would gain nothing.
+@jit(do_not_specialize=["rows"])
 def _norm_kernel(
     x, parts, scale, shift, y, rows, eps,
     D: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -192,7 +193,7 @@ def _fetch(pointers):
     )
 
 
-@jit
+@jit(do_not_specialize=["rows"])
 def _product_kernel(
     x, scale, shift, weight, y, keys, values, cache_rows, positions, rows, width, row_stride,
     head_stride, eps,

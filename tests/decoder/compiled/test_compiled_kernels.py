@@ -15,9 +15,10 @@ from triton.compiler import ASTSource
 
 from benchmarks.gpu_plan.cost import launch_cost
 from benchmarks.gpu_plan.launches import CUDA, step_launches
-from benchmarks.gpu_plan.recorder import SHARED_MEMORY, Launch
+from benchmarks.gpu_plan.recorder import Launch
 from benchmarks.work import MAX_SECONDS, PUBLISHED, Work
 from musicgen.decoder import kernels
+from musicgen.decoder.gpus import SHARED_MEMORY
 from musicgen.decoder.kernels import compiler
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
