@@ -19,6 +19,7 @@ from storage import fault_proxy, storage_server
 
 from musicgen.commands import server
 from musicgen.pipeline import MusicGen
+from musicgen.runtime.librosa_import import librosa
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
@@ -57,10 +58,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_sessionstart(session):
-    """Write the schema files that all servers read, before pytest-xdist starts the workers."""
+    """Before pytest-xdist starts the workers, write what they would all write at once: the schema
+    files that servers read, and Numba's cache of librosa."""
     if not hasattr(session.config, "workerinput"):
         for predictor in server.PREDICTORS:
             server.prepare(predictor, "127.0.0.1", 0)
+        if session.config.getoption("numprocesses"):
+            librosa()
 
 
 def pytest_collection_modifyitems(items):

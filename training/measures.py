@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 
 from musicgen.page import analysis
-from musicgen.page.librosa_import import librosa
+from musicgen.runtime.librosa_import import librosa
 from training import distance
 from training.synth import FRAME, SAMPLE_RATE
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen.page.librosa_import import librosa
+from musicgen.runtime.librosa_import import librosa
 
 Floats = NDArray[np.floating]
 

@@ -16,8 +16,8 @@ import soundfile
 from musicgen import provenance
 from musicgen.page.analysis import Floats
 from musicgen.page.encoding import encode
-from musicgen.page.librosa_import import librosa
 from musicgen.page.prompts import BEATS_PER_BAR
+from musicgen.runtime.librosa_import import librosa
 
 HALVES_PER_BAR = 2 * BEATS_PER_BAR
 BARS = (1, 2, 4, 8, 16)
@@ -144,9 +144,13 @@ def _between(beats: Floats) -> Floats:
 
 
 def _quietest_step(samples: Floats, beat: int, rate: int) -> int:
-    """The sample shortly before a beat, after which the wave of samples [N, C] changes least."""
-    first = max(int(beat) - round(SEARCH_SECONDS * rate), round(SEAM_SECONDS * rate) + 1)
-    last = min(max(int(beat), first + 1), len(samples))
+    """The sample shortly before a beat, before which the wave of samples [N, C] changes least.
+
+    At the beginning of the wave, where a seam needs room, it may be shortly after the beat.
+    """
+    width = round(SEARCH_SECONDS * rate)
+    first = max(int(beat) - width, round(SEAM_SECONDS * rate) + 1)
+    last = min(first + width, len(samples))
     if last <= first:
         return first
     steps = np.abs(np.diff(samples[first - 1 : last], axis=0)).max(1)

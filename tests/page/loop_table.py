@@ -1,7 +1,6 @@
 """A table of the loops of 20 prompts: python tests/page/loop_table.py http://127.0.0.1:5000
 
-Seeds are tried in order until a loop of two bars has the asked tempo, at most SEEDS of them. (A beat
-of the demo's music lasts a whole number of 20 ms, so 140 bpm is 142.9 at first hand.) The
+Seeds are tried in order until a loop of two bars has the asked tempo, at most SEEDS of them. The
 seam is the largest jump from the last to the first sample of all loops of that clip, next to the
 median jump between two samples of the clip.
 """
@@ -18,7 +17,8 @@ from musicgen.commands.client import Client
 from musicgen.page import loops, prompts
 
 STYLES = ("deep house, organ chords", "lofi chill, warm piano", "pop, piano chords", "soul, rhodes")
-TEMPOS = (80, 96, 110, 124, 140)
+# A beat of the demo's music lasts a whole number of 20 ms, and these tempos do nearly.
+TEMPOS = (79, 97, 111, 125, 143)
 BARS = 2
 SEEDS = 9  # the first, and those of two times "Try 4 more"
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from groove import groove
 from tags import read_by_others
-from test_loops import groove
 
 from musicgen import __version__, audio_file, provenance
 from musicgen.generation import Generation

@@ -4,33 +4,15 @@ import io
 import struct
 import wave
 
-import librosa
 import numpy as np
 import pytest
 import soundfile
 from actions import generate, open_settings, press
+from groove import RATE, groove
 from playwright.sync_api import expect
 
 from musicgen.page import loops
-
-RATE = 32000
-
-
-def groove(bpm, seconds=12.0, late=0.3):
-    """A kick on each beat, stronger on the first of four, a hat between, a chord: [N, 2]."""
-    time = np.arange(round(seconds * RATE)) / RATE
-    beats = np.arange(late, seconds, 60 / bpm)
-    sound = 0.05 * np.sin(2 * np.pi * 220.5 * time) + 0.03 * np.sin(2 * np.pi * 277.3 * time)
-    noise = np.random.default_rng(0).normal(size=RATE // 20)
-    for index, beat in enumerate(beats):
-        length = min(RATE // 4, len(time) - round(beat * RATE))
-        tone = np.sin(2 * np.pi * 60 * time[:length]) * np.exp(-time[:length] * 18)
-        at = round(beat * RATE)
-        sound[at : at + length] += (0.8 if index % 4 == 0 else 0.4) * tone
-        hat = round((beat + 30 / bpm) * RATE)
-        part = noise[: max(0, len(time) - hat)]
-        sound[hat : hat + len(part)] += 0.03 * part * np.exp(-np.arange(len(part)) / 300)
-    return np.stack([sound, 0.9 * sound], 1).astype(np.float32)
+from musicgen.runtime.librosa_import import librosa
 
 
 @pytest.fixture
@@ -59,8 +41,17 @@ def test_a_loop_has_whole_bars_of_the_asked_tempo_and_no_click(clip, bpm):
         jumps = np.abs(np.diff(whole, axis=0)).max(1)
         assert np.abs(sound[0] - sound[-1]).max() <= np.median(jumps)
         repeated = np.tile(sound, (4, 1)).mean(1)
-        tempo, _ = librosa.beat.beat_track(y=repeated, sr=rate, start_bpm=bpm, hop_length=160)
+        tempo, _ = librosa().beat.beat_track(y=repeated, sr=rate, start_bpm=bpm, hop_length=160)
         assert float(tempo[0]) == pytest.approx(bpm, rel=0.02)  # its resolution at 150 bpm
+
+
+@pytest.mark.parametrize("beat", [0, 100, 300, 5000])
+def test_a_cut_is_where_a_noisy_wave_changes_little(beat):
+    noise = np.random.default_rng(1).normal(size=(RATE, 2)).astype(np.float32)
+    jumps = np.abs(np.diff(noise, axis=0)).max(1)
+    place = loops._quietest_step(noise, beat, RATE)
+    assert jumps[place - 1] < np.quantile(jumps, 0.05)
+    assert abs(place - beat) < 0.03 * RATE
 
 
 def test_a_loop_starts_at_the_strongest_beat_of_four(clip):

@@ -19,8 +19,9 @@ from types import ModuleType
 def librosa() -> ModuleType:
     """librosa, with the parts that are compiled imported; this may take several seconds."""
     spec = importlib.util.find_spec("librosa")
-    assert spec
-    with Path(str(spec.origin)).open("rb") as file:
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'librosa'", name="librosa")
+    with Path(spec.origin).open("rb") as file:
         with suppress(OSError):  # some network file systems lock no file that is open for reading
             fcntl.flock(file, fcntl.LOCK_EX)
         import librosa.beat

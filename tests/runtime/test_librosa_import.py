@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from test_loops import groove
+from groove import groove
 
 LIBROSA = Path(importlib.util.find_spec("librosa").origin)
-IMPORT = "from musicgen.page.librosa_import import librosa; librosa()"
+IMPORT = "from musicgen.runtime.librosa_import import librosa; librosa()"
 FIND = (
     "import sys; from pathlib import Path; from musicgen.page import loops;"
     "loops.find(Path(sys.argv[1]), 120.0)"
