@@ -2,7 +2,11 @@
 
 import base64
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,6 +25,7 @@ from musicgen.commands.client import (
     UnreachableError,
 )
 from musicgen.commands.events import Log, Metric
+from musicgen.commands.server import ROOT
 
 EXACT = {"output_format": "wav", "normalization_strategy": "clip"}
 EVENTS = {"Accept": "text/event-stream"}
@@ -170,6 +175,27 @@ def test_a_refused_request_is_one_error(server):
     with pytest.raises(RefusedError) as caught:
         stream(server, duration=0)
     assert set(caught.value.fields) == {"duration"}
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "program"),
+    [("python", "requests", sys.executable), ("javascript", "fetch", "node")],
+)
+def test_the_readers_of_the_documentation_run_as_printed(
+    server, tmp_path, language, marked, program
+):
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not installed")
+    page = (ROOT / "docs" / "streaming.md").read_text()
+    blocks = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    [code] = [block for block in blocks if marked in block]
+    file = tmp_path / "reader.mjs"
+    file.write_text(code.replace("http://127.0.0.1:5000", server.url))
+    done = subprocess.run([program, file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert first == ("0 64000" if language == "python" else "0 16000")
+    assert re.fullmatch(r"4(\.0)? \d+", last)
 
 
 def test_a_server_that_gets_sigterm_finishes_its_streams(start_server, checkpoints):
