@@ -49,6 +49,11 @@ def main() -> None:
 
         precision.main()
         return
+    if options.first_sound:
+        from benchmarks import first_sound  # needs a server
+
+        first_sound.main(options.callers or [1], options.weights, round(options.seconds))
+        return
     if options.callers:
         from benchmarks import callers  # the only part that needs a server and audio files
 
@@ -78,9 +83,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--callers", type=int, nargs="+", help="measure a real server with so many callers instead"
     )
     parser.add_argument(
+        "--first-sound",
+        action="store_true",
+        help="measure instead when the first piece of a streamed clip comes, with --callers (1), "
+        "clips of --seconds and --weights",
+    )
+    parser.add_argument(
         "--audio", action="store_true", help="measure the loading of audio files instead"
     )
-    parser.add_argument("--weights", type=Path, help="with --callers: the checkpoint to serve")
+    parser.add_argument(
+        "--weights", type=Path, help="with --callers or --first-sound: the checkpoint to serve"
+    )
     parser.add_argument("--requests", type=int, default=32, help="with --callers")
     parser.add_argument(
         "--seed", type=int, default=0, help="with --callers or --parity: draws the requests"

@@ -6,6 +6,8 @@
     generation = model.generate(Request(prompt="soul, rhodes, F minor, 90 bpm", duration=4, seed=7))
     save(generation, "soul.mp3")
 
+`MusicGen.stream` gives the clip in pieces while it is made.
+
 Everything in `__all__` is public and stable; other modules may change between versions.
 """
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from musicgen.output import save
     from musicgen.pipeline import MusicGen
     from musicgen.request import Request
+    from musicgen.streaming import Piece, Stream
 
 __version__ = "0.2.0"
 
@@ -36,7 +39,9 @@ __all__ = [
     "MusicGen",
     "MusicGenError",
     "OutputError",
+    "Piece",
     "Request",
+    "Stream",
     "UploadError",
     "WeightsError",
     "__version__",
@@ -47,7 +52,9 @@ __all__ = [
 _LAZY = {
     "Generation": "generation",
     "MusicGen": "pipeline",
+    "Piece": "streaming",
     "Request": "request",
+    "Stream": "streaming",
     "save": "output",
 }
 

@@ -74,7 +74,8 @@ class Stream:
         self._timings = timings
         self._bar = bar
         self._own = Timings()  # decoding and rendering alternate; each is one stage of `_timings`
-        self._wav: Tensor | None = None  # [C, N] of the clip, filled piece by piece
+        self._wav = torch.empty(0)  # [C, N] of the clip, filled piece by piece
+        self._rendered = 0  # frames of it
         self._pieces = self._render_pieces()
 
     def __iter__(self) -> Iterator[Piece]:
@@ -89,17 +90,21 @@ class Stream:
     def generation(self) -> Generation:
         """What `generate` returns for the request. Waits until the clips are complete."""
         with failures_reported(self._renderers.codec.device):
-            codes, diffusion = self._codes(), self._request.multi_band_diffusion
-            if self._wav is None or diffusion:
-                seeds = [self._request.clip_seed(index) for index in range(len(codes))]
-                with self._own.stage("codec"):
-                    wavs = list(self._renderers.render(codes, seeds, diffusion))
-            else:
-                for _ in self._pieces:
-                    pass
-                wavs = [self._wav]
+            wavs = self._wavs(self._codes())
             self._timings.add("codec", self._own.seconds["codec"])
             return self._complete(self._request, wavs)
+
+    def _wavs(self, codes: Tensor) -> list[Tensor]:
+        """wav [C, N] of each clip, of which pieces may be rendered already."""
+        diffusion = self._request.multi_band_diffusion
+        if self._rendered and not diffusion:
+            for _ in self._pieces:
+                pass
+            if self._rendered == codes.shape[-1]:  # and no piece has failed
+                return [self._wav]
+        seeds = [self._request.clip_seed(index) for index in range(len(codes))]
+        with self._own.stage("codec"):
+            return list(self._renderers.render(codes, seeds, diffusion))
 
     def _render_pieces(self) -> Iterator[Piece]:
         """The pieces of the only clip, each as soon as its codes are final."""
@@ -112,7 +117,9 @@ class Stream:
                 codes = self._part(job, span.low, span.high)
                 with self._own.stage("codec"):
                     wav = self._renderers.render_piece(rendering, span, codes)
-            self._wav[:, span.start * hop : span.stop * hop] = wav
+            if not self._request.multi_band_diffusion:
+                self._wav[:, span.start * hop : span.stop * hop] = wav
+            self._rendered = span.stop
             # A copy, so that nothing that is done with a piece changes the generation.
             yield Piece(span.start * hop, wav.clone())
 
@@ -138,9 +145,9 @@ class Stream:
             while True:
                 done, running = wait(futures, PROGRESS_SECONDS, return_when)
                 self._bar.update(sum(job.done_steps for job in self._jobs) - self._bar.n)
-                if not running or (done and return_when == FIRST_COMPLETED):
-                    return
-                if any(future.exception() for future in done):
+                # A cancelled job counts as running for `wait` until the engine has seen that.
+                failed = any(future.done() and future.exception() for future in futures)
+                if failed or not running or (done and return_when == FIRST_COMPLETED):
                     return
 
 

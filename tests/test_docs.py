@@ -52,6 +52,17 @@ def test_the_readmes_python_runs_as_printed(tmp_path, monkeypatch):
     assert Path("soul.mp3").stat().st_size > 100_000
 
 
+def test_the_python_of_the_page_on_streaming_runs_as_printed(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "streaming.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "demo").symlink_to(DEFAULT)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "streaming.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[0] == "from 0.0 s on: 16000 samples, 2 channels"
+    assert Path("soul.mp3").stat().st_size > 200_000
+
+
 @pytest.mark.parametrize("name", ["test", "push"])
 def test_workflows_call_scripts_that_exist(name):
     text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
@@ -77,7 +88,7 @@ def test_every_environment_variable_of_the_code_is_documented():
     assert not {name for name in read if f"`{name}`" not in page}
 
 
-@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
+@pytest.mark.parametrize("predictor", ["predict", "songstarter", "streaming"])
 def test_the_table_of_inputs_agrees_with_the_schema(predictor):
     contract = json.loads((ROOT / "tests" / "contract" / f"{predictor}.openapi.json").read_text())
     schemas = contract["components"]["schemas"]

@@ -132,7 +132,8 @@ def test_a_block_runs_as_printed(block, clone, request):
     if block.text.startswith("$ "):  # one command, then its output
         script, _, shown = script.partition("\n")
     if "127.0.0.1:5000" in script:
-        url = request.getfixturevalue("start_server")("predict", DEFAULT).url
+        predictor = "streaming" if "event-stream" in script else "predict"
+        url = request.getfixturevalue("start_server")(predictor, DEFAULT).url
         script = script.replace("http://127.0.0.1:5000", url)
     done = run(clone, script)
     if shown.startswith("Error: "):
@@ -142,6 +143,8 @@ def test_a_block_runs_as_printed(block, clone, request):
     assert done.returncode == 0, done.stderr
     if "song.mp3" in script:
         assert (clone / "song.mp3").stat().st_size > 100_000
+    if "song.s16" in script:
+        assert (clone / "song.s16").stat().st_size == 4 * 32000 * 2 * 2
     if shown.startswith("{") and "scripts/predict" in script:
         assert json.loads(done.stdout) == json.loads(shown)
 

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
+from contextvars import copy_context
 
 import pytest
 import sounds
@@ -262,6 +263,31 @@ def test_a_cancelled_request_ends_its_stream(models):
     assert all(job.cancelled() for job in stream._jobs)
 
 
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_request_that_is_cancelled_while_it_waits_for_a_slot_ends_at_once(
+    checkpoints, monkeypatch, streams
+):
+    monkeypatch.setenv("MUSICGEN_SLOTS", "1")
+    model, request = MusicGen.load(checkpoints["text"], "cpu"), cancellation.Cancellation()
+    longest = asked(duration=300)
+
+    def wait_for_a_slot():
+        cancellation.current.set(request)
+        if not streams:
+            return model.generate(asked())
+        with model.stream(asked()) as stream:
+            return list(stream)
+
+    with model.stream(longest) as first, ThreadPoolExecutor(1) as pool:
+        next(iter(first))
+        second = pool.submit(copy_context().run, wait_for_a_slot)
+        until(lambda: len(model.engine._waiting) == 1)
+        request.cancel()
+        with pytest.raises(CancelledError):
+            second.result()
+        assert not first._jobs[0].done()
+
+
 @pytest.mark.parametrize("part", ["engine.decode_steps", "codec.render_piece"])
 def test_a_failure_is_a_decode_error_and_the_next_request_works(models, monkeypatch, part):
     model = models["stereo"]
@@ -277,6 +303,18 @@ def test_a_failure_is_a_decode_error_and_the_next_request_works(models, monkeypa
         with pytest.raises(DecodeError, match="because of a server error"):
             list(stream)
     assert torch.equal(streamed(model, asked())[0], expected)
+
+
+def test_a_generation_is_right_after_a_piece_has_failed(models, monkeypatch):
+    model = models["text"]
+    [expected] = model.generate(asked()).wavs
+    with model.stream(asked()) as stream:
+        next(iter(stream))
+        with monkeypatch.context() as patch:
+            patch.setattr(model.codec, "render_piece", None)
+            with pytest.raises(DecodeError):
+                list(stream)
+        assert torch.equal(stream.generation.wavs[0], expected)
 
 
 def test_a_stream_of_several_clips_is_refused(models):

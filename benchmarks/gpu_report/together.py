@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from statistics import median
@@ -57,6 +58,7 @@ def run(setting: Setting) -> None:
     try:
         compare_codes(loop, codec, work, setting)
         setting.recorder.add("first code", ms=first_code(loop, work))
+        check_stream(loop, codec, work, setting)
     finally:
         loop.close(wait=True)
 
@@ -112,6 +114,36 @@ def first_code(loop: Loop, work: Work) -> float:
     for other in others:
         other.cancel()
     return median(found)
+
+
+def check_stream(loop: Loop, codec: Encodec, work: Work, setting: Setting) -> None:
+    """Record whether a clip in pieces, rendered while it decodes beside others, is the whole clip.
+
+    Also the milliseconds until the first piece.
+    """
+    start = time.perf_counter()
+    jobs = [loop.submit(make_clip(work, seed)) for seed in range(CLIPS)]
+    found, first = [], 0.0
+    rendering = pieces.Rendering(codec, work.frames)
+    for span in rendering.spans:
+        part = jobs[0].part(span.low, span.high)
+        wait([jobs[0], part], return_when=FIRST_COMPLETED)
+        codes = part.result() if part.done() else jobs[0].result()[:, span.low : span.high]
+        with torch.inference_mode():
+            found.append(rendering.render(span, embed(codec, codes)).cpu())
+        first = first or 1e3 * (time.perf_counter() - start)
+    codes = jobs[0].result()
+    with torch.inference_mode():
+        whole = pieces.render(codec, embed(codec, codes)).cpu()
+    equal = torch.equal(torch.cat(found, dim=-1), whole)
+    setting.recorder.add("stream", ok=equal, pieces=len(found), first_piece_ms=first)
+    for job in jobs:
+        job.cancel()
+
+
+def embed(codec: Encodec, codes: Tensor) -> Tensor:
+    """Returns the embeddings [1, D, T] of codes [K, T], without codebooks of a second channel."""
+    return codec.embed(codes[None, : codec.config.n_q])
 
 
 def random_codec(setting: Setting) -> Encodec:

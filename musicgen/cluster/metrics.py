@@ -13,7 +13,8 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 # Cog's response has the metrics before the audio and the status after it. Quotes in logs are
-# escaped, so they do not match.
+# escaped, so they do not match. A streamed response has these in its last event.
+LAST_EVENT = b"event: completed\n"
 FACTOR = re.compile(rb'"real_time_factor":([\d.]+)')
 STAGES = re.compile(rb'"seconds":\{([^}]*)\}')
 STATUS = re.compile(rb'"status":"(\w+)"')
@@ -31,8 +32,11 @@ class Record:
 
     def add(self, chunk: bytes) -> None:
         """Add a piece of the response."""
+        recent = self.tail + chunk
+        if LAST_EVENT in recent:
+            self.head, chunk = b"", recent
         self.head += chunk[: HEAD - len(self.head)]
-        self.tail = (self.tail + chunk)[-TAIL:]
+        self.tail = recent[-TAIL:]
 
     def audio_seconds(self) -> float:
         """Seconds of audio in the response, by its metrics."""

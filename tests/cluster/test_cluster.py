@@ -1,5 +1,6 @@
 """Several servers behave as one, and the failure of one of them is survived."""
 
+import base64
 import json
 import queue
 import re
@@ -17,6 +18,8 @@ from ray_cluster import started
 from web import listening
 
 from musicgen.checkpoints.folders import DEFAULT
+from musicgen.commands.client import CancelledError, Client, fetch
+from musicgen.commands.events import Metric
 from musicgen.commands.server import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # some tests wait until a process is replaced
@@ -270,6 +273,37 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     assert cluster.process.returncode == 130
     # Waits for ever if a process remains, until the test's time limit.
     psutil.wait_procs([*started_by_it, *cluster.processes()])
+
+
+def test_streams_pass_through_the_gate_while_they_run(tmp_path):
+    """One replica with one slot, which each stream frees, also one that is ended early."""
+    options = ("--predictor", "streaming", "--replicas", "1")
+    inputs = {**SHORT, "normalization_strategy": "clip"}
+    with started(tmp_path / "log", *options, COG_MAX_CONCURRENCY="1") as cluster:
+        client = Client(cluster.url)
+        assert client.can_stream()
+        events = client.stream({"duration": 300})
+        assert first_piece(events)["start"] == 0
+        assert "Prediction worker completed" not in cluster.log.read_text()
+        events.close()
+        *events, prediction = client.stream(inputs)
+        found = [event.value for event in events if isinstance(event, Metric)][:2]
+        pcm = b"".join(base64.b64decode(piece["pcm"]) for piece in found)
+        assert len(pcm) == 32000 * 2 * 2
+        assert fetch(prediction.audio[0])[0].count(pcm) == 1
+        name = "mine"
+        events = client.stream({"duration": 300}, name)
+        first_piece(events)
+        assert client.cancel(name)
+        with pytest.raises(CancelledError):
+            list(events)
+        wanted = {"requests_total succeeded", "requests_total canceled", "audio_seconds_total"}
+        cluster.wait_for(lambda: wanted <= exported(cluster))
+
+
+def first_piece(events):
+    """The value of the first metric among events."""
+    return next(event.value for event in events if isinstance(event, Metric))
 
 
 @pytest.mark.full

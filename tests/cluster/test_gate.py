@@ -15,6 +15,7 @@ from web import listening
 with warnings.catch_warnings(action="ignore"):  # Ray emits some when it is imported
     from musicgen.cluster import gate as gates
     from musicgen.cluster import inputs
+    from musicgen.cluster.metrics import HEAD, Record
 
 
 @contextmanager
@@ -176,3 +177,21 @@ def test_few_of_many_unknown_names_are_reported():
 
 def test_a_deeply_nested_body_is_left_to_the_server():
     assert asyncio.run(problems(b'{"input": ' + b"[" * 50_000)) == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 65, 1000, 2**16])
+def test_the_metrics_of_a_streamed_response_are_those_of_its_last_event(size):
+    piece = f'event: metric\ndata: {{"name":"piece","value":{{"pcm":"{"A" * HEAD}"}}}}\n\n'
+    answer = {
+        "logs": 'event: completed "real_time_factor":9',
+        "metrics": {"real_time_factor": 2.0, "seconds": {"codec": 1.0, "decode": 1.5}},
+        "output": [{"audio": "A" * HEAD}],
+        "status": "succeeded",
+    }
+    text = json.dumps(answer, separators=(",", ":"))
+    body = f"{piece}event: completed\ndata: {text}\n\n".encode()
+    record = Record()
+    for start in range(0, len(body), size):
+        record.add(body[start : start + size])
+    assert record.audio_seconds() == 5.0
+    assert b'"status":"succeeded"' in record.tail

@@ -17,9 +17,11 @@ from musicgen.commands.client import (
     BusyError,
     CancelledError,
     Client,
+    Prediction,
     RefusedError,
     UnreachableError,
 )
+from musicgen.commands.events import Log, Metric
 
 # The messages of predictions that were cancelled before and just after their start.
 EARLY = "Input validation error: "
@@ -133,6 +135,46 @@ def test_every_other_answer_is_an_error_with_a_message(status, answer, error, me
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     with answering(status, body) as server, pytest.raises(error, match=message):
         server.predict({})
+
+
+def streamed(body):
+    with answering(200, body) as server:
+        return list(server.stream({}))
+
+
+def test_events_are_read_and_others_are_skipped():
+    events = (
+        b': a comment\n\nevent: start\ndata: {}\n\nevent: log\r\ndata: {"data": "a\\n"}\r\n\r\n'
+    )
+    events += (
+        b'id: 3\nevent: metric\ndata: {"name": "x", "value": [1],\ndata: "mode": "replace"}\n\n'
+    )
+    events += b'event:completed\ndata:{"status": "succeeded", "output": [{"audio": "a"}]}\n\n'
+    assert streamed(events) == [Log("a\n"), Metric("x", [1]), Prediction({"audio": "a"}, "", {})]
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        (b"", UnreachableError, "ended before the prediction did"),
+        (b'event: log\ndata: {"data": "a"}\n', UnreachableError, "ended before the prediction did"),
+        (b"event: log\ndata: {\n\n", UnreachableError, "did not answer"),
+        (
+            b'event: error\ndata: {"error": "SSE stream lagged; events were dropped"}\n\n',
+            UnreachableError,
+            "stopped sending events: SSE stream lagged",
+        ),
+        (b'event: completed\ndata: {"status": "canceled"}\n\n', CancelledError, "Cancelled"),
+        (
+            b'event: completed\ndata: {"status": "failed", "error": "seed=1: no"}\n\n',
+            RefusedError,
+            "seed=1: no",
+        ),
+    ],
+)
+def test_a_stream_that_does_not_complete_is_an_error(body, error, message):
+    with pytest.raises(error, match=message):
+        streamed(body)
 
 
 def test_cogs_prefixes_are_removed_from_the_reason_of_a_failed_setup():

@@ -41,6 +41,21 @@ def test_a_prediction_through_the_proxy_is_the_servers_own(predict_server, proxy
 
 
 @needs_haproxy
+def test_events_pass_through_the_proxy_while_the_prediction_runs(start_server, tmp_path):
+    server = start_server("streaming")
+    with haproxy.running(server.url, tmp_path) as proxy:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Accept": "text/event-stream"}
+        body = {"input": {"duration": 300}}
+        address = f"{proxy.url}/predictions"
+        with httpx.stream(
+            "POST", address, json=body, headers=headers, verify=proxy.trust(), timeout=None
+        ) as answer:
+            assert any('"pcm"' in line for line in answer.iter_lines())
+            assert "Prediction worker completed" not in server.log.read_text()
+        until(lambda: "cancelled" in server.log.read_text())
+
+
+@needs_haproxy
 @pytest.mark.parametrize("path", ["/predictions", "/health-check", "/shutdown", "/", "/x"])
 def test_every_path_needs_the_token(proxy, path):
     method = "GET" if path == "/health-check" else "POST"

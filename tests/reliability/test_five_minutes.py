@@ -1,5 +1,6 @@
 """The longest clips, in stereo and in every mode, take bounded memory and delay no short clip."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import sounds
 import tiny_checkpoints
 from cog_client import data_uri, samples
 from gate import until
+
+from musicgen.commands.client import Client
+from musicgen.commands.events import Metric
 
 LONGEST = 300
 # Bytes that the worker may need at its peak beyond its idle memory. Activations, which grow with
@@ -54,12 +58,13 @@ def reset_peak(worker):
     Path(f"/proc/{worker.pid}/clear_refs").write_text("5")
 
 
-def needed(server, **inputs):
-    """The output of a prediction, and the bytes of memory that the worker needed for it."""
-    worker = server.worker()
-    reset_peak(worker)
-    idle = worker.memory_info().rss
-    return server.predict(**inputs)["output"], peak(worker) - idle
+def needed(processes, call):
+    """What `call` returns, and the bytes of memory that each process needed for it."""
+    for process in processes:
+        reset_peak(process)
+    idle = [process.memory_info().rss for process in processes]
+    result = call()
+    return result, [peak(process) - before for process, before in zip(processes, idle, strict=True)]
 
 
 @pytest.mark.full
@@ -70,14 +75,47 @@ def test_five_minutes_of_stereo_take_bounded_memory(
     common = {"output_format": output_format, "normalization_strategy": normalization}
     begun = inputs[mode] | {"continuation_end": 1} if mode == "continuation" else inputs[mode]
     server.predict(**common, **begun, duration=2)  # loads lazily loaded parts
-    output, more = needed(server, **common, **inputs[mode], duration=LONGEST)
+    asked = {**common, **inputs[mode], "duration": LONGEST}
+    answer, [more] = needed([server.worker()], lambda: server.predict(**asked))
     print(mode, output_format, normalization, f"{more / 1e6:.0f} MB")
+    check_clip(answer["output"])
+    assert more < MEMORY
+
+
+def check_clip(output):
     assert output["duration"] == LONGEST
-    if output_format == "wav":
+    if output["output_format"] == "wav":
         wav, rate = samples(output["audio"])
         assert wav.shape == (2, LONGEST * rate)
         assert np.isfinite(wav).all()
-    assert more < MEMORY
+
+
+@pytest.fixture(scope="module")
+def streaming_server(start_server):
+    return start_server("streaming")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("output_format", "normalization"), [("mp3", "loudness"), ("wav", "clip")])
+def test_five_minutes_in_pieces_take_bounded_memory(streaming_server, output_format, normalization):
+    """In the worker, and in Cog's process, which keeps the last events and all of the answer."""
+    asked = {"output_format": output_format, "normalization_strategy": normalization}
+    client, worker = Client(streaming_server.url), streaming_server.worker()
+    client.predict({**asked, "duration": 2})
+
+    def read():
+        seconds = 0.0
+        for event in client.stream({**asked, "duration": LONGEST}):
+            if isinstance(event, Metric) and event.name == "piece" and event.value:
+                size = len(base64.b64decode(event.value["pcm"]))
+                seconds += size / (2 * event.value["channels"] * event.value["sample_rate"])
+        return seconds, event.output
+
+    (seconds, output), more = needed([worker, worker.parent()], read)
+    print(output_format, normalization, *(f"{size / 1e6:.0f} MB" for size in more))
+    check_clip(output)
+    assert seconds == LONGEST
+    assert max(more) < MEMORY
 
 
 def test_a_short_clip_is_made_while_a_long_diffusion_runs(server):
