@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,7 +75,8 @@ class Stream:
         self._own = Timings()  # decoding and rendering alternate; each is one stage of `_timings`
         self._wav = torch.empty(0)  # [C, N] of the clip, filled piece by piece
         self._rendered = 0  # frames of it
-        self._pieces = self._render_pieces()
+        self._generation: Generation | None = None
+        self._pieces: Iterator[Piece] = self._render_pieces()
 
     def __iter__(self) -> Iterator[Piece]:
         return self._pieces
@@ -86,13 +86,20 @@ class Stream:
         """Samples per second, of the pieces and of the generation."""
         return self._renderers.codec.sample_rate
 
-    @cached_property
+    @property
     def generation(self) -> Generation:
         """What `generate` returns for the request. Waits until the clips are complete."""
-        with failures_reported(self._renderers.codec.device):
-            wavs = self._wavs(self._codes())
-            self._timings.add("codec", self._own.seconds["codec"])
-            return self._complete(self._request, wavs)
+        # Not a cached_property: until Python 3.12 those of all streams would share one lock.
+        if self._generation is None:
+            with failures_reported(self._renderers.codec.device):
+                wavs = self._wavs(self._codes())
+                self._timings.add("codec", self._own.seconds["codec"])
+                self._generation = self._complete(self._request, wavs)
+        return self._generation
+
+    def _close(self) -> None:
+        """End the pieces. Their generator refers to this object, which would outlive its users."""
+        self._pieces = iter(())
 
     def _wavs(self, codes: Tensor) -> list[Tensor]:
         """wav [C, N] of each clip, of which pieces may be rendered already."""
@@ -169,7 +176,11 @@ def opened(
             for clip in clips:
                 jobs.append(loop.submit(clip))
         bar.total = sum(job.steps for job in jobs)
-        yield Stream(request, jobs, renderers, complete, timings, bar)
+        stream = Stream(request, jobs, renderers, complete, timings, bar)
+        try:
+            yield stream
+        finally:
+            stream._close()
 
 
 @contextmanager

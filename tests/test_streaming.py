@@ -1,6 +1,8 @@
 """The pieces of a stream, joined, are the clip that `generate` returns, bit for bit."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from contextvars import copy_context
@@ -111,6 +113,19 @@ def test_streams_beside_each_other_and_other_requests_get_their_own_bits(models)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(run, range(8)))
     assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+
+
+def test_a_generation_does_not_wait_for_that_of_another_stream(models):
+    model = models["text"]
+    with model.stream(asked(duration=300)) as first, ThreadPoolExecutor(1) as pool:
+        [job] = first._jobs
+        waiting = pool.submit(lambda: first.generation)
+        until(lambda: job.admitted)
+        assert model.generate(asked()).wavs
+        assert not job.done()
+        job.cancel()
+        with pytest.raises(CancelledError):
+            waiting.result()
 
 
 def test_the_first_piece_comes_before_the_clip_is_decoded(models):
@@ -231,8 +246,9 @@ def test_a_stream_that_is_left_frees_its_slot_before_the_next_step(models, monke
         until(lambda: len(begun) > seen + 5)
         # The engine may have been about to begin a step when the stream was left.
         assert {len(indices) for indices in begun[seen + 1 :]} == {1}
+    assert list(stream) == []
     with pytest.raises(CancelledError):
-        next(iter(stream))
+        _ = stream.generation
 
 
 def test_an_error_of_the_caller_passes_and_cancels(models):
@@ -347,6 +363,25 @@ def test_pieces_wait_for_the_budget_of_renderings(models, monkeypatch):
         pieces = iter(stream)
         next(pieces)
         assert budget._free == largest  # nothing is held between two pieces
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_clip_is_freed_with_its_last_reference(models, taken):
+    """Not by a later garbage collection: clips of many requests would add up until then."""
+    model = models["text"]
+    gc.disable()
+    try:
+        with model.stream(asked()) as stream:
+            pieces = iter(stream)
+            for _ in range(taken):
+                next(pieces)
+            wav = weakref.ref(stream.generation.wavs[0])
+        assert wav() is not None
+        del stream, pieces
+        assert wav() is None
+        assert weakref.ref(model.generate(asked()).wavs[0])() is None
+    finally:
+        gc.enable()
 
 
 def test_the_stages_of_a_stream_are_those_of_a_request(models):
