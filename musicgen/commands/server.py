@@ -29,8 +29,8 @@ SETUP_TIMEOUT = 1800  # seconds; a large checkpoint on a slow disk takes minutes
 # Threads of Cog's HTTP server. When two threads look for a free slot at the same moment, one of
 # them answers 409 although most slots are free.
 THREADS = 1
-# Events of a running prediction that Cog keeps for late readers. Its default of 1,024 would keep all
-# pieces of a stream: 51 MB for five minutes of stereo.
+# Events of a running prediction that Cog keeps for late readers. Its default of 1,024 would keep
+# all pieces of a stream: 51 MB for five minutes of stereo.
 STREAM_HISTORY = 16
 STOP_SECONDS = 10  # for a server to end before it is killed
 INTERRUPT_SECONDS = 0.5  # the same after ctrl-C
