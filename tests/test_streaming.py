@@ -379,7 +379,8 @@ def test_a_clip_is_freed_with_its_last_reference(models, taken):
         assert wav() is not None
         del stream, pieces
         assert wav() is None
-        assert weakref.ref(model.generate(asked()).wavs[0])() is None
+        wav = weakref.ref(model.generate(asked()).wavs[0])
+        assert wav() is None
     finally:
         gc.enable()
 
