@@ -4,6 +4,7 @@ scripts/soak and the tests of abuse send them. Packages are imported where they 
 help of scripts/soak needs a bare Python.
 """
 
+import functools
 import struct
 import subprocess
 import threading
@@ -103,8 +104,9 @@ def cover(folder: Path, side: int = 5000) -> Path:
 def silence(folder: Path, seconds: int = 20_000) -> Path:
     """Hours of silence in a flac of a few megabytes, without an index."""
     path = folder / "silence.flac"
-    source = ("-f", "lavfi", "-i", "anullsrc=r=44100:cl=mono", "-t", seconds)
-    _ffmpeg(*source, "-c:a", "flac", path)
+    # The largest blocks that ffmpeg generates. They do not change the file, only the time it takes.
+    source = ("-f", "lavfi", "-i", "anullsrc=r=44100:cl=mono:n=65535", "-t", seconds)
+    _ffmpeg(*source, "-c:a", "flac", "-frame_size", 1024, path)
     return path
 
 
@@ -195,6 +197,7 @@ def endless() -> Iterator[str]:
             server.shutdown()
 
 
+@functools.cache
 def _zeros() -> bytes:
     """100 MB of zeros as a gzip member of 100 kB."""
     import zlib
