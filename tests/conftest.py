@@ -17,6 +17,7 @@ from cog_server import cog_server
 from gate import until
 from storage import fault_proxy, storage_server
 
+from musicgen.checkpoints.folders import DEFAULT
 from musicgen.commands import server
 from musicgen.pipeline import MusicGen
 from musicgen.runtime.librosa_import import librosa
@@ -31,11 +32,15 @@ GROUPS = {
     "test_bench": "bench",
     "test_demo": "demo",
     "test_gpu_report": "gpu_report",
+    "test_http_provenance": "provenance",
     "test_image": "image",
     "test_prediction": "prediction",
 }
 # Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
-SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "play"}
+SLOW_FIXTURES = {
+    *("start_server", "predict_server", "songstarter_server", "demo_server"),
+    *("play", "visit"),
+}
 SLOW_PLACES = {
     "benchmarks",
     "cluster",
@@ -140,6 +145,13 @@ def predict_server(request):
 @pytest.fixture(scope="session")
 def songstarter_server(request):
     with shared_server(request, "songstarter") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory):
+    """A server of the demo model for many tests."""
+    with cog_server(tmp_path_factory.mktemp("demo"), DEFAULT, "predict") as client:
         yield client
 
 

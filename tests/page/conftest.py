@@ -4,13 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from musicgen.checkpoints.folders import DEFAULT
 from musicgen.commands.server import ROOT, free_port
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -45,37 +45,47 @@ def play(tmp_path_factory):
     with ExitStack() as stack:
 
         def start(*arguments):
-            port = free_port()
-            log = stack.enter_context((tmp_path_factory.mktemp("page") / "log").open("w+"))
-            environment = {**os.environ, "BROWSER": "true", "OMP_NUM_THREADS": "1"}
-            command = [ROOT / "scripts" / "play", "--port", str(port), *arguments]
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            url = f"http://127.0.0.1:{port}"
-            while not _answers(url):
-                log.seek(0)
-                assert process.poll() is None, log.read()
-            return url
+            return stack.enter_context(page_server(tmp_path_factory.mktemp("page"), *arguments))
 
         yield start
 
 
-@pytest.fixture(scope="module")
-def server(start_server):
-    """The server of the demo model that `url` uses."""
-    return start_server("predict", DEFAULT)
+@contextmanager
+def page_server(folder, *arguments):
+    """The address of the page of scripts/play with these arguments. `folder` receives its log."""
+    port = free_port()
+    environment = {**os.environ, "BROWSER": "true", "OMP_NUM_THREADS": "1"}
+    command = [ROOT / "scripts" / "play", "--port", str(port), *arguments]
+    with (folder / "log").open("w+") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            while not _answers(url):
+                log.seek(0)
+                assert process.poll() is None, log.read()
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
 
 
-@pytest.fixture(scope="module")
-def url(play, server):
-    """The address of a page for a running server."""
-    return play("--server", server.url)
+@pytest.fixture(scope="session")
+def server(demo_server):
+    """The server that `url` uses."""
+    return demo_server
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory, server):
+    """The address of a page for a running server. Each visit has takes of its own."""
+    with page_server(tmp_path_factory.mktemp("page"), "--server", server.url) as url:
+        yield url
 
 
 def _answers(url):
     try:
-        return httpx.get(url).is_success
+        return httpx.get(url, timeout=None).is_success
     except httpx.ConnectError:
         return False
 

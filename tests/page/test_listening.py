@@ -20,8 +20,14 @@ HEARD = """() => preview.parts.flatMap(part => Array.from(new Uint8Array(part.bu
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    """The server of the demo model that `url` uses."""
+    """A server of the demo model that sends what is ready before the end."""
     return start_server("streaming", DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def url(play, server):
+    """The address of a page for that server."""
+    return play("--server", server.url)
 
 
 @pytest.fixture
