@@ -92,6 +92,7 @@ class AudioFile:
         while b"data" not in self._buffer:
             data = next(self._chunks, b"")
             if not data:
+                _check_time(self._process, self.name)
                 raise self._unreadable()
             self._buffer += data
         start = self._buffer.index(b"fmt ") + 8

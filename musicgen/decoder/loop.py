@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from musicgen.decoder import cuda, faults
+from musicgen.decoder import cuda, daemon, faults
 from musicgen.decoder.clip import Clip
 from musicgen.decoder.engine import Engine
 from musicgen.decoder.job import Job
@@ -24,8 +24,7 @@ class Loop:
         self._closed = False
         self._failure: BaseException | None = None
         warm = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(warm,), name="decode", daemon=True)
-        self._thread.start()
+        self._thread = daemon.start("decode", lambda: self._run(warm), self.close)
         warm.wait()
         if self._failure:
             raise self._failure

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from musicgen.decoder import faults
+from musicgen.decoder import daemon, faults
 from musicgen.runtime.cancellation import current
 
 T = TypeVar("T")
@@ -64,8 +64,7 @@ class DeviceThread:
         with current.get().covers([work.future]):
             with self._changed:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="device", daemon=True)
-                    self._thread.start()
+                    self._thread = daemon.start("device", self._run, self.close)
                 self._waiting.append(work)
                 self._changed.notify()
             result: T = work.future.result()

@@ -6,6 +6,7 @@ operating system enforces the limits, and a cancelled request ends the child at 
 
 import os
 import selectors
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class Ffmpeg:
     @property
     def out_of_time(self) -> bool:
         """Whether it was ended by its limit of processor time, or because it was stuck."""
-        return self.stuck or self.process.wait() < 0
+        return self.stuck or -self.process.wait() in (signal.SIGXCPU, signal.SIGKILL)
 
     @property
     def message(self) -> str:

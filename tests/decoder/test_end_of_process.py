@@ -95,3 +95,39 @@ def test_a_process_that_can_decode_goes_on(case):
     ended = serve(broken)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{[error] * 12}\n"
+
+
+BUSY = """
+import threading
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from musicgen.decoder import daemon
+
+class Python(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        began.set()
+        return function(*arguments, **(options or {}))
+
+def run():
+    with Python():
+        while not closed.is_set():
+            torch.ones(1) + 1
+
+began, closed = threading.Event(), threading.Event()
+START
+began.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "ends_well"),
+    [
+        ("daemon.start('busy', run, closed.set)", True),
+        # Shows that the case above would notice.
+        ("threading.Thread(target=run, daemon=True).start()", False),
+    ],
+)
+def test_a_process_ends_well_while_a_thread_is_in_pytorch(start, ends_well):
+    code = BUSY.replace("START", start)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert (done.returncode == 0) is ends_well
