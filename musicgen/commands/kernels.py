@@ -32,7 +32,7 @@ def compile_kernels(checkpoint: Path, capabilities: list[int], into: Path) -> It
 
 
 def shapes(folder: Path) -> Shapes:
-    """What the kernels of a server depend on that serves the checkpoint in `folder`."""
+    """The shapes that kernels depend on, for a server of the checkpoint in `folder`."""
     checkpoint, cpu = open_checkpoint(folder), torch.device("cpu")
     conditioner, prefixes = Conditioner(checkpoint, cpu), []
     for conditioner.text.max_tokens in MAX_TOKENS:

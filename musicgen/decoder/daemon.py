@@ -8,9 +8,7 @@ import atexit
 import threading
 from collections.abc import Callable
 
-WAIT_SECONDS = (
-    10.0  # for what a thread is doing at the end: a decode step, or a part of a rendering
-)
+WAIT_SECONDS = 1.0  # more than a decode step takes; longer work is cut off
 
 _running: dict[threading.Thread, Callable[[], None]] = {}
 

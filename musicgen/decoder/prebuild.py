@@ -36,7 +36,7 @@ LAYERS = 2  # the first and any other; all layers launch the same kernels
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the kernels of a server depend on, besides the GPU."""
+    """The properties of a model that its kernels depend on, besides the GPU."""
 
     config: LMConfig
     max_length: int  # frames of the longest window

@@ -1,4 +1,4 @@
-"""Addresses of the page's own server: what can be saved of a clip, and what is heard meanwhile."""
+"""Addresses of the page's server: clips to save, and the sound of a take while it is made."""
 
 from pathlib import Path
 from typing import Any

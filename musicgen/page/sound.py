@@ -21,7 +21,7 @@ class Sound:
         self._changed = Condition()
 
     def begin(self, rate: int, channels: int) -> None:
-        """Say what the samples are, before the first of them."""
+        """Set the format of the samples, before the first of them."""
         frame = SAMPLE_BYTES * channels
         form = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * frame, frame, 8 * SAMPLE_BYTES)
         data = b"data" + struct.pack("<I", UNKNOWN)

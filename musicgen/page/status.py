@@ -30,7 +30,7 @@ def heard(visit_id: str, visit: Visit) -> str:
     address = f"/sounds/{quote(visit_id)}/{job.id}"
     levelled = job.inputs.get("normalization_strategy", "loudness") == "loudness"
     return (
-        f'<div role="group" aria-label="What is made so far" hidden data-sound="{address}" '
+        f'<div role="group" aria-label="The take so far" hidden data-sound="{address}" '
         f'data-take="{address}/take" data-seconds="{_length(job):g}" '
         f'data-levelled="{"yes" if levelled else ""}"><button aria-label="Play">▶</button>'
         '<div class="track"><i class="made"></i><i class="played"></i></div><output>0.0 s</output>'

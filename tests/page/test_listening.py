@@ -20,7 +20,7 @@ HEARD = """() => preview.parts.flatMap(part => Array.from(new Uint8Array(part.bu
 
 @pytest.fixture(scope="module")
 def server(start_server):
-    """A server of the demo model that sends what is ready before the end."""
+    """A server of the demo model that streams."""
     return start_server("streaming", DEFAULT)
 
 
@@ -43,7 +43,7 @@ def asked(url, visit):
 
 
 def bar(page):
-    return page.get_by_role("group", name="What is made so far")
+    return page.get_by_role("group", name="The take so far")
 
 
 def test_it_plays_before_the_take_is_ready_and_the_file_takes_over(asked, server):
