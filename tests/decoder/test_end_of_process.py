@@ -114,20 +114,12 @@ def run():
             torch.ones(1) + 1
 
 began, closed = threading.Event(), threading.Event()
-START
+daemon.start("busy", run, closed.set)
 began.wait()
 """
 
 
-@pytest.mark.parametrize(
-    ("start", "ends_well"),
-    [
-        ("daemon.start('busy', run, closed.set)", True),
-        # Shows that the case above would notice.
-        ("threading.Thread(target=run, daemon=True).start()", False),
-    ],
-)
-def test_a_process_ends_well_while_a_thread_is_in_pytorch(start, ends_well):
-    code = BUSY.replace("START", start)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
-    assert (done.returncode == 0) is ends_well
+def test_a_process_ends_well_while_a_thread_is_in_pytorch():
+    """With a plain daemon thread most such processes abort."""
+    done = subprocess.run([sys.executable, "-c", BUSY], cwd=ROOT, check=False)
+    assert done.returncode == 0
