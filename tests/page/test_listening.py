@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from urllib.parse import urlencode
 
 import pytest
 import soundfile
@@ -33,11 +34,7 @@ def url(play, server):
 @pytest.fixture
 def asked(url, visit):
     """The page, a moment after a take was asked for."""
-    page = visit(url)
-    for name, value in INPUTS.items():
-        if name == "seed":
-            page.get_by_text("More settings").click()
-        field(page, name).fill(str(value))
+    page = visit(url, f"/?{urlencode(INPUTS)}")
     press(page, "Generate")
     return page
 
