@@ -2,6 +2,9 @@
 
 import gc
 import math
+import os
+import subprocess
+import sys
 import threading
 
 import numba
@@ -22,7 +25,7 @@ FULL = pytest.mark.full
 THREADS = [1, 2]
 MOST_ROWS = 64
 # Widths that panels do and do not divide; depths of less and more than one block of the depth.
-SIZES = [(64, 64), (300, 256), (1200, 100), (40, 1100)]
+SIZES = [(64, 64), (300, 256), (1200, 101), (40, 1100)]
 
 
 def published_products():
@@ -101,12 +104,34 @@ def test_int8_weights_are_the_nearest_multiples_of_their_scale(team, size, matri
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_products_of_int8_weights_are_exact_to_float32_rounding(team, size):
+def test_products_of_int8_weights_are_exact_for_rows_rounded_to_int16(team, size):
     weight, x = random_weight(size, "int8", team), torch.randn(7, size[1])
-    exact = x.double() @ weight.dense().double().T
-    # Beside the sums, each weight is rounded once by `dense`, each block once by its scale.
-    bound = (size[1] + 2) * 2.0**-24 * (x.abs().double() @ weight.dense().abs().double().T)
+    x[2] = 0
+    blocks = [round_to_int16(block) for block in x.double().split(DEPTH_BLOCK, dim=1)]
+    dense = weight.dense().double()
+    exact = torch.cat([nearest for nearest, _ in blocks], 1) @ dense.T
+    # Both scales, their product, a block's sum and the addition of a block round once each. So does
+    # `dense`. A number in the middle of two int16 may go to either.
+    bound = 8 * len(blocks) * 2.0**-24 * (x.abs().double() @ dense.abs().T)
+    bound += torch.cat([between for _, between in blocks], 1) @ dense.abs().T
     assert ((product(team, weight, x) - exact).abs() <= bound).all()
+
+
+def round_to_int16(x):
+    """x, each row rounded to 16 bits; and what is between the two nearest, where it is midway."""
+    scale = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 32767
+    steps = x / scale
+    midway = ((steps - steps.floor()) - 0.5).abs() < 0.01
+    return steps.round() * scale, scale * midway
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_product_of_int8_weights_hides_no_number_that_is_not_finite(team, wrong):
+    weight, x = random_weight((40, 300), "int8", team), torch.randn(3, 300)
+    x[1, 270] = wrong
+    found = product(team, weight, x).isfinite()
+    assert found[[0, 2]].all()
+    assert not found[1].any()
 
 
 @by_stored_dtype
@@ -129,6 +154,15 @@ def test_a_product_does_not_depend_on_the_number_of_threads(size, stored):
         product(team, PACKERS[stored](matrix, team), x) for team in map(kernels.cpu_team, THREADS)
     )
     assert torch.equal(one, two)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "features"), [("haswell", "+avx2,+fma,+f16c"), ("nehalem", "+sse4.2")]
+)
+def test_processors_without_these_instructions_compute_as_exactly(name, features, tmp_path):
+    """The code for older processors, on this one."""
+    run_for_processor(__file__, name, features, tmp_path)
 
 
 def test_a_product_can_be_added_to_a_residual(team):
@@ -234,6 +268,14 @@ def test_a_recording_is_replayed_with_other_inputs(team):
         x = torch.randn(2, 30)
         assert torch.equal(ops.replay(function, (x,), key="x"), product(team, weight, x))
     assert len(recorded) == 1
+
+
+def run_for_processor(tests, name, features, cache):
+    """Run a file's tests in a process whose code is for that processor."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    environment["NUMBA_CACHE_DIR"] = str(cache)
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", tests]
+    subprocess.run(command, env=environment, check=True)
 
 
 def test_the_threads_of_a_decoder_end_with_it():

@@ -54,8 +54,6 @@ def test_a_clip_does_not_depend_on_the_number_of_threads():
 def test_weights_take_half_the_memory_and_so_do_keys_and_values():
     config = tiny_config()
     exact, fast = (fast_lm(config, fast=fast) for fast in (False, True))
-    for layer in (exact, fast):
-        assert layer.heads.panels.shape == exact.heads.panels.shape
     assert fast.heads.panels.nbytes == exact.heads.panels.nbytes / 2
     assert fast.heads.scales.nbytes <= fast.heads.panels.nbytes / 16
     assert State.slot_bytes(fast, 10, 0) == State.slot_bytes(exact, 10, 0) / 2

@@ -5,6 +5,9 @@ panels: PANEL outputs side by side for every step of the depth, [N / PANEL, D, P
 the sums of a few rows with a panel, or with a part of it, in registers and walks through the depth
 in order. Every output has one accumulator, so its bits do not depend on how many rows are
 multiplied together.
+
+Weights of int8 are multiplied with rows of int16. Their sums are integers, hence exact, and two
+steps of the depth are one instruction: panels are [N / PANEL, D / 2, PANEL, 2].
 """
 
 # Compiled by numba, from Python that has no types.
@@ -14,13 +17,18 @@ from __future__ import annotations
 
 import platform
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-FEATURES = {name for name, present in llvm.get_host_cpu_features().items() if present}
+# Those that numba compiles for; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES may name another processor.
+FEATURES = {
+    feature[1:]
+    for feature in (config.CPU_FEATURES or get_host_cpu_features()).split(",")
+    if feature.startswith("+")
+}
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 WIDE = "avx512f" in FEATURES
 # With float16 weights, a step of the depth in a panel is one line of a cache, 64 bytes.
@@ -36,11 +44,18 @@ PART = PANEL if WIDE else PANEL // 2
 AHEAD = 4096
 FUSED = not X86 or "fma" in FEATURES
 HALF_LOADS = not X86 or "f16c" in FEATURES
+# The instruction that multiplies pairs of int16 and adds the two products, and its int32 results.
+# LLVM joins it with the addition to the sum where the processor can do both at once.
+if "avx512bw" in FEATURES:
+    PAIR_PRODUCTS, LANES = "llvm.x86.avx512.pmaddw.d.512", 16
+else:
+    PAIR_PRODUCTS, LANES = ("llvm.x86.avx2.pmadd.wd" if "avx2" in FEATURES else ""), 8
 
 _FLOAT, _HALF = ir.FloatType(), ir.HalfType()
 _INT8, _INT16, _INT32, _INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-# type, bytes
-ELEMENTS = {"float32": (_FLOAT, 4), "float16": (_HALF, 2), "int8": (_INT8, 1)}
+ELEMENTS = {"float32": _FLOAT, "float16": _HALF}
+# Bytes of a panel that are multiplied with 4 bytes of a row.
+STEP_BYTES = {"float32": 4 * PANEL, "float16": 2 * PANEL, "int8": 2 * PANEL}
 
 
 def _number(value: int):
@@ -104,26 +119,42 @@ def _float_to_half(builder, value):
 
 def _load_weights(builder, kind, address, columns):
     """This many weights as a vector of float32."""
-    element, size = ELEMENTS[kind]
-    floats = ir.VectorType(_FLOAT, columns)
     by_bits = kind == "float16" and not HALF_LOADS
-    vector = ir.VectorType(_INT16 if by_bits else element, columns)
-    loaded = builder.load(builder.inttoptr(address, vector.as_pointer()), align=size)
+    vector = ir.VectorType(_INT16 if by_bits else ELEMENTS[kind], columns)
+    loaded = builder.load(builder.inttoptr(address, vector.as_pointer()), align=2)
     if by_bits:
         return _half_to_float(builder, loaded)
     if kind == "float16":
-        return builder.fpext(loaded, floats)
-    if kind == "int8":
-        return builder.sitofp(builder.sext(loaded, ir.VectorType(_INT32, columns)), floats)
+        return builder.fpext(loaded, ir.VectorType(_FLOAT, columns))
     return loaded
+
+
+def _pick(builder, first, second, places):
+    """The elements of two joined vectors at these places."""
+    return builder.shuffle_vector(
+        first, second, ir.Constant(ir.VectorType(_INT32, len(places)), places)
+    )
 
 
 def _splat(builder, value, columns):
     """A vector of the same number in all columns."""
-    undefined = ir.Constant(ir.VectorType(_FLOAT, columns), ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(value.type, columns), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
-    zeros = ir.Constant(ir.VectorType(_INT32, columns), [0] * columns)
-    return builder.shuffle_vector(first, undefined, zeros)
+    return _pick(builder, first, undefined, [0] * columns)
+
+
+def _pair_products(builder, a, b):
+    """The sums [LANES] of the products of each pair of int16 in a and b [2 LANES]."""
+    integers = ir.VectorType(_INT32, LANES)
+    if PAIR_PRODUCTS:
+        kind = ir.FunctionType(integers, [a.type, b.type])
+        function = cgutils.get_or_insert_function(builder.module, kind, PAIR_PRODUCTS)
+        return builder.call(function, [a, b])
+    products = []
+    for parity in range(2):
+        chosen = [_pick(builder, x, x, list(range(parity, 2 * LANES, 2))) for x in (a, b)]
+        products.append(builder.mul(*(builder.sext(x, integers) for x in chosen)))
+    return builder.add(*products)
 
 
 def _prefetch(builder, address):
@@ -142,13 +173,74 @@ def _multiply_add(builder, x, weights, total):
     return builder.call(fma, [x, weights, total])
 
 
+def _int8_step(builder, columns, address, values, totals):
+    """The totals of all rows, [columns] in pieces of LANES, after two steps of the depth."""
+    pieces = range(columns // LANES)
+    bytes_, shorts = (ir.VectorType(kind, 2 * LANES) for kind in (_INT8, _INT16))
+    weights = []
+    for piece in pieces:
+        place = builder.add(address, _number(2 * LANES * piece))
+        loaded = builder.load(builder.inttoptr(place, bytes_.as_pointer()), align=1)
+        weights.append(builder.sext(loaded, shorts))
+    results = []
+    for value, row in zip(values, totals, strict=True):
+        pair = builder.load(builder.inttoptr(value, _INT32.as_pointer()), align=4)
+        x = builder.bitcast(_splat(builder, pair, LANES), shorts)
+        results.append(
+            [
+                builder.add(total, _pair_products(builder, x, weight))
+                for total, weight in zip(row, weights, strict=True)
+            ]
+        )
+    return results
+
+
+def _float_step(kind):
+    def step(builder, columns, address, values, totals):
+        """The totals of all rows, [columns] in one piece, after a step of the depth."""
+        weights = _load_weights(builder, kind, address, columns)
+        results = []
+        for value, (total,) in zip(values, totals, strict=True):
+            x = builder.load(builder.inttoptr(value, _FLOAT.as_pointer()), align=4)
+            results.append([_multiply_add(builder, _splat(builder, x, columns), weights, total)])
+        return results
+
+    return step
+
+
+def _add_int8(builder, columns, totals, place, weight_scales, x_scale):
+    """Add the totals of a row, times the scales of both factors, to the sums at `place`."""
+    floats = ir.VectorType(_FLOAT, LANES)
+    x = builder.load(builder.inttoptr(x_scale, _FLOAT.as_pointer()), align=4)
+    x = _splat(builder, x, LANES)
+    for piece, total in enumerate(totals):
+        offset = _number(4 * LANES * piece)
+        sums, scales = (
+            builder.inttoptr(builder.add(address, offset), floats.as_pointer())
+            for address in (place, weight_scales)
+        )
+        scale = builder.fmul(builder.load(scales, align=4), x)
+        earlier = builder.load(sums, align=4)
+        result = _multiply_add(builder, builder.sitofp(total, floats), scale, earlier)
+        builder.store(result, sums, align=4)
+
+
+def _add_floats(builder, columns, totals, place, weight_scales, x_scale):
+    """Add the totals of a row to the sums at `place`."""
+    sums = builder.inttoptr(place, ir.VectorType(_FLOAT, columns).as_pointer())
+    builder.store(builder.fadd(builder.load(sums, align=4), totals[0]), sums, align=4)
+
+
 def _tile(builder, kind, rows, columns, arguments):
     """Emit the loop over the depth for a tile of this size; the block after it is left open."""
-    x, stride, panel, scales, sums, depth = arguments
-    vector = ir.VectorType(_FLOAT, columns)
-
-    def floats(address):
-        return builder.inttoptr(address, vector.as_pointer())
+    x, stride, panel, scales, x_scales, scale_stride, sums, depth = arguments
+    if kind == "int8":
+        vector, advance, finish = ir.VectorType(_INT32, LANES), _int8_step, _add_int8
+        steps, pieces = builder.lshr(depth, _number(1)), columns // LANES
+    else:
+        vector, advance, finish = ir.VectorType(_FLOAT, columns), _float_step(kind), _add_floats
+        steps, pieces = depth, 1
+    zero = ir.Constant(vector, [0] * vector.count)
 
     before = builder.block
     body, after = (builder.append_basic_block(name) for name in ("depth", "done"))
@@ -158,61 +250,60 @@ def _tile(builder, kind, rows, columns, arguments):
     builder.position_at_end(body)
     step = builder.phi(_INT64)
     step.add_incoming(_number(0), before)
-    totals = [builder.phi(vector) for _ in range(rows)]
-    size = ELEMENTS[kind][1]
-    address = builder.add(panel, builder.mul(step, _number(PANEL * size)))
-    weights = _load_weights(builder, kind, address, columns)
+    totals = [[builder.phi(vector) for _ in range(pieces)] for _ in range(rows)]
+    address = builder.add(panel, builder.mul(step, _number(STEP_BYTES[kind])))
     _prefetch(builder, builder.add(address, _number(AHEAD)))
+    # A step of x is a float32, or two int16.
     offset = builder.mul(step, _number(4))
-    results = []
-    for total, first in zip(totals, firsts, strict=True):
-        pointer = builder.inttoptr(builder.add(first, offset), _FLOAT.as_pointer())
-        value = _splat(builder, builder.load(pointer, align=4), columns)
-        results.append(_multiply_add(builder, value, weights, total))
-        total.add_incoming(_constant(vector, 0.0), before)
-        total.add_incoming(results[-1], body)
+    values = [builder.add(first, offset) for first in firsts]
+    results = advance(builder, columns, address, values, totals)
+    for phis, row in zip(totals, results, strict=True):
+        for phi, result in zip(phis, row, strict=True):
+            phi.add_incoming(zero, before)
+            phi.add_incoming(result, body)
     following = builder.add(step, _number(1))
     step.add_incoming(following, body)
-    builder.cbranch(builder.icmp_signed("<", following, depth), body, after)
+    builder.cbranch(builder.icmp_signed("<", following, steps), body, after)
 
     builder.position_at_end(after)
     for row, result in enumerate(results):
-        place = floats(builder.add(sums, _number(4 * PANEL * row)))
-        earlier = builder.load(place, align=4)
-        if kind == "int8":
-            scale = builder.load(floats(scales), align=4)
-            builder.store(_multiply_add(builder, result, scale, earlier), place, align=4)
-        else:
-            builder.store(builder.fadd(earlier, result), place, align=4)
+        place = builder.add(sums, _number(4 * PANEL * row))
+        x_scale = builder.add(x_scales, builder.mul(scale_stride, _number(row)))
+        finish(builder, columns, result, place, scales, x_scale)
 
 
 def tile(kind: str):
-    """The function tile(x, stride, panel, scales, sums, depth, rows, columns) for these weights.
+    """The function tile(x, stride, panel, scales, x_scales, scale_stride, sums, depth, rows,
+    columns) for these weights.
 
     It adds the product of x [rows, depth] with `columns` columns of a panel [depth, PANEL] to those
-    of sums [rows, PANEL]; products of int8 are multiplied with scales [columns] first. `columns` is
-    PANEL, for up to FEW_ROWS rows, or PART, for up to TILE_ROWS. x, panel, scales and sums are
-    addresses; the rows of x are `stride` bytes apart.
+    of sums [rows, PANEL]; a product of int8 is first multiplied with scales [columns] and with the
+    row's x_scale. `columns` is PANEL, for up to FEW_ROWS rows, or PART, for up to TILE_ROWS. x,
+    panel, both scales and sums are addresses; the rows of x are `stride` bytes apart, their scales
+    `scale_stride`.
     """
     sizes = {(rows, PANEL) for rows in range(1, FEW_ROWS + 1)}
     sizes |= {(rows, PART) for rows in range(1, TILE_ROWS + 1)}
 
     @intrinsic
-    def function(context, x, stride, panel, scales, sums, depth, rows, columns):
+    def function(
+        context, x, stride, panel, scales, x_scales, scale_stride, sums, depth, rows, columns
+    ):
         def generate(context, builder, signature, arguments):
+            *arguments, rows, columns = arguments
             end = builder.append_basic_block("end")
             # Columns are multiples of 16, and there are fewer rows than that.
-            switch = builder.switch(builder.add(arguments[6], arguments[7]), end)
+            switch = builder.switch(builder.add(rows, columns), end)
             for count, width in sorted(sizes):
                 block = builder.append_basic_block(f"rows{count}")
                 switch.add_case(_number(count + width), block)
                 builder.position_at_end(block)
-                _tile(builder, kind, count, width, arguments[:6])
+                _tile(builder, kind, count, width, arguments)
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * 10), generate
 
     return function
 
@@ -280,8 +371,9 @@ def _pointer_to(element):
     return function
 
 
-float_pointer, int_pointer, half_pointer, byte_pointer = map(
-    _pointer_to, (types.float32, types.int64, types.uint16, types.int8)
+float_pointer, int_pointer, half_pointer, byte_pointer, int16_pointer, int32_pointer = map(
+    _pointer_to,
+    (types.float32, types.int64, types.uint16, types.int8, types.int16, types.int32),
 )
 
 

@@ -29,16 +29,16 @@ from musicgen.decoder.kernels.arithmetic import (
     jit_fast,
 )
 from musicgen.decoder.kernels.intrinsics import (
-    ELEMENTS,
     FEW_ROWS,
     PANEL,
     PART,
+    STEP_BYTES,
     TILE_ROWS,
     add_atomic,
     load_atomic,
     tile,
 )
-from musicgen.decoder.kernels.layout import DEPTH_BLOCK, packer, quantizer
+from musicgen.decoder.kernels.layout import DEPTH_BLOCK, packer, quantizer, round_rows
 
 
 class Kind(IntEnum):
@@ -50,8 +50,9 @@ class Kind(IntEnum):
     APPEND = 3  # write the keys and values of x [rows, 3 width] into the caches a and b
     ATTEND = 4  # y [rows, width] = attention of the queries x over the caches a and b
     PACK = 5  # y [width / PANEL, depth, PANEL] = x [width, depth], elements of `size` bytes
-    INT8 = 6  # FLOAT32 with panels of int8 and their scales b [width / PANEL, blocks, PANEL]
+    INT8 = 6  # FLOAT32 with panels of int8, their scales b [width / PANEL, blocks, PANEL]
     QUANTIZE = 7  # PACK to int8, and write the scales b
+    ROUND = 8  # y int16 [rows, width] = x [rows, depth], width even, and write the scales b
 
 
 class Then(IntEnum):
@@ -67,6 +68,7 @@ Operation = np.dtype(
     [
         *((name, np.int64) for name in ("kind", "then", "tasks", "chunk", "x", "y", "a", "b")),
         *((name, np.int64) for name in ("rows", "depth", "width", "stride")),
+        ("x_scales", np.int64),  # INT8: the scales [rows, blocks] of its x, which ROUND has written
         ("size", np.int64),  # bytes of a number in the caches, or in the matrix to pack
         *((name, np.int64) for name in ("heads", "head_dim", "capacity")),
         *((name, np.int64) for name in ("cache_rows", "positions")),  # addresses of int64 [rows]
@@ -77,7 +79,7 @@ Operation = np.dtype(
 SPINS = 2000  # of a thread that waits, before it lets others use its processor
 
 ROOT_HALF = np.float32(math.sqrt(0.5))
-NORM, FLOAT32, FLOAT16, APPEND, ATTEND, PACK, INT8, QUANTIZE = map(int, Kind)
+NORM, FLOAT32, FLOAT16, APPEND, ATTEND, PACK, INT8, QUANTIZE, ROUND = map(int, Kind)
 STORE, GELU, ADD = map(int, Then)
 _yield_processor = types.ExternalFunction("sched_yield", types.int32())
 
@@ -103,37 +105,45 @@ def norm(op, first, last):
 
 def _product(kind):
     """The compiled function that runs tasks of a product with this kind of weights."""
-    multiply, size = tile(kind), ELEMENTS[kind][1]
+    multiply, step_bytes = tile(kind), STEP_BYTES[kind]
+    per_step = 2 if kind == "int8" else 1  # of the depth
+    element = 4 // per_step  # bytes of a number of x
+    column_bytes = step_bytes // PANEL
 
     @jit
     def sums_of(op, index, sums):
         """Write x [rows, depth] times panel `index` to sums [rows, PANEL]."""
         rows, depth = op.rows, op.depth
-        panel = op.a + size * PANEL * depth * index
-        scales = op.b + 4 * PANEL * ((depth + DEPTH_BLOCK - 1) // DEPTH_BLOCK) * index
+        steps = (depth + per_step - 1) // per_step
+        stride = 4 * steps
+        blocks = (depth + DEPTH_BLOCK - 1) // DEPTH_BLOCK
+        panel = op.a + step_bytes * steps * index
+        scales = op.b + 4 * PANEL * blocks * index
         columns, most = (PANEL, FEW_ROWS) if rows <= FEW_ROWS else (PART, TILE_ROWS)
         groups = (rows + most - 1) // most
         for i in range(rows * PANEL):
             sums[i] = np.float32(0.0)
         address = sums.ctypes.data
-        for start in range(0, depth, DEPTH_BLOCK):
-            length = min(DEPTH_BLOCK, depth - start)
+        for block in range(blocks):
+            start = block * DEPTH_BLOCK
+            length = min(DEPTH_BLOCK, steps * per_step - start)
             for column in range(0, PANEL, columns):
                 row = 0
                 for group in range(groups):
                     count = (rows - row + groups - group - 1) // (groups - group)
                     multiply(
-                        op.x + 4 * (row * depth + start),
-                        4 * depth,
-                        panel + size * (PANEL * start + column),
-                        scales + 4 * column,
+                        op.x + row * stride + element * start,
+                        stride,
+                        panel + step_bytes * (start // per_step) + column_bytes * column,
+                        scales + 4 * (PANEL * block + column),
+                        op.x_scales + 4 * (row * blocks + block),
+                        4 * blocks,
                         address + 4 * (PANEL * row + column),
                         length,
                         count,
                         columns,
                     )
                     row += count
-            scales += 4 * PANEL
 
     @jit
     def product(op, first, last, sums):
@@ -224,7 +234,7 @@ def _attend(size):
     return attend
 
 
-product_float32, product_float16, product_int8 = map(_product, ELEMENTS)
+product_float32, product_float16, product_int8 = map(_product, STEP_BYTES)
 append4, append2 = map(_append, STORED)
 attend4, attend2 = map(_attend, STORED)
 pack4, pack2 = map(packer, STORED)
@@ -242,6 +252,8 @@ def run_tasks(op, first, last, scratch):
         product_int8(op, first, last, scratch)
     elif op.kind == NORM:
         norm(op, first, last)
+    elif op.kind == ROUND:
+        round_rows(op, first, last)
     elif op.kind == ATTEND:
         if op.size == 4:
             attend4(op, first, last, scratch)

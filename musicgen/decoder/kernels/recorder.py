@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from musicgen.decoder import sampling
 from musicgen.decoder.kernels.intrinsics import PANEL
+from musicgen.decoder.kernels.layout import DEPTH_BLOCK
 from musicgen.decoder.kernels.packed import Packed
 from musicgen.decoder.kernels.program import Kind, Operation, Then
 from musicgen.decoder.kernels.team import Team
@@ -59,11 +60,13 @@ class Recording:
         self.operations.append(values)
         self.scratch = max(self.scratch, scratch)
 
-    def buffer(self, name: str, rows: int, width: int) -> Tensor:
-        """The float32 tensor [rows, width] of this name, which every use overwrites."""
+    def buffer(
+        self, name: str, rows: int, width: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """The tensor [rows, width] of this name, which every use overwrites."""
         key = name, torch.Size((rows, width))
         if key not in self.buffers:
-            self.buffers[key] = torch.empty(key[1])
+            self.buffers[key] = torch.empty(key[1], dtype=dtype)
         return self.buffers[key]
 
     def build(self) -> None:
@@ -117,6 +120,10 @@ class CpuOps:
         rows, record = len(x), self._recording
         if y is None:
             y = record.buffer(f"product {then}", rows, weight.width)
+        scales: dict[str, Any] = {}
+        if weight.scales is not None:
+            x, x_scales = self._rounded(x)
+            scales = {"b": weight.scales, "x_scales": x_scales}
         record.add(
             PRODUCTS[weight.panels.dtype],
             tasks=len(weight.panels),
@@ -125,12 +132,29 @@ class CpuOps:
             x=x,
             y=y,
             a=weight.panels,
-            b=0 if weight.scales is None else weight.scales,
             rows=rows,
             depth=weight.depth,
             width=weight.width,
+            **scales,
         )
         return y
+
+    def _rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows x [R, D] in int16, with a zero after an odd depth, and their scales [R, blocks]."""
+        rows, depth = x.shape
+        y = self._recording.buffer("rounded", rows, depth + depth % 2, torch.int16)
+        scales = self._recording.buffer("scales", rows, -(-depth // DEPTH_BLOCK))
+        self._recording.add(
+            Kind.ROUND,
+            tasks=rows,
+            x=x,
+            y=y,
+            b=scales,
+            rows=rows,
+            depth=depth,
+            width=y.shape[1],
+        )
+        return y, scales
 
     def _normed(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         rows, width = x.shape
