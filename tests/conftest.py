@@ -24,18 +24,13 @@ from musicgen.runtime.librosa_import import librosa
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
-# File -> group of its tests. With pytest-xdist one worker runs all tests of a group, one after the
-# other: tests of `machine` use all processors, the other files have expensive fixtures.
-GROUPS = {
-    "test_cluster": "machine",
-    "test_soak": "machine",
-    "test_bench": "bench",
-    "test_demo": "demo",
-    "test_gpu_report": "gpu_report",
-    "test_http_provenance": "provenance",
-    "test_image": "image",
-    "test_prediction": "prediction",
-}
+# With pytest-xdist, one worker runs all tests of a file, whose fixtures are then made once. These
+# files and folders take longest and begin first, so that no worker is left alone with one at the
+# end. Those of a folder share fixtures, too.
+LONGEST = (
+    *("page", "test_cluster", "test_abuse", "test_kernels", "test_http_callers"),
+    *("test_audio_files", "test_docs_commands", "test_http_provenance", "test_image"),
+)
 # Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
 SLOW_FIXTURES = {
     *("start_server", "predict_server", "songstarter_server", "demo_server"),
@@ -72,21 +67,24 @@ def pytest_sessionstart(session):
             librosa()
 
 
+def group(item):
+    """The name of the tests that run in the same worker."""
+    folder = item.path.parent.name
+    return folder if folder in LONGEST else item.path.stem
+
+
+# Before pytest-xdist's own hook, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
-        # Tests with browsers share the pages, and a file's tests with servers share these.
-        shared = item.path.stem if "start_server" in fixtures else None
-        if item.path.parent.name == "page":
-            shared = "page"
-        if group := GROUPS.get(item.path.stem, shared):
-            item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
         if fixtures & SLOW_FIXTURES or places & SLOW_PLACES:
             item.add_marker(pytest.mark.slow)
         if places & DEMO_PLACES:
             item.add_marker(pytest.mark.demo)
-    # Groups are long: they begin first, so that no worker is left alone with one at the end.
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(group(item), len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
