@@ -1,11 +1,13 @@
 """The CPU's operations: exact, and no row depends on other rows or on the number of threads."""
 
 import gc
+import json
 import math
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.work import PUBLISHED
+from musicgen.commands.server import ROOT
 from musicgen.decoder import kernels
 from musicgen.decoder.kernels import attention
 from musicgen.decoder.kernels.intrinsics import HALF_LOADS, half_conversions
@@ -154,6 +157,19 @@ def test_a_product_does_not_depend_on_the_number_of_threads(size, stored):
         product(team, PACKERS[stored](matrix, team), x) for team in map(kernels.cpu_team, THREADS)
     )
     assert torch.equal(one, two)
+
+
+def test_code_from_the_cache_computes_the_bits_of_code_that_was_just_compiled(tmp_path):
+    """Otherwise a server's first start after an installation would give other music."""
+    digest = [sys.executable, Path(__file__).with_name("digest.py")]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    compiled, cached = (
+        json.loads(
+            subprocess.run(digest, env=environment, check=True, stdout=subprocess.PIPE).stdout
+        )
+        for _ in range(2)
+    )
+    assert compiled == cached
 
 
 @pytest.mark.full

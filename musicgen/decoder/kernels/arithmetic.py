@@ -20,9 +20,14 @@ from musicgen.decoder.kernels.intrinsics import (
 )
 
 jit = numba.njit(nogil=True, error_model="numpy")
-# Sums may be reordered; NaN and infinity keep their meaning.
-jit_fast = numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-jit_contract = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
+# Sums may be reordered; NaN and infinity keep their meaning. How is LLVM's choice, which may differ
+# between the copies of a function that it compiles: alone, and within its callers. A process that
+# compiles would then use another copy than one that loads the code from numba's cache. Inlined
+# functions have one copy.
+jit_fast = numba.njit(
+    nogil=True, error_model="numpy", forceinline=True, fastmath={"contract", "reassoc", "nsz"}
+)
+jit_contract = numba.njit(nogil=True, error_model="numpy", forceinline=True, fastmath={"contract"})
 
 
 @jit
