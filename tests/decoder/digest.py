@@ -36,11 +36,11 @@ queries, rows, lengths = (
     torch.tensor([5, 4, 0, 1]),
     torch.tensor([50, 49, 3, 9]),
 )
-keys, values = torch.randn(2, 6, 4, 50, 16)
-for dtype in (torch.float32, torch.float16):
+caches = torch.randn(2, 6, 4, 50, 16)
+for kept in (caches, caches.half()):
     note(
-        f"attention {dtype}",
-        lambda ops, q, r, n, k=keys.to(dtype), v=values.to(dtype): ops.attention(q, k, v, r, n),
+        f"attention {kept.dtype}",
+        lambda ops, q, r, n, kept=kept: ops.attention(q, *kept, r, n),
         *(queries, rows, lengths),
     )
 print(json.dumps(found))
