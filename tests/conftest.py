@@ -24,9 +24,8 @@ from musicgen.runtime.librosa_import import librosa
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
-# With pytest-xdist, one worker runs all tests of a file, whose fixtures are then made once. These
-# files and folders take longest and begin first, so that no worker is left alone with one at the
-# end. Those of a folder share fixtures, too.
+# These files and folders take longest. They begin first, so that no worker is left alone with one
+# at the end.
 LONGEST = (
     *("page", "test_cluster", "test_abuse", "test_kernels", "test_http_callers"),
     *("test_audio_files", "test_docs_commands", "test_http_provenance", "test_image"),
@@ -67,24 +66,20 @@ def pytest_sessionstart(session):
             librosa()
 
 
-def group(item):
-    """The name of the tests that run in the same worker."""
-    folder = item.path.parent.name
-    return folder if folder in LONGEST else item.path.stem
-
-
-# Before pytest-xdist's own hook, which reads the groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
-        item.add_marker(pytest.mark.xdist_group(group(item)))
         if fixtures & SLOW_FIXTURES or places & SLOW_PLACES:
             item.add_marker(pytest.mark.slow)
         if places & DEMO_PLACES:
             item.add_marker(pytest.mark.demo)
-    order = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(group(item), len(LONGEST)))
+    items.sort(key=_place)
+
+
+def _place(item):
+    """The place of a test's file or folder in LONGEST."""
+    names = {item.path.stem, item.path.parent.name}
+    return next((place for place, name in enumerate(LONGEST) if name in names), len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -302,7 +302,7 @@ def test_a_small_file_takes_little_memory(tmp_path, kind):
 @pytest.fixture(scope="module")
 def silence(tmp_path_factory):
     """A flac without an index, which takes seconds to decode."""
-    return hostile.silence(tmp_path_factory.mktemp("silence"), seconds=5000)
+    return hostile.silence(tmp_path_factory.mktemp("silence"), seconds=10_000)
 
 
 @pytest.fixture(scope="module")

@@ -96,9 +96,3 @@ def test_the_pins_are_versions_that_the_package_declares(file):
 def test_the_dev_extra_holds_all_others():
     [own] = [one for one in declared()["dev"] if one.name == "musicgen-cog"]
     assert own.extras == set(declared()) - {"", "dev"}
-
-
-def test_pytest_xdist_knows_the_groups(request):
-    """It reads them when it collects the tests, and appends them to their names."""
-    if hasattr(request.config, "workerinput"):
-        assert request.node.nodeid.endswith("@test_layout")

@@ -52,7 +52,7 @@ def test_it_plays_before_the_take_is_ready_and_the_file_takes_over(asked, server
     heard = bytes.fromhex(page.evaluate(HEARD))
     page.wait_for_function("preview.levelled")
     position = page.evaluate("preview.position")
-    assert 0 < position < SECONDS, "it began anew"
+    assert 0 < position <= SECONDS, "it began anew"
     plain = {**INPUTS, "normalization_strategy": "clip", "output_format": "wav"}
     content, _ = client.fetch(client.Client(server.url).predict(plain).audio[0])
     samples, _ = soundfile.read(io.BytesIO(content), dtype="int16")
