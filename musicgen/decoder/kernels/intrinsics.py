@@ -39,9 +39,10 @@ PANEL = 32
 FEW_ROWS = 12 if WIDE else 2
 TILE_ROWS = 12 if WIDE else 6
 PART = PANEL if WIDE else PANEL // 2
-# Bytes by which weights are prefetched ahead of the arithmetic. The processor's own prefetching
-# stops at the end of each page of 4 KiB.
-AHEAD = 4096
+# Bytes by which weights are prefetched ahead of the arithmetic, and the cache that gets them: 3 is
+# that of the first level, 2 of the second. The processor's own prefetching stops at the end of each
+# page of 4 KiB.
+AHEAD, LEVEL = (16384, 2) if WIDE else (4096, 3)
 FUSED = not X86 or "fma" in FEATURES
 HALF_LOADS = not X86 or "f16c" in FEATURES
 # The instruction that multiplies pairs of int16 and adds the two products, and its int32 results.
@@ -161,7 +162,7 @@ def _prefetch(builder, address):
     byte = _INT8.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32])
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    read, local, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
+    read, local, data = (ir.Constant(_INT32, value) for value in (0, LEVEL, 1))
     builder.call(prefetch, [builder.inttoptr(address, byte), read, local, data])
 
 
