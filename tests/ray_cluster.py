@@ -84,7 +84,7 @@ class Cluster:
 
 @contextmanager
 def started(log, *options, **environment):
-    """A running cluster, interrupted at the end as by ctrl-C."""
+    """A running cluster. At the end it is interrupted as by ctrl-C, which must leave no process."""
     port, metrics, mark = server.free_port(), server.free_port(), uuid.uuid4().hex
     environment = {**os.environ, "MUSICGEN_DEVICE": "cpu", MARK: mark, **environment}
     ports = ["--port", str(port), "--metrics", str(metrics)]
@@ -97,6 +97,23 @@ def started(log, *options, **environment):
     try:
         cluster.wait_for(lambda: "Serving on" in log.read_text())
         yield cluster
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait()
+    except BaseException:
+        interrupt(process)
+        raise
+    check_interrupt(cluster)
+
+
+def interrupt(process):
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait()
+
+
+def check_interrupt(cluster):
+    started_by_it = psutil.Process(cluster.process.pid).children(recursive=True)
+    assert {"raylet", "gcs_server"} <= {process.name() for process in started_by_it}
+    workers = cluster.processes("worker")
+    assert workers
+    interrupt(cluster.process)
+    assert cluster.process.returncode == 130
+    # Waits for ever if a process remains, until the test's time limit.
+    psutil.wait_procs([*started_by_it, *workers, *cluster.processes()])

@@ -1,66 +1,24 @@
-"""No process that a command starts has the upload key in its environment; uploads work with it.
+"""No process that a server's command starts has the upload key in its environment.
 
-The environments are those of /proc/PID/environ, which has the variables that a process was started
-with, also if the process has removed them since.
+tests/cluster has the same test of a cluster.
 """
 
 import os
-import re
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
-import httpx
-import psutil
 import pytest
-import ray_cluster
-import storage
+import upload_key
+from upload_key import KEY, PART, check_uploads, family, with_key
 
 from musicgen.commands import server
 
-KEY = "clé-0xC0FFEE-battery"
-WRONG = "not-0xDECAF-quite"
 
-
-@pytest.fixture(scope="module")
-def settings(checkpoints):
-    """The environment of a command whose server can upload."""
-    with storage.storage_server("songs") as url:
-        yield {
-            "MUSICGEN_WEIGHTS": str(checkpoints["text"]),
-            "OMP_NUM_THREADS": "1",
-            "UPLOAD_BUCKET": "songs",
-            "UPLOAD_KEY": KEY,
-            "STORAGE_EMULATOR_HOST": url,
-        }
-
-
-def family(pid):
-    """A process and all that it has started, by their ids and names."""
-    root = psutil.Process(pid)
-    return {one.pid: " ".join(one.cmdline()) for one in [root, *root.children(recursive=True)]}
-
-
-def with_key(processes):
-    """The names of the processes that have the key in their environment."""
-    found = []
-    for pid, name in processes.items():
-        with suppress(OSError):  # it has ended
-            if b"0xC0FFEE" in Path(f"/proc/{pid}/environ").read_bytes():
-                found.append(name)
-    return found
-
-
-def check_uploads(url):
-    """The key is the server's, and another is not."""
-
-    def output(key):
-        body = {"input": {"duration": 1, "song_id": 1, "key": key}}
-        return httpx.post(f"{url}/predictions", json=body, timeout=None).json()
-
-    assert output(KEY)["output"]["gcs_uri"] == "gs://songs/songs/1.mp3"
-    assert "key='***': wrong key" in output(WRONG)["error"]
+@pytest.fixture
+def settings(checkpoints, storage_url):
+    weights = {"MUSICGEN_WEIGHTS": str(checkpoints["text"]), "OMP_NUM_THREADS": "1"}
+    return weights | upload_key.settings(storage_url)
 
 
 @contextmanager
@@ -100,21 +58,4 @@ def test_no_process_of_a_server_has_the_key_in_its_environment(tmp_path, setting
         assert with_key(processes) == []
         check_uploads(f"http://127.0.0.1:{port}")
         assert with_key(family(process.pid)) == []
-    assert "0xC0FFEE" not in (tmp_path / "log").read_text()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_no_process_of_a_cluster_has_the_key_in_its_environment(tmp_path, settings):
-    log = tmp_path / "log"
-    with ray_cluster.started(log, **settings) as cluster:
-        processes = family(cluster.process.pid)
-        # Ray's processes and the servers may have been started by another process since.
-        processes |= {one.pid: " ".join(one.cmdline()) for one in cluster.processes()}
-        for kind in ("raylet", "gcs_server", "ProxyActor", ":gate", ":replica", "_run_worker"):
-            assert any(kind in name for name in processes.values()), (kind, processes)
-        assert with_key(processes) == []
-        check_uploads(cluster.url)
-        [session] = set(re.findall(r"/tmp/ray/session_[\w-]+", str(processes)))
-        for file in Path(session, "logs").rglob("*"):
-            assert not file.is_file() or b"0xC0FFEE" not in file.read_bytes(), file
-    assert "0xC0FFEE" not in log.read_text()
+    assert PART not in (tmp_path / "log").read_text()
