@@ -20,6 +20,8 @@ from musicgen.decoder.kernels.intrinsics import (
 )
 
 jit = numba.njit(nogil=True, error_model="numpy")
+# Becomes a part of its caller before that is compiled: LLVM then optimizes all within it once less.
+jit_inline = numba.njit(nogil=True, error_model="numpy", inline="always")
 # Sums may be reordered; NaN and infinity keep their meaning. How is LLVM's choice, which may differ
 # between the copies of a function that it compiles: alone, and within its callers. A process that
 # compiles would then use another copy than one that loads the code from numba's cache. Inlined

@@ -27,6 +27,7 @@ from musicgen.decoder.kernels.arithmetic import (
     jit,
     jit_contract,
     jit_fast,
+    jit_inline,
 )
 from musicgen.decoder.kernels.intrinsics import (
     FEW_ROWS,
@@ -241,7 +242,7 @@ pack4, pack2 = map(packer, STORED)
 quantize4, quantize2 = map(quantizer, STORED)
 
 
-@jit
+@jit_inline
 def run_tasks(op, first, last, scratch):
     """Run tasks `first` to `last` of an operation."""
     if op.kind == FLOAT16:
@@ -275,7 +276,7 @@ def run_tasks(op, first, last, scratch):
         quantize2(op, first, last)
 
 
-@jit
+@jit_inline
 def work(program, counters, scratch):
     """Run a program together with all other threads that call this with the same counters.
 

@@ -16,7 +16,8 @@ from musicgen.decoder.state import State, decode_step
 HALF, CPU = torch.float16, torch.device("cpu")
 DIM, FFN, HEADS = 128, 192, 2
 SHAPE = kernels.Shape(dim=DIM, ffn_dim=FFN, head_dim=DIM // HEADS, outputs=64)
-ROWS = [2, 6, 20]  # 20 rows have tiles of another size
+# 20 rows have tiles of another size.
+ROWS = [2, pytest.param(6, marks=pytest.mark.full), 20]
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -105,6 +106,7 @@ def test_a_step_gives_the_codes_of_the_reference_step(decoder):
     assert (ours.cache.keys - references.cache.keys).abs().max() < 0.02
 
 
+@pytest.mark.full  # test_order.py shows it for each kernel
 @pytest.mark.parametrize("decoder", [True], ids=["cross"], indirect=True)
 def test_codes_do_not_depend_on_the_other_clips_in_the_batch(decoder):
     engine = Engine(decoder, max_length=10, stride=6, slots=3, max_prefix=8, ops=kernels.TRITON)
