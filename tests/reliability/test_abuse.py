@@ -148,7 +148,7 @@ def test_an_attack_is_refused_and_the_server_is_as_before(
             with ThreadPoolExecutor(callers) as pool:
                 asking = [pool.submit(keep_asking) for _ in range(callers)]
                 try:
-                    beside += latencies(server, output, 3)
+                    beside += latencies(server, output, 2)
                 finally:
                     done.set()
             for one in asking:

@@ -120,7 +120,7 @@ def test_five_minutes_in_pieces_take_bounded_memory(streaming_server, output_for
 
 def test_a_short_clip_is_made_while_a_long_diffusion_runs(server):
     """Decode steps, codec and file of a short clip all proceed before the diffusion ends."""
-    long = server.begin("long", multi_band_diffusion=True, duration=10)
+    long = server.begin("long", multi_band_diffusion=True, duration=6)
     until(lambda: server.says("long", "diffusion band 1"))
     for _ in range(2):
         server.predict(duration=1)
