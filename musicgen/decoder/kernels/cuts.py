@@ -18,6 +18,7 @@ from musicgen.decoder.kernels.compiler import triton
 CHUNKS = {"store": 2, "gelu": 2, "append": 2, "add": 4}
 FEW = 16  # up to this many rows, almost all bytes that a program reads are weights
 DEPTH = 256  # largest depth of the tiles of all chunks of a program together
+LARGEST = 64 * 64  # elements of a program's result
 INTERPRETED = 4  # processors assumed by Triton's interpreter; few, so that it runs wide programs
 
 
@@ -46,7 +47,9 @@ def cut(rows: int, width: int, depth: int, then: str, device: torch.device) -> C
     programs = triton.cdiv(rows, tile_rows) * (width // (columns * strips)) * parts
     available = memory if programs <= processors else memory // 2
     # The deepest tile of which two fit; each thread should copy 16 bytes if the depth allows it.
-    deepest = DEPTH // own
+    # Beside the largest sums and GELU's arithmetic, the deepest would take too many registers.
+    crowded = then == "gelu" and tile_rows * strips * columns >= LARGEST
+    deepest = DEPTH // own // (2 if crowded else 1)
     whole = [size for size in (128, 64, 32, 16) if depth // chunks % size == 0]
     fit = (
         size
