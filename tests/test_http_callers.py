@@ -89,7 +89,7 @@ def disturb(server, index, inputs):
         assert answer["status"] == "canceled", answer
 
 
-@pytest.mark.parametrize(("predictor", "distinct"), [("predict", 8), ("songstarter", 5)])
+@pytest.mark.parametrize(("predictor", "distinct"), [("predict", 6), ("songstarter", 3)])
 def test_a_request_among_others_gets_the_same_bytes_as_alone(
     request, predictor, distinct, tune_uri
 ):
