@@ -97,23 +97,13 @@ def started(log, *options, **environment):
     try:
         cluster.wait_for(lambda: "Serving on" in log.read_text())
         yield cluster
-    except BaseException:
-        interrupt(process)
-        raise
-    check_interrupt(cluster)
-
-
-def interrupt(process):
-    os.killpg(process.pid, signal.SIGINT)
-    process.wait()
-
-
-def check_interrupt(cluster):
-    started_by_it = psutil.Process(cluster.process.pid).children(recursive=True)
-    assert {"raylet", "gcs_server"} <= {process.name() for process in started_by_it}
-    workers = cluster.processes("worker")
+        started_by_it = psutil.Process(process.pid).children(recursive=True)
+        names, workers = {one.name() for one in started_by_it}, cluster.processes("worker")
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+    assert {"raylet", "gcs_server"} <= names
     assert workers
-    interrupt(cluster.process)
-    assert cluster.process.returncode == 130
+    assert process.returncode == 130
     # Waits for ever if a process remains, until the test's time limit.
     psutil.wait_procs([*started_by_it, *workers, *cluster.processes()])

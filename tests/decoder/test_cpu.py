@@ -21,7 +21,7 @@ from musicgen.commands.server import ROOT
 from musicgen.decoder import kernels
 from musicgen.decoder.kernels import attention
 from musicgen.decoder.kernels.intrinsics import HALF_LOADS, half_conversions
-from musicgen.decoder.kernels.layout import DEPTH_BLOCK, LARGEST_INT8
+from musicgen.decoder.kernels.layout import DEPTH_BLOCK, LARGEST_INT8, LARGEST_INT16
 from musicgen.decoder.kernels.program import Then
 
 FULL = pytest.mark.full
@@ -122,7 +122,7 @@ def test_products_of_int8_weights_are_exact_for_rows_rounded_to_int16(team, size
 
 def round_to_int16(x):
     """x, each row rounded to 16 bits; and what is between the two nearest, where it is midway."""
-    scale = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / 32767
+    scale = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / LARGEST_INT16
     steps = x / scale
     midway = ((steps - steps.floor()) - 0.5).abs() < 0.01
     return steps.round() * scale, scale * midway
@@ -177,8 +177,11 @@ def test_code_from_the_cache_computes_the_bits_of_code_that_was_just_compiled(tm
     ("name", "features"), [("haswell", "+avx2,+fma,+f16c"), ("nehalem", "+sse4.2")]
 )
 def test_processors_without_these_instructions_compute_as_exactly(name, features, tmp_path):
-    """The code for older processors, on this one."""
-    run_for_processor(__file__, name, features, tmp_path)
+    """The code for older processors, on this one: the tests of this file again."""
+    processor = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **processor}
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", __file__]
+    subprocess.run(command, env=environment, check=True)
 
 
 def test_a_product_can_be_added_to_a_residual(team):
@@ -284,14 +287,6 @@ def test_a_recording_is_replayed_with_other_inputs(team):
         x = torch.randn(2, 30)
         assert torch.equal(ops.replay(function, (x,), key="x"), product(team, weight, x))
     assert len(recorded) == 1
-
-
-def run_for_processor(tests, name, features, cache):
-    """Run a file's tests in a process whose code is for that processor."""
-    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    environment["NUMBA_CACHE_DIR"] = str(cache)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", tests]
-    subprocess.run(command, env=environment, check=True)
 
 
 def test_the_threads_of_a_decoder_end_with_it():

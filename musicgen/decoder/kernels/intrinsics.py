@@ -122,7 +122,8 @@ def _load_weights(builder, kind, address, columns):
     """This many weights as a vector of float32."""
     by_bits = kind == "float16" and not HALF_LOADS
     vector = ir.VectorType(_INT16 if by_bits else ELEMENTS[kind], columns)
-    loaded = builder.load(builder.inttoptr(address, vector.as_pointer()), align=2)
+    size = STEP_BYTES[kind] // PANEL  # bytes of a weight
+    loaded = builder.load(builder.inttoptr(address, vector.as_pointer()), align=size)
     if by_bits:
         return _half_to_float(builder, loaded)
     if kind == "float16":
@@ -241,7 +242,6 @@ def _tile(builder, kind, rows, columns, arguments):
     else:
         vector, advance, finish = ir.VectorType(_FLOAT, columns), _float_step(kind), _add_floats
         steps, pieces = depth, 1
-    zero = ir.Constant(vector, [0] * vector.count)
 
     before = builder.block
     body, after = (builder.append_basic_block(name) for name in ("depth", "done"))
@@ -260,7 +260,7 @@ def _tile(builder, kind, rows, columns, arguments):
     results = advance(builder, columns, address, values, totals)
     for phis, row in zip(totals, results, strict=True):
         for phi, result in zip(phis, row, strict=True):
-            phi.add_incoming(zero, before)
+            phi.add_incoming(_constant(vector, 0), before)
             phi.add_incoming(result, body)
     following = builder.add(step, _number(1))
     step.add_incoming(following, body)

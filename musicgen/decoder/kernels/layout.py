@@ -57,8 +57,8 @@ def quantizer(size):
         depth = op.depth
         blocks = (depth + DEPTH_BLOCK - 1) // DEPTH_BLOCK
         for panel in range(first, last):
-            size_even = (depth + 1) // 2 * 2 * PANEL
-            panels = numba.carray(byte_pointer(op.y + panel * size_even), (size_even,))
+            count = (depth + 1) // 2 * 2 * PANEL
+            panels = numba.carray(byte_pointer(op.y + panel * count), (count,))
             scales = floats(op.b + 4 * panel * blocks * PANEL, blocks * PANEL)
             for i in range(min(PANEL, op.width - panel * PANEL)):
                 x = view(op.x + size * (panel * PANEL + i) * depth, depth)
