@@ -7,31 +7,31 @@ it, as PyTorch does, the process aborts: "terminate called without an active exc
 import atexit
 import threading
 from collections.abc import Callable
+from weakref import WeakMethod
 
 WAIT_SECONDS = 1.0  # more than a decode step takes; longer work is cut off
 
-_running: dict[threading.Thread, Callable[[], None]] = {}
+# A thread stays here after its function has returned: it still frees what the function used. The
+# methods are weak, so that an ended thread does not keep what it ran for.
+_started: dict[threading.Thread, WeakMethod[Callable[[], None]]] = {}
 
 
 def start(name: str, run: Callable[[], None], close: Callable[[], None]) -> threading.Thread:
-    """A started thread. `close` asks it to end; this module calls it when the process ends."""
-
-    def forget_at_end() -> None:
-        try:
-            run()
-        finally:
-            del _running[thread]
-
-    thread = threading.Thread(target=forget_at_end, name=name, daemon=True)
-    _running[thread] = close
+    """A started thread. `close`, a method, asks it to end; this module calls it when the process
+    ends."""
+    for ended in [thread for thread in _started if not thread.is_alive()]:
+        _started.pop(ended, None)
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
+    _started[thread] = WeakMethod(close)
     return thread
 
 
 @atexit.register
 def _close_all() -> None:
-    threads = dict(_running)
-    for close in threads.values():
-        close()
+    threads = dict(_started)
+    for method in threads.values():
+        if close := method():
+            close()
     for thread in threads:
         thread.join(WAIT_SECONDS)

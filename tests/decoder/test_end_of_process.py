@@ -97,8 +97,10 @@ def test_a_process_that_can_decode_goes_on(case):
     assert ended.stdout == f"{[error] * 12}\n"
 
 
-BUSY = """
+# A thread in PyTorch which calls Python, as for a subclass of Tensor.
+PYTORCH = """
 import threading
+import time
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from musicgen.decoder import daemon
@@ -108,18 +110,37 @@ class Python(TorchDispatchMode):
         began.set()
         return function(*arguments, **(options or {}))
 
+began, closed = threading.Event(), threading.Event()
+"""
+RUNS = """
 def run():
     with Python():
         while not closed.is_set():
             torch.ones(1) + 1
 
-began, closed = threading.Event(), threading.Event()
 daemon.start("busy", run, closed.set)
+began.wait()
+"""
+# What a model that is deleted leaves its threads to do.
+FREES = """
+class Model:
+    def __del__(self):
+        end = time.monotonic() + 0.5
+        with Python():
+            while time.monotonic() < end:
+                torch.ones(1) + 1
+
+def start(model):
+    daemon.start("busy", lambda: closed.wait() and model, closed.set)
+
+start(Model())
+closed.set()
 began.wait()
 """
 
 
-def test_a_process_ends_well_while_a_thread_is_in_pytorch():
+@pytest.mark.parametrize("work", [RUNS, FREES], ids=["runs", "frees"])
+def test_a_process_ends_well_while_a_thread_is_in_pytorch(work):
     """With a plain daemon thread most such processes abort."""
-    done = subprocess.run([sys.executable, "-c", BUSY], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-c", PYTORCH + work], cwd=ROOT, check=False)
     assert done.returncode == 0

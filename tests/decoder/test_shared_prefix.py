@@ -26,7 +26,8 @@ CASES = {
     "top_k": {},
     "greedy": {"temperature": 0.0, "length": 33},
     "prompt": {"prompt": 6},
-    "windows": {"length": 100, "prompt": 13, "top_p": 0.9},
+    # The default seed has a near tie: audiocraft's own codes depend on its threads and on the CPU.
+    "windows": {"length": 100, "prompt": 13, "top_p": 0.9, "seed": 8},
     "windows_greedy": {"length": 70, "temperature": 0.0},
 }
 

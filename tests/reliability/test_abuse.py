@@ -15,6 +15,7 @@ from statistics import median
 import httpx
 import psutil
 import pytest
+from attackers import attacking, send
 
 from benchmarks import hostile
 from musicgen import audio_file
@@ -23,7 +24,6 @@ from musicgen.runtime import ffmpeg
 
 LIMIT_SECONDS = 1
 HONEST = {"duration": 2, "seed": 1}
-BUSY = 409
 # Megabytes of the decoders, of their requests, and of whatever else runs beside them.
 MEMORY = audio_file.SIDE_BY_SIDE * (ffmpeg.MEMORY_BYTES / 2**20 + 100) + 400
 
@@ -54,21 +54,11 @@ def alone(server, output):
 
 def answer(server, inputs):
     """The answer to one request, sent again while the server is full."""
-    return send(server, body_of(inputs))
+    return send(server.url, body_of(inputs))
 
 
 def body_of(inputs):
     return json.dumps({"input": inputs}).encode()
-
-
-def send(server, body):
-    """`answer` to a body that is made beforehand: making it would take the server's processors."""
-    url, headers = f"{server.url}/predictions", {"Content-Type": "application/json"}
-    while (
-        answer := httpx.post(url, content=body, headers=headers, timeout=None)
-    ).status_code == BUSY:
-        time.sleep(0.05)
-    return answer.json()
 
 
 class Watch:
@@ -134,25 +124,14 @@ def test_an_attack_is_refused_and_the_server_is_as_before(
     server, output, alone, endless, tmp_path, name, callers, turns
 ):
     attack = hostile.ATTACKS[name](tmp_path, endless)
-    body = body_of({"duration": 1, **attack.inputs})
-    beside = []
-    done, refusals = threading.Event(), []
-
-    def keep_asking():
-        while not done.is_set():
-            refusals.append(send(server, body))
-
+    body = tmp_path / "body.json"
+    body.write_bytes(body_of({"duration": 1, **attack.inputs}))
+    beside, refusals = [], []
     with Watch(server) as watch:
         for _ in range(turns):
-            done.clear()
-            with ThreadPoolExecutor(callers) as pool:
-                asking = [pool.submit(keep_asking) for _ in range(callers)]
-                try:
-                    beside += latencies(server, output, 2)
-                finally:
-                    done.set()
-            for one in asking:
-                one.result()
+            with attacking(server.url, body, callers) as answers:
+                beside += latencies(server, output, 2)
+            refusals += answers
             latencies(server, output, 1)
     for found in refusals:
         assert any(f"{field}=" in found["error"] for field in attack.fields), found
