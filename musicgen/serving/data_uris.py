@@ -26,11 +26,11 @@ def read(uri: str) -> tuple[bytes, str]:
     comma = uri.find(",", len(SCHEME), MAX_HEADER)
     if comma < 0:
         raise ValueError(f"no comma in its first {MAX_HEADER:,} characters")
-    kind, *parameters = uri[len(SCHEME) : comma].split(";")
-    content = uri[comma + 1 :].encode()
-    escapes = content.count(b"%")
+    escapes = uri.count("%", comma)
     if escapes > MAX_ESCAPES:
         raise ValueError(f"more than {MAX_ESCAPES:,} percent signs; send it as base64")
+    kind, *parameters = uri[len(SCHEME) : comma].split(";")
+    content = uri[comma + 1 :].encode()
     if escapes:
         content = unquote_to_bytes(content)
     if parameters and parameters[-1].strip().lower() == "base64":

@@ -26,6 +26,9 @@ USER_AGENT = f"musicgen-cog/{__version__}"
 REDIRECTS = 5
 SILENT_SECONDS = 10.0  # without a byte
 CHUNK = 2**16  # bytes
+# How many times smaller the limit of megabytes is for a compressed response: a kilobyte of gzip can
+# be a megabyte of zeros. Audio is hardly ever sent so, and this server asks for it uncompressed.
+COMPRESSED = 20
 MAX_URL = 8192  # characters; the signed URLs of object stores have up to 2,000
 FIX = "Send a URL that is publicly readable, or the file itself as a data URI"
 
@@ -152,7 +155,10 @@ def _follow(url: str, file: Any, limits: Limits) -> bool:
     """Write what `url`, or its redirects, lead to; whether that is known to be complete."""
     import requests
 
-    headers = {"User-Agent": os.environ.get("COG_USER_AGENT") or USER_AGENT}
+    headers = {
+        "User-Agent": os.environ.get("COG_USER_AGENT") or USER_AGENT,
+        "Accept-Encoding": "identity",
+    }
     check = (lambda address: None) if limits.private else _check_public
     with requests.Session() as session, bounded(session, limits.seconds, check):
         for _ in range(REDIRECTS + 1):
@@ -171,11 +177,14 @@ def _follow(url: str, file: Any, limits: Limits) -> bool:
 
 
 def _save(response: Any, file: Any, limits: Limits) -> None:
+    compressed = response.headers.get("Content-Encoding", "identity") != "identity"
+    megabytes = limits.megabytes / (COMPRESSED if compressed else 1)
     size = 0
     for chunk in response.iter_content(CHUNK):
         size += len(chunk)
-        if size > limits.megabytes * 1e6:
-            raise DownloadError(f"it is larger than {limits.megabytes:g} MB")
+        if size > megabytes * 1e6:
+            kind = "compressed and " if compressed else ""
+            raise DownloadError(f"it is {kind}larger than {megabytes:g} MB")
         file.write(chunk)
 
 

@@ -1,6 +1,7 @@
 """Input files are fetched within limits, and what fails is explained without the URL's secrets."""
 
 import base64
+import gzip
 import socket
 import ssl
 import tempfile
@@ -19,6 +20,8 @@ from musicgen.errors import InputError, MusicGenError
 from musicgen.serving import data_uris, input_downloads, sessions
 from musicgen.serving.input_downloads import USER_AGENT, Limits, fetch
 
+# Sent compressed, whatever the client asks for.
+GZIPPED = {"/gzipped.wav": b"a song" * 5000, "/zeros.wav": bytes(200_000)}
 SECRETS = ("user7", "hunter2", "X-Amz-Signature", "S3CR3T")
 
 
@@ -26,10 +29,12 @@ class Server(BaseHTTPRequestHandler):
     """Each path behaves in its own way."""
 
     agents: ClassVar[list[str]] = []
+    encodings: ClassVar[list[str]] = []
     elsewhere = ""
 
     def do_GET(self):
         self.agents.append(self.headers["User-Agent"])
+        self.encodings.append(self.headers["Accept-Encoding"])
         path = self.path.partition("?")[0]
         if path == "/redirect":
             return self.send_to("/song.mp3")
@@ -44,7 +49,11 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(200)
         if path == "/short.mp3":
             self.send_header("Content-Length", "1000")
+        if path in GZIPPED:
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
+        if path in GZIPPED:
+            return self.wfile.write(gzip.compress(GZIPPED[path]))
         if path in ("/endless.mp3", "/drip.mp3"):
             block, pause = (b"x" * 65536, 0) if path == "/endless.mp3" else (b"x", 0.05)
             while True:
@@ -84,6 +93,17 @@ def test_a_file_is_fetched_with_the_projects_user_agent(web, path):
     assert set(Server.agents) == {USER_AGENT}
 
 
+def test_a_file_that_comes_compressed_is_unpacked(web):
+    fetched = fetch(f"{web}/gzipped.wav", "a.wav", Limits(megabytes=1))
+    assert fetched.read_bytes() == GZIPPED["/gzipped.wav"]
+
+
+def test_files_are_asked_for_uncompressed(web):
+    Server.encodings.clear()
+    fetch(f"{web}/song.mp3", "song.mp3", Limits())
+    assert Server.encodings == ["identity"]
+
+
 def test_the_operator_can_choose_the_user_agent(web, monkeypatch):
     monkeypatch.setenv("COG_USER_AGENT", "browser/1.0")
     Server.agents.clear()
@@ -100,7 +120,8 @@ def test_the_operator_can_choose_the_user_agent(web, monkeypatch):
         ("/loop", "redirects more than 5 times"),
         ("/file", "redirects to something other than http or https"),
         ("/short.mp3", "the connection broke"),
-        ("/endless.mp3", "larger than 1 MB"),
+        ("/endless.mp3", "it is larger than 1 MB"),
+        ("/zeros.wav", "it is compressed and larger than 0.05 MB"),
         ("/drip.mp3", "took more than 0.5 s"),
     ],
 )
