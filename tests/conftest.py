@@ -33,7 +33,7 @@ LONGEST = (
 # Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
 SLOW_FIXTURES = {
     *("start_server", "predict_server", "songstarter_server", "demo_server"),
-    *("play", "visit"),
+    *("play", "visit", "visit_once"),
 }
 SLOW_PLACES = {
     "benchmarks",
@@ -64,6 +64,19 @@ def pytest_sessionstart(session):
             server.prepare(predictor, "127.0.0.1", 0)
         if session.config.getoption("numprocesses"):
             librosa()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs all tests of a file, or of the page, so that their fixtures are made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "page" if "/page/" in file else file
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items):

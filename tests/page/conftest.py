@@ -92,8 +92,22 @@ def _answers(url):
 
 @pytest.fixture
 def visit(browser):
-    """(url, query, **options of the browser) -> the opened page. The test fails if the page logs an
-    error or loads anything from another host."""
+    """(url, query, **options of the browser) -> the opened page, closed after the test."""
+    with visits(browser) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def visit_once(browser):
+    """The same for a page that all tests of a module look at."""
+    with visits(browser) as visit:
+        yield visit
+
+
+@contextmanager
+def visits(browser):
+    """(url, query, **options of the browser) -> the opened page. Fails at the end if a page has
+    logged an error or loaded anything from another host."""
     noticed, reloaded = [], []
     with ExitStack() as stack:
 

@@ -107,15 +107,6 @@ def test_a_loop_is_played_and_saved(url, visit):
     assert len(sound) / rate * 124 / 60 == pytest.approx(4, rel=0.1)
 
 
-def test_the_player_repeats(url, visit):
-    page = visit(url)
-    generate(page, duration=2)
-    page.get_by_label("Repeat").check()
-    page.locator("#players").get_by_label("Play", exact=True).click()
-    page.wait_for_timeout(3000)  # longer than the clip
-    expect(page.locator("#players").get_by_label("Pause", exact=True)).to_be_visible()
-
-
 def test_the_next_seeds_are_offered_if_the_tempo_is_another(url, visit):
     page = visit(url)
     page.get_by_label("Prompt").fill("calm ambient, no drums, 233 bpm")

@@ -2,7 +2,7 @@
 
 import re
 
-from actions import PROMPT, downloads, field, generate, measured, press, ready
+from actions import PROMPT, field, generate, press, ready
 from playwright.sync_api import expect
 
 
@@ -42,12 +42,3 @@ def test_control_enter_generates_and_keeps_the_focus(url, visit):
     ready(page)
     expect(prompt).to_be_focused()
     expect(prompt).to_have_value(PROMPT)
-
-
-def test_a_second_tab_shows_the_same_takes(url, visit):
-    page = visit(url)
-    generate(page, duration=2)
-    other = page.context.new_page()
-    other.goto(url)
-    measured(other, 1)
-    assert downloads(other) == downloads(page)
