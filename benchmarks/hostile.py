@@ -106,7 +106,7 @@ def silence(folder: Path, seconds: int = 20_000) -> Path:
     path = folder / "silence.flac"
     # The largest blocks that ffmpeg generates. They do not change the file, only the time it takes.
     source = ("-f", "lavfi", "-i", "anullsrc=r=44100:cl=mono:n=65535", "-t", seconds)
-    _ffmpeg(*source, "-c:a", "flac", "-frame_size", 1024, path)
+    _ffmpeg(*source, "-c:a", "flac", "-threads", 1, "-frame_size", 1024, path)
     return path
 
 

@@ -81,6 +81,15 @@ def write_video(path, wav, rate=48000):
     return path
 
 
+def length(path):
+    """Seconds, channels and sample rate of an audio file."""
+    with av.open(str(path)) as container:
+        blocks = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        stream = container.streams.audio[0]
+        samples = sum(block.size for block in blocks) / stream.channels
+        return samples / stream.sample_rate, stream.channels, stream.sample_rate
+
+
 def ffmpeg(*arguments):
     """Run ffmpeg with these arguments; a failure is an error of the test."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-nostdin"]

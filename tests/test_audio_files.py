@@ -25,6 +25,7 @@ from musicgen.runtime import ffmpeg as child
 from musicgen.runtime.cancellation import Cancellation, current
 
 STAIRS = [300, 400, 500, 600]
+BEGIN = int(SEEK_BEYOND + 2 * LEAD_IN)  # a second that is reached by a file's index
 
 
 def load(path, start=0, end=None, *, channels=2, limit=30.0):
@@ -248,14 +249,22 @@ def test_a_wav_whose_size_is_wrong_is_read(tmp_path, size):
     assert pitches(load(path)[0]) == STAIRS
 
 
+@pytest.fixture(scope="module")
+def long_stairs(tmp_path_factory):
+    """A file that goes on for 6 s behind the second that the tests jump to."""
+    return stairs(tmp_path_factory.mktemp("long") / "a.wav", seconds=BEGIN + 6)
+
+
 @pytest.mark.parametrize("suffix", ["wav", "mp3", "flac", "m4a", "ogg", "webm", "mp4"])
-def test_a_jump_by_the_index_gives_the_samples_of_decoding_from_the_start(tmp_path, suffix):
-    begin = int(SEEK_BEYOND + 2 * LEAD_IN)
+def test_a_jump_by_the_index_gives_the_samples_of_decoding_from_the_start(
+    tmp_path, long_stairs, suffix
+):
     codec = {"webm": ("-c:a", "libopus"), "mp4": ("-c:a", "aac")}.get(suffix, ())
-    path = stairs(tmp_path / f"a.{suffix}", *codec, seconds=begin + 6)
-    whole = load(path, limit=begin + 10)
-    after = load(path, begin, begin + 3)
-    before = whole[:, begin * 32000 : (begin + 3) * 32000]
+    path = tmp_path / f"a.{suffix}"
+    ffmpeg("-i", long_stairs, *codec, path)
+    whole = load(path, limit=BEGIN + 10)
+    after = load(path, BEGIN, BEGIN + 3)
+    before = whole[:, BEGIN * 32000 : (BEGIN + 3) * 32000]
     # Resampling begins anew at the slice, so not at its edges.
     assert float((after - before)[:, 1000:-1000].abs().max()) < 1e-4
 
@@ -272,37 +281,51 @@ def test_a_start_behind_the_end_of_a_long_file_is_named(tmp_path):
 
 
 READ = """
-import resource, sys
+import os, resource, sys
 from pathlib import Path
 from musicgen.audio import load_slice
 from musicgen.errors import InputError
-try:
-    load_slice(Path(sys.argv[1]), 0, None, sample_rate=32000, channels=2, limit=30)
-except InputError as exc:
-    assert "input_audio" in str(exc)
-print(max(resource.getrusage(who).ru_maxrss // 1024 for who in
-      (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)))
+for file in sys.argv[1:]:
+    if os.fork():  # each file has a process of its own; all of them import once
+        assert os.wait()[1] == 0
+        continue
+    try:
+        load_slice(Path(file), 0, None, sample_rate=32000, channels=2, limit=30)
+    except InputError as exc:
+        assert "input_audio" in str(exc)
+    print(max(resource.getrusage(who).ru_maxrss // 1024 for who in
+          (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)), flush=True)
+    break
 """
 
 
+@pytest.fixture(scope="module")
+def megabytes(tmp_path_factory):
+    """Kind of file -> peak memory of the process that reads it, or of its child that decodes."""
+    folder = tmp_path_factory.mktemp("files")
+    files = {kind: make(folder) for kind, make in hostile.FILES.items()}
+    assert all(path.stat().st_size < 2**20 for path in files.values())
+    files["plain"] = stairs(folder / "plain.wav")
+    command = [sys.executable, "-c", READ, *files.values()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(zip(files, map(int, done.stdout.split()), strict=True))
+
+
 @pytest.mark.parametrize("kind", hostile.FILES)
-def test_a_small_file_takes_little_memory(tmp_path, kind):
-    """Peak memory of the server and of the child process that decodes."""
-    path = hostile.FILES[kind](tmp_path)
-    assert path.stat().st_size < 2**20
-    megabytes = {}
-    for name, file in {"plain": stairs(tmp_path / "plain.wav"), kind: path}.items():
-        done = subprocess.run(
-            [sys.executable, "-c", READ, file], capture_output=True, text=True, check=True
-        )
-        megabytes[name] = int(done.stdout)
+def test_a_small_file_takes_little_memory(megabytes, kind):
     assert megabytes[kind] < megabytes["plain"] + child.MEMORY_BYTES / 2**20 + 100
+
+
+def repeated(path):
+    """A file of 200 times these bytes. Decoding takes much longer than making it."""
+    path.write_bytes(path.read_bytes() * 200)
+    return path
 
 
 @pytest.fixture(scope="module")
 def silence(tmp_path_factory):
     """A flac without an index, which takes seconds to decode."""
-    return hostile.silence(tmp_path_factory.mktemp("silence"), seconds=10_000)
+    return repeated(hostile.silence(tmp_path_factory.mktemp("silence"), seconds=100))
 
 
 @pytest.fixture(scope="module")
@@ -310,8 +333,7 @@ def joined_silence(tmp_path_factory):
     """The same in aac, of which ffmpeg writes not even a header before the slice."""
     path = tmp_path_factory.mktemp("silence") / "silence.aac"
     ffmpeg("-f", "lavfi", "-i", "anullsrc=r=44100:cl=mono", "-t", 100, path)
-    path.write_bytes(path.read_bytes() * 200)
-    return path
+    return repeated(path)
 
 
 @pytest.mark.parametrize("file", ["silence", "joined_silence"])

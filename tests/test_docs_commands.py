@@ -1,17 +1,17 @@
 """The commands in README, docs/ and weights/ run as printed, in a folder like a fresh clone."""
 
+import functools
 import json
 import os
 import re
 import signal
 import subprocess
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import sounds
 
-from musicgen.checkpoints.folders import DEFAULT
 from musicgen.commands import server
 from musicgen.commands.server import ROOT
 
@@ -101,53 +101,98 @@ SINGLE = sorted(
         if not elsewhere(command) and command != FIRST[0]
     }
 )
+# The servers that the pages start for their requests.
+SERVE, SERVE_STREAMS = (
+    "scripts/serve --port 5000",
+    "scripts/serve --predictor streaming --port 5000",
+)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "BROWSER": "true"}
+
+
+def cloned(folder):
+    """`folder`, with the files of the repository; a reader's files are made in it."""
+    for path in ROOT.iterdir():
+        if path.name not in ("out", ".git"):
+            (folder / path.name).symlink_to(path)
+    sounds.write(folder / "tune.wav", sounds.melody(8.0, 32000), 32000)
+    return folder
 
 
 @pytest.fixture
 def clone(tmp_path):
-    """A folder with the files of the repository, in which a reader's files are made."""
-    for path in ROOT.iterdir():
-        if path.name not in ("out", ".git"):
-            (tmp_path / path.name).symlink_to(path)
-    sounds.write(tmp_path / "tune.wav", sounds.melody(8.0, 32000), 32000)
-    return tmp_path
+    return cloned(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """(command that stays) -> its address. It runs until the end of the module."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def start(command):
+            return stack.enter_context(staying(cloned(tmp_path_factory.mktemp("clone")), command))
+
+        yield start
+
+
+@contextmanager
+def staying(clone, command):
+    """The address at which a command serves, on another port than the printed one. At the end it
+    is interrupted as by ctrl-C."""
+    ready = next(text for start, text in STAYS.items() if command.startswith(start))
+    command = re.sub(r"--port \d+", "", command)
+    port = server.free_port()
+    with subprocess.Popen(
+        ["bash", "-euc", f"exec {command} --port {port}"],
+        cwd=clone,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        lines = []
+        while not lines or not lines[-1].startswith(ready):
+            lines.append(process.stdout.readline())
+            assert lines[-1], lines  # empty at the end of the output
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGINT)
+            printed = process.stdout.read()
+    assert "Traceback" not in printed
+    assert process.returncode == 130
 
 
 def run(clone, script):
     """A script's exit code, stdout and stderr; what it leaves in the background is ended."""
     guarded = f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"
-    return subprocess.run(
-        ["bash", "-euc", guarded],
-        cwd=clone,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    command = ["bash", "-euc", guarded]
+    return subprocess.run(command, cwd=clone, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def test_the_search_finds_the_commands_of_every_kind():
     assert len(TO_THEIR_END) >= 4
-    assert {command.split()[0] for command in SINGLE} >= {"scripts/serve", "scripts/play"}
+    assert set(SINGLE) >= {SERVE, SERVE_STREAMS, "scripts/play"}
 
 
 @pytest.mark.parametrize(
     "block", TO_THEIR_END, ids=[f"{block.page}-{i}" for i, block in enumerate(TO_THEIR_END)]
 )
-def test_a_block_runs_as_printed(block, clone, request):
+def test_a_block_runs_as_printed(block, clone, running):
     script = block.text.removeprefix("$ ")
     shown = block.following
     if block.text.startswith("$ "):  # one command, then its output
         script, _, shown = script.partition("\n")
     if "127.0.0.1:5000" in script:
-        if "event-stream" in script:
-            url = request.getfixturevalue("start_server")("streaming", DEFAULT).url
-        else:
-            url = request.getfixturevalue("demo_server").url
+        url = running(SERVE_STREAMS if "event-stream" in script else SERVE)
         script = script.replace("http://127.0.0.1:5000", url)
     done = run(clone, script)
     if shown.startswith("Error: "):
-        assert done.returncode == 1
-        assert done.stderr.endswith(shown)  # after the seed
+        assert (done.returncode, done.stdout) == (1, "")
+        seed, error = done.stderr.splitlines(keepends=True)
+        assert seed.startswith("seed: ")
+        assert error == shown
+        assert not (clone / "out").exists()
         return
     assert done.returncode == 0, done.stderr
     if "song.mp3" in script:
@@ -159,29 +204,12 @@ def test_a_block_runs_as_printed(block, clone, request):
 
 
 @pytest.mark.parametrize("command", SINGLE)
-def test_a_command_of_a_longer_block_runs_as_printed(command, clone):
-    if not stays(command):
-        done = run(clone, command)
-        assert done.returncode == 0, done.stderr
+def test_a_command_of_a_longer_block_runs_as_printed(command, clone, running):
+    if stays(command):
+        assert running(command)
         return
-    ready = next(text for start, text in STAYS.items() if command.startswith(start))
-    command = re.sub(r"--port \d+", "", command)
-    process = subprocess.Popen(
-        ["bash", "-euc", f"exec {command} --port {server.free_port()}"],
-        cwd=clone,
-        env={**os.environ, "BROWSER": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
-        lines = []
-        while not lines or not lines[-1].startswith(ready):
-            lines.append(process.stdout.readline())
-            assert lines[-1], lines  # empty at the end of the output
-        process.send_signal(signal.SIGINT)
-        assert "Traceback" not in process.stdout.read()
-    assert process.returncode == 130
+    done = run(clone, command)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_output_that_the_readme_shows_for_the_first_command_is_its_output(clone):
@@ -189,4 +217,6 @@ def test_the_output_that_the_readme_shows_for_the_first_command_is_its_output(cl
     done = run(clone, command)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(following[following.index("{") :])
-    assert Path(clone / json.loads(done.stdout)["audio"]).stat().st_size > 100_000
+    assert "seed: 80" in done.stderr
+    assert "decode: 100%" in done.stderr
+    assert sounds.length(clone / "out" / "audio.mp3") == (4.0, 2, 32000)

@@ -18,11 +18,20 @@ def bucket():
         yield url, proxy
 
 
+def diffusing(folder, kind):
+    """The folder, with a checkpoint that has Multi-Band Diffusion."""
+    folder.mkdir()
+    tiny_checkpoints.write_checkpoint(folder, kind)
+    tiny_checkpoints.write_diffusion(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def server(start_server, bucket):
-    """A server that uploads through the proxy."""
+def server(start_server, bucket, tmp_path_factory):
+    """A server with diffusion that uploads through the proxy."""
     return start_server(
         "predict",
+        diffusing(tmp_path_factory.mktemp("weights") / "stereo-melody", "stereo-melody"),
         UPLOAD_BUCKET="songs",
         UPLOAD_KEY=KEY,
         STORAGE_EMULATOR_HOST=bucket[1].url,
@@ -112,11 +121,16 @@ def test_the_key_is_never_revealed(server, bucket):
         assert "C0FFEE" not in text
 
 
-@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.full), "stereo-melody"])
-def test_diffusion_over_http(start_server, tmp_path, kind):
-    tiny_checkpoints.write_checkpoint(tmp_path, kind)
-    tiny_checkpoints.write_diffusion(tmp_path)
-    server = start_server("predict", tmp_path)
+def test_diffusion_over_http(server):
+    check_diffusion(server)
+
+
+@pytest.mark.full
+def test_diffusion_of_a_mono_model_over_http(start_server, tmp_path):
+    check_diffusion(start_server("predict", diffusing(tmp_path / "text", "text")))
+
+
+def check_diffusion(server):
     inputs = {"duration": 1, "seed": 3, "output_format": "wav"}
     plain = server.predict(**inputs)["output"]
     diffused = server.predict(**inputs, multi_band_diffusion=True)

@@ -109,9 +109,9 @@ def check(server, audio, examples):
     assert server.predict(duration=1)
 
 
-@pytest.mark.parametrize("predictor", ["predict", "songstarter"])
-def test_every_request_is_served_or_refused_by_name(request, predictor, audio):
-    check(request.getfixturevalue(f"{predictor}_server"), audio, 40)
+@pytest.mark.parametrize(("predictor", "examples"), [("predict", 40), ("songstarter", 20)])
+def test_every_request_is_served_or_refused_by_name(request, predictor, examples, audio):
+    check(request.getfixturevalue(f"{predictor}_server"), audio, examples)
 
 
 @pytest.mark.full

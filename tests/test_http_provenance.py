@@ -58,16 +58,24 @@ def test_a_clip_of_songstarter_is_the_file_of_predict(files, output_format):
 
 
 @pytest.fixture(scope="module")
-def kept_running(tmp_path_factory):
-    """`server.running`, but a server runs until the end of the module for all equal calls."""
-    urls, start = {}, server.running
+def kept_running(tmp_path_factory, checkpoints, predict_server, songstarter_server):
+    """`server.running`, but a server runs until the end of the module for all equal calls.
+
+    The servers that run already serve the calls that would start the same.
+    """
+    start, weights = server.running, str(checkpoints["stereo-melody"])
+    urls = {
+        ("predict", weights, "standard"): predict_server.url,
+        ("songstarter", weights, "standard"): songstarter_server.url,
+    }
     with ExitStack() as stack:
         log = stack.enter_context((tmp_path_factory.mktemp("again") / "log").open("w"))
 
         @contextmanager
         def running(predictor, _, environment):
             variables = {**os.environ, **(environment or {})}
-            key = (predictor, *map(variables.get, ("MUSICGEN_WEIGHTS", "MUSICGEN_TAGS")))
+            tags = variables.get("MUSICGEN_TAGS", "standard")
+            key = (predictor, variables["MUSICGEN_WEIGHTS"], tags)
             if key not in urls:
                 urls[key] = stack.enter_context(start(predictor, log, environment))
             yield urls[key]

@@ -55,11 +55,16 @@ def test_importing_the_package_imports_nothing_heavy():
     assert python(code).strip() == "[]"
 
 
-def test_text_melody_and_continuation_need_neither_audiocraft_nor_transformers_nor_cog(tmp_path):
-    code = """
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """A folder with clips, and the names of what making them has changed in the process."""
+    code = (
+        OBSERVE
+        + """
 import sys
 for name in ("audiocraft", "cog", "transformers", "xformers", "google", "gradio", "ray"):
     sys.modules[name] = None  # importing it raises ImportError
+before = observed()
 from pathlib import Path
 from musicgen import MusicGen, Request, save
 model = MusicGen.load(sys.argv[1], "cpu")
@@ -67,26 +72,23 @@ folder = Path(sys.argv[2])
 [tune] = save(model.generate(Request(prompt="piano", duration=1, seed=1)), folder / "tune.wav")
 save(model.generate(Request(input_audio=tune, duration=1, seed=1)), folder / "melody.mp3")
 save(model.generate(Request(input_audio=tune, continuation=True, duration=2)), folder / "more.mp3")
-"""
-    python(code, DEFAULT, tmp_path)
-    seconds = {path.name: soundfile.info(path).duration for path in tmp_path.iterdir()}
-    assert seconds == pytest.approx({"tune.wav": 1, "melody.mp3": 1, "more.mp3": 2}, abs=0.1)
-
-
-def test_loading_and_generating_change_nothing_in_the_process():
-    code = (
-        OBSERVE
-        + """
-import sys
-before = observed()
-from musicgen import MusicGen, Request
-model = MusicGen.load(sys.argv[1], "cpu")
-model.generate(Request(prompt="piano", duration=1, seed=1))
 after = observed()
 print([name for name in before if before[name] != after[name]])
 """
     )
-    assert python(code, DEFAULT).strip() == "[]"
+    folder = tmp_path_factory.mktemp("generated")
+    return folder, python(code, DEFAULT, folder).strip()
+
+
+def test_text_melody_and_continuation_need_neither_audiocraft_nor_transformers_nor_cog(generated):
+    folder, _ = generated
+    seconds = {path.name: soundfile.info(path).duration for path in folder.iterdir()}
+    assert seconds == pytest.approx({"tune.wav": 1, "melody.mp3": 1, "more.mp3": 2}, abs=0.1)
+
+
+def test_loading_generating_and_saving_change_nothing_in_the_process(generated):
+    _, changed = generated
+    assert changed == "[]"
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)

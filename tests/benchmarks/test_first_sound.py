@@ -28,7 +28,7 @@ def test_a_clip_of_one_piece_is_never_behind():
 
 
 def test_a_run_prints_a_line_for_each_number_of_callers_and_json(checkpoints, capsys):
-    first_sound.main([1, 2], checkpoints["text"], 4)
+    first_sound.main([1, 2], checkpoints["text"], 2)
     _, head, one, two, last = capsys.readouterr().out.splitlines()
     document = json.loads(last)
     assert head.startswith("callers")

@@ -71,7 +71,7 @@ def test_the_version_is_printed_without_torch():
 
 def test_a_short_soak_finds_nothing_wrong(checkpoints, capsys, monkeypatch):
     monkeypatch.setenv("MUSICGEN_DEVICE", "cpu")
-    findings = soak(checkpoints["text"], minutes=0.1, callers=3, seed=0)
+    findings = soak(checkpoints["text"], minutes=0.05, callers=3, seed=0)
     assert not [finding for finding in findings if "grew" not in finding]
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == list(Sample.__dataclass_fields__)

@@ -1,4 +1,7 @@
-"""The commands in scripts/, run as a user runs them."""
+"""The commands in scripts/, run as a user runs them.
+
+test_docs_commands.py checks what scripts/predict prints and saves, and its failure.
+"""
 
 import json
 import os
@@ -13,7 +16,6 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import av
 import numpy as np
 import psutil
 import pytest
@@ -40,61 +42,19 @@ def run(checkpoint, *arguments, cwd=ROOT):
     )
 
 
-def length(path):
-    """Seconds, channels and sample rate of an audio file."""
-    with av.open(str(path)) as container:
-        blocks = [frame.to_ndarray() for frame in container.decode(audio=0)]
-        stream = container.streams.audio[0]
-        samples = sum(block.size for block in blocks) / stream.channels
-        return samples / stream.sample_rate, stream.channels, stream.sample_rate
-
-
-def test_predict_saves_a_playable_file_and_prints_the_rest(checkpoints, tmp_path):
+def test_songstarter_saves_four_clips(checkpoints, tmp_path):
+    """In another folder than the scripts', with paths relative to it."""
     sounds.write(tmp_path / "tune.m4a", sounds.melody(2.0, 48000))
-    command = ["predict", "-i", "prompt=lofi chill, 80 bpm", "-i", "duration=4", "-i", "seed=5"]
-    command += ["-i", "input_audio=@tune.m4a", "-o", "out"]
+    command = ["predict", "--predictor", "songstarter", "-i", "duration=2", "-i", "seed=5"]
+    command += ["-i", "prompt=lofi chill, 80 bpm", "-i", "input_audio=@tune.m4a", "-o", "out"]
     done = run(checkpoints["stereo-melody"], *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert length(tmp_path / "out" / "audio.mp3") == (4.0, 2, 32000)
-    assert json.loads(done.stdout) == {
-        "audio": "out/audio.mp3",
-        "channels": 2,
-        "duration": 4.0,
-        "model": "stereo-melody",
-        "output_format": "mp3",
-        "sample_rate": 32000,
-        "seed": 5,
-    }
-    assert "seed: 5" in done.stderr
-    assert "decode: 100%" in done.stderr
-
-
-def test_songstarter_saves_four_clips(checkpoints, tmp_path):
-    command = [
-        "predict",
-        "--predictor",
-        "songstarter",
-        "-i",
-        "duration=2",
-        "-o",
-        str(tmp_path / "out"),
-    ]
-    done = run(checkpoints["text"], *command)
-    assert done.returncode == 0, done.stderr
     files = json.loads(done.stdout)
-    assert files == [str(tmp_path / "out" / f"clip-{index}.wav") for index in range(4)]
-    clips = [soundfile.read(file)[0] for file in files]
-    assert all(clip.shape == (64000,) for clip in clips)
+    assert files == [f"out/clip-{index}.wav" for index in range(4)]
+    clips = [soundfile.read(tmp_path / file)[0] for file in files]
+    assert all(clip.shape == (64000, 2) for clip in clips)
     assert not any(np.array_equal(clips[0], clip) for clip in clips[1:])
-
-
-def test_a_failed_prediction_is_one_line_and_a_status(checkpoints, tmp_path):
-    done = run(checkpoints["text"], "predict", "-i", "continuation=true", "-o", str(tmp_path / "o"))
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("Error: continuation=True: there is no input_audio")
-    assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "o").exists()
+    assert "seed: 5" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["predict", "serve"])

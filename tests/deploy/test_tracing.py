@@ -68,8 +68,8 @@ def collector():
 
 
 @pytest.fixture(scope="module")
-def traced(start_server, collector):
-    """A server that sends its spans to the collector."""
+def traced(collector, start_server):
+    """A server that sends its spans to the collector. It ends first: it would try to send on."""
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     return start_server(
         "predict",

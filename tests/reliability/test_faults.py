@@ -1,7 +1,9 @@
-"""Clients that disconnect, read slowly or die, and a worker that dies, do not affect others."""
+"""Clients that disconnect, read slowly or die do not affect others.
+
+A worker that dies is in test_stages.py.
+"""
 
 import json
-import os
 import random
 import signal
 import socket
@@ -57,7 +59,7 @@ def read_slowly(client, name, stage):
     """Read an answer of 0.7 MB at 10 kB a second at most, and disconnect before its end."""
     with raw_request(client.url, name, duration=4, output_format="wav") as connection:
         until(lambda: client.says(name, stage))
-        for _ in range(300):
+        for _ in range(100):
             assert connection.recv(100)
             time.sleep(0.01)
 
@@ -101,21 +103,6 @@ def test_faulty_clients_do_not_disturb_others(predict_server):
 @pytest.mark.full
 def test_many_faulty_clients_do_not_disturb_others(predict_server):
     check_neighbours(predict_server, [disconnect, read_slowly, send_half, die] * 20)
-
-
-def test_a_worker_that_dies_fails_its_predictions_at_once_and_is_reported(start_server):
-    client, names = start_server("predict"), [uuid.uuid4().hex for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(client.post, name, duration=300) for name in names]
-        for name in names:
-            until(lambda name=name: client.says(name, "decode: "))
-        os.kill(client.worker().pid, signal.SIGKILL)
-        for answer in asked:
-            body = answer.result().json()
-            assert body["status"] == "failed"
-            assert "Worker crashed" in body["error"]
-    # Cog starts no other worker: the supervisor of the container must (docs/internet.md).
-    assert httpx.get(f"{client.url}/health-check").json()["status"] == "UNHEALTHY"
 
 
 def test_a_server_out_of_descriptors_recovers(tmp_path, checkpoints):

@@ -60,18 +60,28 @@ def children(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def server(start_server, bucket, children):
-    """A server for one test, because one of the tests kills it."""
-    bucket.inject([])
-    return start_server(
-        "predict",
-        UPLOAD_BUCKET="songs",
-        UPLOAD_KEY=KEY,
-        STORAGE_EMULATOR_HOST=bucket.url,
-        IMAGEIO_FFMPEG_EXE=str(children / "ffmpeg"),
-        COG_LOG_LEVEL="debug",
-    )
+@pytest.fixture(scope="module")
+def start(start_server, bucket, children):
+    """() -> a new server. Its bucket has no faults."""
+
+    def start():
+        bucket.inject([])
+        return start_server(
+            "predict",
+            UPLOAD_BUCKET="songs",
+            UPLOAD_KEY=KEY,
+            STORAGE_EMULATOR_HOST=bucket.url,
+            IMAGEIO_FFMPEG_EXE=str(children / "ffmpeg"),
+            COG_LOG_LEVEL="debug",
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    """A server for the tests that leave it as it was."""
+    return start()
 
 
 def written(server):
@@ -151,6 +161,7 @@ def test_requests_of_every_kind_leave_no_key(server, bucket, children, tmp_path)
     for faults in ([503], [403] * 9, ["drop"], ["corrupt"], ["lose"]):
         bucket.inject(faults)
         answers.append(server.post(duration=1, song_id=2, key=KEY).text)
+    bucket.inject([])
     assert sum('"gcs_uri"' in text for text in answers) > 5
     assert leaks(server, bucket, children, answers) == {}
 
@@ -176,7 +187,8 @@ def test_invalid_bodies_leave_no_key(server, bucket, children):
     assert {place.split()[0] for place in found} == {"answer"}, found
 
 
-def test_a_cut_upload_and_a_killed_worker_leave_no_key(server, bucket, children):
+def test_a_cut_upload_and_a_killed_worker_leave_no_key(start, bucket, children):
+    server = start()
     answers = [server.post(duration=1, song_id=4, key=KEY).text]
     bucket.inject(["sip"])
     seen = len(bucket.seen)

@@ -201,11 +201,16 @@ def terminate(held):
 
 
 def kill(held):
-    """All predictions fail although the gates are still closed: none waits for a stage."""
+    """All predictions fail although the gates are still closed: none waits for a stage.
+
+    Cog starts no other worker: the supervisor of the container must (docs/internet.md).
+    """
     held.server.worker().kill()
     answers = [answered(held.connection), *(other.result() for other in held.others)]
     assert {answer["status"] for answer in answers} == {"failed"}
     assert all("Worker crashed" in answer["error"] for answer in answers)
+    health = httpx.get(f"{held.server.url}/health-check").json()["status"]
+    assert health == "UNHEALTHY"
     held.open()
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import upload_key
+from gate import until
 from upload_key import KEY, PART, check_uploads, family, with_key
 
 from musicgen.commands import server
@@ -34,8 +35,8 @@ def command(log, settings, *arguments):
             start_new_session=True,
         )
     try:
-        while "eady: " not in log.read_text():
-            assert process.poll() is None, log.read_text()
+        until(lambda: "eady: " in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
         yield process
     finally:
         process.terminate()

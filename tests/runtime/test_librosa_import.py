@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from gate import until
 from groove import groove
 
 LIBROSA = Path(importlib.util.find_spec("librosa").origin)
@@ -31,8 +32,11 @@ def test_a_process_waits_until_another_has_imported_librosa():
         fcntl.flock(file, fcntl.LOCK_EX)
         process = subprocess.Popen([sys.executable, "-c", IMPORT])
         waiting = f"-> FLOCK  ADVISORY  WRITE {process.pid} "
-        while waiting not in Path("/proc/locks").read_text():
-            assert process.poll() is None, "it did not wait"
+        until(
+            lambda: waiting in Path("/proc/locks").read_text() or process.poll() is not None,
+            pause=0.01,
+        )
+        assert process.poll() is None, "it did not wait"
     assert process.wait() == 0
 
 
