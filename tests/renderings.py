@@ -92,6 +92,8 @@ class Requests:
             # Finished clips are dropped: they are no part of a rendering.
             for result in [pool.submit(self.generate, request) for request in self.requests]:
                 result.result()
+        # A thread that ends with a mode needs the interpreter, which may have ended before.
+        self.model.device_thread.run(lambda: self.live.__exit__(None, None, None))
 
     def generate(self, request):
         assert self.model.generate(request).wavs

@@ -155,8 +155,9 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
         with suppress(UnreachableError):
             health = client.health()
-            # Another server may have taken the port since it was found to be free.
-            if listens(process, url):
+            # Another server may have taken the port since it was found to be free. Whose it is takes
+            # longer to find out than how it is.
+            if health["status"] != "STARTING" and listens(process, url):
                 if health["status"] == "READY":
                     return
                 if health["status"] in ("SETUP_FAILED", "DEFUNCT"):
