@@ -155,8 +155,8 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
         with suppress(UnreachableError):
             health = client.health()
-            # Another server may have taken the port since it was found to be free. Whose it is takes
-            # longer to find out than how it is.
+            # Another server may have taken the port since it was found to be free. Finding out
+            # takes long, so not at each look.
             if health["status"] != "STARTING" and listens(process, url):
                 if health["status"] == "READY":
                     return
