@@ -46,7 +46,8 @@ SLOW_PLACES = {
     "test_http_inputs",
     "test_http_properties",
 }
-DEMO_PLACES = {"test_demo", "training"}
+# Marker -> the files and folders whose tests have it.
+MARKED_PLACES = {"demo": {"test_demo", "training"}, "benchmarks": {"benchmarks"}}
 
 # The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
@@ -84,8 +85,9 @@ def pytest_collection_modifyitems(items):
         fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
         if fixtures & SLOW_FIXTURES or places & SLOW_PLACES:
             item.add_marker(pytest.mark.slow)
-        if places & DEMO_PLACES:
-            item.add_marker(pytest.mark.demo)
+        for marker, marked in MARKED_PLACES.items():
+            if places & marked:
+                item.add_marker(getattr(pytest.mark, marker))
     items.sort(key=_place)
 
 

@@ -40,13 +40,12 @@ class Cluster:
 
         Processes of Ray that overwrite their environment with a title are missing.
         """
-        found = []
+        word, found = KINDS.get(kind, ""), []
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != "zombie":
+            with suppress(psutil.Error):  # it has ended
+                if process.environ().get(MARK) == self.mark and word in " ".join(process.cmdline()):
                     found.append((process.create_time(), process.pid, process))
-        word = KINDS.get(kind, "")
-        return [process for _, _, process in sorted(found) if word in " ".join(process.cmdline())]
+        return [process for _, _, process in sorted(found)]
 
     def victim(self, kind):
         """The newest process of a kind; "replica" is Ray's process that runs a server."""

@@ -5,12 +5,13 @@ modules/transformer.py): pre-norm, no biases, sinusoidal positions, GELU, and co
 prepended or attended to by cross-attention. It works on rows; the engine maps clips to rows.
 """
 
+import math
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,10 +97,18 @@ class Cache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros. On a CPU they take no memory until they are written, unlike those of torch."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
-    return torch.zeros(shape, device=device, dtype=dtype)
+    """Zeros. On a CPU they take memory page by page as they are written.
+
+    Zeros of torch take it all at once, and those of numpy have huge pages, of which a clip's first
+    position would touch all: seconds and gigabytes with a large model.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, max(1, count) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)[:count].view(shape)
 
 
 class Layer(nn.Module):

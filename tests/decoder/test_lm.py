@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from tiny_lm import CARD, conditions, engine_lm, oracle_lm, tiny_config
@@ -100,6 +101,18 @@ def test_tensors_of_the_wanted_dtype_are_not_copied():
     lm = LM.from_audiocraft(config, state, device="cpu", dtype=torch.float16)
     ours, theirs = lm.layers[1].up, state["transformer.layers.1.linear1.weight"]
     assert ours.data_ptr() == theirs.data_ptr()
+
+
+def test_a_cache_takes_memory_as_it_is_filled():
+    config = tiny_config()
+    lm = engine_lm(oracle_lm(config), config)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = Cache.empty(lm, 64, 10_000, 0)
+    cache.keys[..., 0, :] = 1  # the first position of every row, as by a step
+    taken = process.memory_info().rss - before
+    assert cache.keys.nbytes > 400e6
+    assert taken < 0.1 * cache.keys.nbytes
 
 
 def test_a_small_decoder_uses_one_thread_whatever_it_may_use():
