@@ -30,24 +30,20 @@ LONGEST = (
     *("page", "test_cluster", "test_abuse", "test_kernels", "test_http_callers"),
     *("test_audio_files", "test_docs_commands", "test_http_provenance", "test_image"),
 )
-# Tests with one of these fixtures, and all tests of these files and folders, are marked as slow.
+# Tests with one of these fixtures are marked as slow.
 SLOW_FIXTURES = {
     *("start_server", "predict_server", "songstarter_server", "demo_server"),
     *("play", "visit", "visit_once"),
 }
-SLOW_PLACES = {
-    "benchmarks",
-    "cluster",
-    "deploy",
-    "reliability",
-    "test_cli",
-    "test_http",
-    "test_http_callers",
-    "test_http_inputs",
-    "test_http_properties",
-}
 # Marker -> the files and folders whose tests have it.
-MARKED_PLACES = {"demo": {"test_demo", "training"}, "benchmarks": {"benchmarks"}}
+MARKED_PLACES = {
+    "slow": {
+        *("benchmarks", "cluster", "deploy", "reliability"),
+        *("test_cli", "test_http", "test_http_callers", "test_http_inputs", "test_http_properties"),
+    },
+    "demo": {"test_demo", "training"},
+    "benchmarks": {"benchmarks"},
+}
 
 # The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
@@ -83,11 +79,11 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
-        if fixtures & SLOW_FIXTURES or places & SLOW_PLACES:
-            item.add_marker(pytest.mark.slow)
-        for marker, marked in MARKED_PLACES.items():
-            if places & marked:
-                item.add_marker(getattr(pytest.mark, marker))
+        markers = {name for name, marked in MARKED_PLACES.items() if places & marked}
+        if fixtures & SLOW_FIXTURES:
+            markers.add("slow")
+        for name in sorted(markers):
+            item.add_marker(name)
     items.sort(key=_place)
 
 

@@ -234,34 +234,33 @@ def test_the_schema_is_enforced(server, inputs):
     assert response.json()["detail"][0]["loc"] == ["body", "input", *inputs]
 
 
-BOUNDS = [
+NUMBERS = [
     {"seed": 2**32 - 1},
     {"top_k": 0},
     {"top_k": 5000},
-    {"top_p": 1},
-    {"temperature": 0},
     {"classifier_free_guidance": 0},
+    {"top_p": 1},
     {"classifier_free_guidance": 1},
+    {"temperature": 0},
     {"continuation_end": -1},
-    {"prompt": ""},
-    {"prompt": "   "},
-    {"prompt": "piano " * (MAX_PROMPT // 6)},
-    {"prompt": "🎹 ピアノ, طبلة, ß"},
-    *({"normalization_strategy": name} for name in ("loudness", "clip", "peak", "rms")),
 ]
-# The same for songstarter, whose four clips take longer: each request has a value of four inputs.
+PROMPTS = [
+    {"prompt": text} for text in ("", "   ", "piano " * (MAX_PROMPT // 6), "🎹 ピアノ, طبلة, ß")
+]
+STRATEGIES = [{"normalization_strategy": name} for name in ("loudness", "clip", "peak", "rms")]
+# For songstarter, whose four clips take longer, several values are in one request.
 TOGETHER = [
-    {"seed": 2**32 - 1, "top_k": 0, **BOUNDS[8], **BOUNDS[12]},
-    {"top_k": 5000, "classifier_free_guidance": 0, **BOUNDS[9], **BOUNDS[13]},
-    {"top_p": 1, "classifier_free_guidance": 1, **BOUNDS[10], **BOUNDS[14]},
-    {"temperature": 0, "continuation_end": -1, **BOUNDS[11], **BOUNDS[15]},
+    one | two | prompt | strategy
+    for one, two, prompt, strategy in zip(
+        NUMBERS[::2], NUMBERS[1::2], PROMPTS, STRATEGIES, strict=True
+    )
 ]
 
 
 @pytest.mark.parametrize(
     ("server", "inputs"),
     [
-        *(("predict", inputs) for inputs in BOUNDS),
+        *(("predict", inputs) for inputs in NUMBERS + PROMPTS + STRATEGIES),
         *(("songstarter", inputs) for inputs in TOGETHER),
     ],
     ids=lambda value: str(value)[:40],

@@ -1,6 +1,6 @@
 """The commands in scripts/, run as a user runs them.
 
-test_docs_commands.py checks what scripts/predict prints and saves, and its failure.
+test_docs_commands.py checks what scripts/predict prints and saves.
 """
 
 import json
@@ -55,6 +55,15 @@ def test_songstarter_saves_four_clips(checkpoints, tmp_path):
     assert all(clip.shape == (64000, 2) for clip in clips)
     assert not any(np.array_equal(clips[0], clip) for clip in clips[1:])
     assert "seed: 5" in done.stderr
+
+
+def test_a_failed_prediction_is_one_line_and_a_status(checkpoints, tmp_path):
+    done = run(checkpoints["text"], "predict", "-i", "continuation=true", "-o", str(tmp_path / "o"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: continuation=True: there is no input_audio")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("command", ["predict", "serve"])

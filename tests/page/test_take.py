@@ -81,7 +81,9 @@ def test_the_player_repeats(page):
     repeat.check()
     players.get_by_label("Play", exact=True).click()
     page.wait_for_timeout(1000 * (SECONDS + 1))  # longer than the clip
-    players.get_by_label("Pause", exact=True).click()
+    pause = players.get_by_label("Pause", exact=True)
+    expect(pause).to_be_visible()
+    pause.click()
     repeat.uncheck()
 
 
