@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from contextlib import ExitStack, contextmanager, suppress
 
 # Idle OpenMP threads sleep. Otherwise the threads that one test needs (numba's, in test_kernels.py)
@@ -44,6 +45,7 @@ MARKED_PLACES = {
     "demo": {"test_demo", "training"},
     "benchmarks": {"benchmarks"},
 }
+NUMBA_CACHE = threading.Thread(target=librosa)
 
 # The test models are so small that a second thread makes them slower.
 torch.set_num_threads(1)
@@ -54,13 +56,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_sessionstart(session):
-    """Before pytest-xdist starts the workers, write what they would all write at once: the schema
-    files that servers read, and Numba's cache of librosa."""
+    """Before pytest-xdist starts the workers, write the schema files that servers read."""
     if not hasattr(session.config, "workerinput"):
         for predictor in server.PREDICTORS:
             server.prepare(predictor, "127.0.0.1", 0)
-        if session.config.getoption("numprocesses"):
-            librosa()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes():
+    """While the workers collect the tests, write Numba's cache of librosa."""
+    NUMBA_CACHE.start()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished():
+    """No test begins before."""
+    NUMBA_CACHE.join()
 
 
 @pytest.hookimpl(optionalhook=True)

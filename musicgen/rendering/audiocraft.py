@@ -12,8 +12,6 @@ from types import ModuleType
 
 import torch
 
-from musicgen.runtime.librosa_import import librosa
-
 
 def _stand_in() -> dict[str, ModuleType]:
     ops = ModuleType("xformers.ops")
@@ -32,8 +30,6 @@ logging.getLogger("xformers").setLevel(logging.ERROR)
 # The stand-in is there already if an earlier import of this module failed.
 if "xformers" not in sys.modules and importlib.util.find_spec("xformers") is None:
     sys.modules.update(_stand_in())
-if importlib.util.find_spec("librosa"):
-    librosa()  # audiocraft imports parts of it
 
 from audiocraft.models.builders import (  # noqa: E402  # imported after the stand-in is in place
     get_compression_model,
