@@ -69,10 +69,10 @@ class Cluster:
         with ThreadPoolExecutor(callers) as pool:
             return list(pool.map(lambda inputs: self.post(**inputs), requests))
 
-    def update(self, *options):
+    def update(self, *options, **environment):
         """Replace the running application, as an operator does."""
         command = [ROOT / "scripts" / "cluster", "--update", *options]
-        subprocess.run(command, check=True)
+        subprocess.run(command, env=os.environ | environment, check=True)
 
     def wait_for(self, what):
         """Return when `what()` is true. The test's time limit is the only limit."""
