@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from cog_client import PLAIN_HTTP
 
 from musicgen.commands import server
 from musicgen.commands.server import ROOT
@@ -62,7 +63,7 @@ class Cluster:
     def post(self, **inputs):
         """The HTTP response of one prediction."""
         body = {"input": inputs}
-        return httpx.post(f"{self.url}/predictions", json=body, timeout=None)
+        return httpx.post(f"{self.url}/predictions", json=body, **PLAIN_HTTP)
 
     def together(self, callers, requests):
         """The responses to `requests`, sent by `callers` threads."""

@@ -65,7 +65,7 @@ for code in sys.argv[1:]:
 
 
 def serve(*broken):
-    """A process that decodes twelve clips, one after the other, with each of some broken engines."""
+    """A process that decodes twelve clips in sequence with each of some broken engines."""
     command = [sys.executable, "-W", "ignore", "-c", SERVING, *broken]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
