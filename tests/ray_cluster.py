@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from cog_client import PLAIN_HTTP
 
 from musicgen.commands import server
 from musicgen.commands.server import ROOT
@@ -62,17 +63,17 @@ class Cluster:
     def post(self, **inputs):
         """The HTTP response of one prediction."""
         body = {"input": inputs}
-        return httpx.post(f"{self.url}/predictions", json=body, timeout=None)
+        return httpx.post(f"{self.url}/predictions", json=body, **PLAIN_HTTP)
 
     def together(self, callers, requests):
         """The responses to `requests`, sent by `callers` threads."""
         with ThreadPoolExecutor(callers) as pool:
             return list(pool.map(lambda inputs: self.post(**inputs), requests))
 
-    def update(self, *options):
+    def update(self, *options, **environment):
         """Replace the running application, as an operator does."""
         command = [ROOT / "scripts" / "cluster", "--update", *options]
-        subprocess.run(command, check=True)
+        subprocess.run(command, env=os.environ | environment, check=True)
 
     def wait_for(self, what):
         """Return when `what()` is true. The test's time limit is the only limit."""

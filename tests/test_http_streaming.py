@@ -208,8 +208,8 @@ def test_a_server_that_gets_sigterm_finishes_its_streams(start_server, checkpoin
     assert process.wait() == 0
 
 
-def test_streams_of_a_worker_that_dies_fail_at_once(start_server, checkpoints):
-    server = start_server("streaming", checkpoints["text"])
+def test_streams_of_a_worker_that_dies_fail_at_once(server):
+    """The last test of this server."""
     streams = [begun(server, duration=300)[1] for _ in range(3)]
     os.kill(server.worker().pid, signal.SIGKILL)
     for events in streams:

@@ -34,6 +34,11 @@ def proxy(predict_server, tmp_path):
         yield proxy
 
 
+@pytest.fixture(scope="module")
+def streaming_server(start_server):
+    return start_server("streaming")
+
+
 @needs_haproxy
 def test_a_prediction_through_the_proxy_is_the_servers_own(predict_server, proxy):
     answer = proxy.predict(**SHORT)
@@ -41,8 +46,8 @@ def test_a_prediction_through_the_proxy_is_the_servers_own(predict_server, proxy
 
 
 @needs_haproxy
-def test_events_pass_through_the_proxy_while_the_prediction_runs(start_server, tmp_path):
-    server = start_server("streaming")
+def test_events_pass_through_the_proxy_while_the_prediction_runs(streaming_server, tmp_path):
+    server = streaming_server
     with haproxy.running(server.url, tmp_path) as proxy:
         headers = {"Authorization": f"Bearer {TOKEN}", "Accept": "text/event-stream"}
         body = {"input": {"duration": 300}}
@@ -208,8 +213,11 @@ def test_pages_of_one_origin_can_read_every_answer(proxy):
 
 
 @needs_haproxy
-def test_a_crashed_worker_takes_the_server_out_and_the_health_check_ends_it(start_server, tmp_path):
-    client = start_server("predict")
+def test_a_crashed_worker_takes_the_server_out_and_the_health_check_ends_it(
+    streaming_server, tmp_path
+):
+    """The last test of this server."""
+    client = streaming_server
     assert health(client.url, os.getpid()) == (
         "READY",
         0,

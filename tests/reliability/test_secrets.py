@@ -16,7 +16,7 @@ import imageio_ffmpeg
 import pytest
 import sounds
 import storage
-from cog_client import data_uri
+from cog_client import PLAIN_HTTP, data_uri
 from gate import until
 
 KEY = "clé-0xC0FFEE-battery"
@@ -61,27 +61,16 @@ def children(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(start_server, bucket, children):
-    """() -> a new server. Its bucket has no faults."""
-
-    def start():
-        bucket.inject([])
-        return start_server(
-            "predict",
-            UPLOAD_BUCKET="songs",
-            UPLOAD_KEY=KEY,
-            STORAGE_EMULATOR_HOST=bucket.url,
-            IMAGEIO_FFMPEG_EXE=str(children / "ffmpeg"),
-            COG_LOG_LEVEL="debug",
-        )
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def server(start):
-    """A server for the tests that leave it as it was."""
-    return start()
+def server(start_server, bucket, children):
+    """A server for all tests; the last one ends it."""
+    return start_server(
+        "predict",
+        UPLOAD_BUCKET="songs",
+        UPLOAD_KEY=KEY,
+        STORAGE_EMULATOR_HOST=bucket.url,
+        IMAGEIO_FFMPEG_EXE=str(children / "ffmpeg"),
+        COG_LOG_LEVEL="debug",
+    )
 
 
 def written(server):
@@ -111,7 +100,7 @@ def leaks(server, bucket, children, answers):
 
 def raw(server, body, path="/predictions", method="POST", **headers):
     headers = {"Content-Type": "application/json", **headers}
-    return httpx.request(method, server.url + path, content=body, headers=headers, timeout=None)
+    return httpx.request(method, server.url + path, content=body, headers=headers, **PLAIN_HTTP)
 
 
 def test_the_search_finds_every_encoding_of_a_key():
@@ -187,8 +176,7 @@ def test_invalid_bodies_leave_no_key(server, bucket, children):
     assert {place.split()[0] for place in found} == {"answer"}, found
 
 
-def test_a_cut_upload_and_a_killed_worker_leave_no_key(start, bucket, children):
-    server = start()
+def test_a_cut_upload_and_a_killed_worker_leave_no_key(server, bucket, children):
     answers = [server.post(duration=1, song_id=4, key=KEY).text]
     bucket.inject(["sip"])
     seen = len(bucket.seen)
