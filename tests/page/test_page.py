@@ -21,10 +21,11 @@ from actions import (
 from playwright.sync_api import expect
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def four_clips(play):
     """The address of a page that started its own server, for the songstarter predictor."""
-    return play("--predictor", "songstarter")
+    with play("--predictor", "songstarter") as url:
+        yield url
 
 
 @pytest.fixture

@@ -2,8 +2,20 @@
 
 import re
 
+import pytest
 from actions import PROMPT, downloads, field, generate, measured, open_settings, press
+from cog_server import cog_server
 from playwright.sync_api import expect
+
+from musicgen.checkpoints.folders import DEFAULT
+
+
+@pytest.fixture
+def server_with_key(tmp_path_factory):
+    """A server that can upload for callers with its key."""
+    upload = {"UPLOAD_BUCKET": "songs", "UPLOAD_KEY": "secret"}
+    with cog_server(tmp_path_factory.mktemp("uploads"), DEFAULT, **upload) as server:
+        yield server
 
 
 def in_list(page, text):
@@ -51,21 +63,25 @@ def test_a_link_with_wrong_values_and_files_fills_in_the_rest(url, visit):
 
 
 def test_kept_takes_survive_a_restart_of_the_page_and_hold_no_key(
-    play, start_server, visit, tmp_path
+    play, server_with_key, visit, tmp_path
 ):
-    server = start_server("predict", UPLOAD_BUCKET="songs", UPLOAD_KEY="secret")
-    page = visit(play("--server", server.url, "--keep", str(tmp_path)))
-    page.get_by_label("Prompt").fill(PROMPT)
-    open_settings(page)
-    key = field(page, "key")
-    assert key.get_attribute("type") == "password"
-    key.fill("open sesame")
-    generate(page, duration=2, seed=80)
-    page.get_by_text("All settings of this take").click()
-    assert "open sesame" not in page.content()
+    arguments = "--server", server_with_key.url, "--keep", str(tmp_path)
+    with play(*arguments) as url:
+        page = visit(url)
+        page.get_by_label("Prompt").fill(PROMPT)
+        open_settings(page)
+        key = field(page, "key")
+        assert key.get_attribute("type") == "password"
+        key.fill("open sesame")
+        generate(page, duration=2, seed=80)
+        page.get_by_text("All settings of this take").click()
+        assert "open sesame" not in page.content()
+        page.close()
     saved = "take-1 lofi-chill-C-minor-80bpm seed-80.wav"
     assert {path.name for path in tmp_path.iterdir()} == {"take-1.json", saved}
     assert "open sesame" not in (tmp_path / "take-1.json").read_text()
-    later = visit(play("--server", server.url, "--keep", str(tmp_path)))
-    measured(later, 1)
-    assert downloads(later) == [(tmp_path / saved).read_bytes()]
+    with play(*arguments) as url:
+        later = visit(url)
+        expect(in_list(later, "1 · lofi")).to_be_checked()
+        assert downloads(later) == [(tmp_path / saved).read_bytes()]
+        later.close()
