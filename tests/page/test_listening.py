@@ -60,7 +60,7 @@ def test_it_plays_before_the_take_is_ready_and_the_file_takes_over(asked, server
     content, _ = client.fetch(client.Client(server.url).predict(plain).audio[0])
     samples, _ = soundfile.read(io.BytesIO(content), dtype="int16")
     assert hashlib.sha256(heard).digest() == hashlib.sha256(samples.tobytes()).digest()
-    ready(page)
+    ready(page, 1)
     page.evaluate("preview.sources[0].playbackRate.value = 10")
     expect(bar(page)).to_be_hidden()  # at the end
 

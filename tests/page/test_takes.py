@@ -22,8 +22,12 @@ def in_list(page, text):
     return page.locator("#takes").get_by_role("radio", name=re.compile(text))
 
 
-def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(url, visit):
-    page = visit(url)
+@pytest.fixture(scope="module")
+def page(url, visit_once):
+    return visit_once(url)
+
+
+def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(page, visit_once):
     page.get_by_label("Prompt").fill(PROMPT)
     generate(page, duration=2)
     first = downloads(page)
@@ -32,7 +36,7 @@ def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(url, visit):
     expect(in_list(page, "1 · rainy street")).to_be_visible()
     press(page, "☆ Star")
     expect(in_list(page, "★ 1 · rainy street")).to_be_visible()
-    visit.reload(page)
+    visit_once.reload(page)
     measured(page, 1)
     expect(in_list(page, "★ 1 · rainy street")).to_be_checked()
     assert downloads(page) == first
@@ -44,12 +48,11 @@ def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(url, visit):
     assert downloads(page) == first
 
 
-def test_what_is_being_generated_survives_a_reload(url, visit):
-    page = visit(url)
+def test_what_is_being_generated_survives_a_reload(page, visit_once):
     field(page, "duration").fill("30")
     press(page, "Generate")
     expect(page.get_by_role("progressbar")).to_be_visible()
-    visit.reload(page)
+    visit_once.reload(page)
     expect(page.get_by_role("progressbar")).to_be_visible()
     press(page, "Cancel")
     expect(page.locator("#status")).to_have_text("Cancelled.")
