@@ -28,14 +28,17 @@ def four_clips(play):
         yield url
 
 
-@pytest.fixture
-def tune(tmp_path):
-    return sounds.write(tmp_path / "tune.m4a", sounds.melody(3.0, 48000))
+@pytest.fixture(scope="module")
+def page(url, visit_once, tmp_path_factory):
+    """A page with 3 s of uploaded audio."""
+    tune = tmp_path_factory.mktemp("tune") / "tune.m4a"
+    page = visit_once(url)
+    upload = page.locator("#field-input_audio input[type=file]")
+    upload.set_input_files(sounds.write(tune, sounds.melody(3.0, 48000)))
+    return page
 
 
-def test_a_melody_is_uploaded_cut_and_followed(url, visit, tune):
-    page = visit(url)
-    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
+def test_a_melody_is_uploaded_cut_and_followed(page):
     use = page.locator("#use")
     expect(use).to_contain_text("Melody: seconds 0 to 3.0 of 3.0")
     field(page, "continuation_start").fill("1")
@@ -47,9 +50,14 @@ def test_a_melody_is_uploaded_cut_and_followed(url, visit, tune):
     expect(cosine).to_be_visible()
 
 
-def test_audio_is_continued(url, visit, tune):
-    page = visit(url)
-    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
+def test_the_models_errors_are_shown_at_their_fields(page):
+    field(page, "continuation_start").fill("9")
+    press(page, "Generate")
+    expect(error(page, "continuation_start")).to_contain_text("starts past the end of input_audio")
+    field(page, "continuation_start").fill("0")
+
+
+def test_audio_is_continued(page):
     page.get_by_label("Continue this audio").check()
     field(page, "continuation_end").fill("2")
     field(page, "duration").fill("5")
@@ -109,14 +117,6 @@ def test_an_error_of_a_file_has_the_files_own_name(url, visit, tmp_path):
     )
     # The browser's player says it, too, as soon as it has tried.
     visit.noticed[:] = [line for line in visit.noticed if "Waveform load error" not in line]
-
-
-def test_the_models_errors_are_shown_at_their_fields(url, visit, tune):
-    page = visit(url)
-    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
-    field(page, "continuation_start").fill("9")
-    press(page, "Generate")
-    expect(error(page, "continuation_start")).to_contain_text("starts past the end of input_audio")
 
 
 def test_songstarter_shows_its_four_clips_side_by_side(four_clips, visit):
