@@ -20,14 +20,20 @@ def press(page, name):
 
 
 def generate(page, **numbers):
-    """Press the button and wait for a take."""
+    """Press the button and wait for the next take."""
     for name, value in numbers.items():
         field(page, name).fill(str(value))
+    made = radios(page).count()
     press(page, "Generate")
-    return ready(page)
+    return ready(page, made + 1)
 
 
-def ready(page, take=1):
+def radios(page):
+    """The list of all takes."""
+    return page.locator("#takes").get_by_role("radio")
+
+
+def ready(page, take):
     """Wait until a take is ready, shown and measured."""
     expect(page.locator("#status .ready")).to_contain_text(f"Take {take} is ready")
     measured(page, take)

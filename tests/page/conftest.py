@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -26,28 +27,31 @@ PATIENCE = 120_000  # ms for an element to appear, so that no test waits for eve
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
-# Not for the session: playwright runs an event loop while it is open.
-@pytest.fixture(scope="module")
+# What ends after the last test of this folder.
+at_end = ExitStack()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    """Close the browser: while it is open, playwright runs an event loop, and no other can run."""
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        at_end.close()
+
+
+@pytest.fixture(scope="session")
 def browser():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.fail(MISSING)
     expect.set_options(timeout=PATIENCE)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+    playwright = at_end.enter_context(sync_playwright())
+    return at_end.enter_context(playwright.chromium.launch(executable_path=path, args=FLAGS))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def play(tmp_path_factory):
-    """(arguments of scripts/play) -> the address of its page, which ends with the module."""
-    with ExitStack() as stack:
-
-        def start(*arguments):
-            return stack.enter_context(page_server(tmp_path_factory.mktemp("page"), *arguments))
-
-        yield start
+    """(arguments of scripts/play) -> a context that serves its page and has the page's address."""
+    return lambda *arguments: page_server(tmp_path_factory.mktemp("page"), *arguments)
 
 
 @contextmanager
@@ -77,9 +81,9 @@ def server(demo_server):
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory, server):
+def url(play, server):
     """The address of a page for a running server. Each visit has takes of its own."""
-    with page_server(tmp_path_factory.mktemp("page"), "--server", server.url) as url:
+    with play("--server", server.url) as url:
         yield url
 
 

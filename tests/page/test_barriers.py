@@ -29,6 +29,11 @@ ENDED = """() => Promise.allSettled(document.getAnimations()
     .filter(one => one.effect.getComputedTiming().endTime !== Infinity).map(one => one.finished))"""
 
 
+@pytest.fixture(scope="module")
+def page(url, visit_once):
+    return visit_once(url, viewport=DESKTOP, color_scheme="light")
+
+
 def found(page, axe):
     page.evaluate(ENDED)
     page.evaluate(axe)
@@ -51,16 +56,35 @@ def show_error(page):
     expect(page.locator(".field-error")).to_be_visible()
 
 
-def test_axe_finds_no_barrier(url, visit, axe):
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page):
+    open_settings(page)
+    named = """() => [...document.querySelectorAll('input, textarea, button, select')].filter(
+        item => item.offsetParent && !(item.labels?.length || item.ariaLabel ||
+            item.textContent.trim() || item.title || item.getAttribute('aria-labelledby'))
+    ).map(item => item.outerHTML)"""
+    assert page.evaluate(named) == []
+    page.get_by_label("Prompt").focus()
+    unreached = {"field-input_audio", "field-duration", "field-seed", "generate"}
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        unreached -= {
+            page.evaluate("document.activeElement.closest('[id^=field-], #generate')?.id")
+        }
+        if not unreached:
+            break
+    assert not unreached
+    open_settings(page)  # close the settings again
+
+
+def test_axe_finds_no_barrier(page, visit_once, axe):
     """In light colours on a desktop, then in dark colours on a phone."""
-    page = visit(url, viewport=DESKTOP, color_scheme="light")
     assert found(page, axe) == []
     two_takes(page)
     show_error(page)
     assert found(page, axe) == []
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size(PHONE)
-    visit.reload(page)
+    visit_once.reload(page)
     measured(page, 2)
     open_settings(page)
     show_error(page)

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 import pytest
 import soundfile
 from actions import downloads, field, generate, measured, press, ready
+from cog_server import cog_server
 from playwright.sync_api import expect
 
 from musicgen.checkpoints.folders import DEFAULT
@@ -20,15 +21,17 @@ HEARD = """() => preview.parts.flatMap(part => Array.from(new Uint8Array(part.bu
 
 
 @pytest.fixture(scope="module")
-def server(start_server):
+def server(tmp_path_factory):
     """A server of the demo model that streams."""
-    return start_server("streaming", DEFAULT)
+    with cog_server(tmp_path_factory.mktemp("streaming"), DEFAULT, "streaming") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def url(play, server):
-    """The address of a page for that server."""
-    return play("--server", server.url)
+    """The address of a page for a server that streams."""
+    with play("--server", server.url) as url:
+        yield url
 
 
 @pytest.fixture
@@ -57,7 +60,8 @@ def test_it_plays_before_the_take_is_ready_and_the_file_takes_over(asked, server
     content, _ = client.fetch(client.Client(server.url).predict(plain).audio[0])
     samples, _ = soundfile.read(io.BytesIO(content), dtype="int16")
     assert hashlib.sha256(heard).digest() == hashlib.sha256(samples.tobytes()).digest()
-    ready(page)
+    ready(page, 1)
+    page.evaluate("preview.sources[0].playbackRate.value = 10")
     expect(bar(page)).to_be_hidden()  # at the end
 
 

@@ -7,7 +7,7 @@ import wave
 import numpy as np
 import pytest
 import soundfile
-from actions import generate, open_settings, press
+from actions import generate, open_settings, press, radios
 from groove import RATE, groove
 from playwright.sync_api import expect
 
@@ -87,10 +87,15 @@ def test_a_sampler_finds_the_loop_in_the_file(clip):
     assert fields[10:13] == (0, 0, frames - 1)  # forward, from the first to the last frame
 
 
-def test_a_loop_is_played_and_saved(url, visit):
-    page = visit(url)
-    page.get_by_label("Prompt").fill("deep house, organ chords, A minor, 124 bpm")
+@pytest.fixture(scope="module")
+def page(url, visit_once):
+    page = visit_once(url)
     open_settings(page)
+    return page
+
+
+def test_a_loop_is_played_and_saved(page):
+    page.get_by_label("Prompt").fill("deep house, organ chords, A minor, 124 bpm")
     generate(page, duration=8, seed=1)
     offered = page.locator("#loops li").first
     expect(offered).to_contain_text("prompt: 124")
@@ -107,14 +112,13 @@ def test_a_loop_is_played_and_saved(url, visit):
     assert len(sound) / rate * 124 / 60 == pytest.approx(4, rel=0.1)
 
 
-def test_the_next_seeds_are_offered_if_the_tempo_is_another(url, visit):
-    page = visit(url)
+def test_the_next_seeds_are_offered_if_the_tempo_is_another(page):
+    made = radios(page).count()
     page.get_by_label("Prompt").fill("calm ambient, no drums, 233 bpm")
-    open_settings(page)
     generate(page, duration=2, seed=1)
     expect(page.locator("#loops")).to_contain_text("too few beats")
     press(page, "Try 4 more")
-    expect(page.locator("#takes").get_by_role("radio")).to_have_count(5)
+    expect(radios(page)).to_have_count(made + 5)
     texts = " ".join(page.locator("#takes label").all_inner_texts())
     assert all(f"seed {seed}" in texts for seed in (1, 2, 3, 4, 5))
     expect(page.locator("#seed-chip")).to_have_count(0)

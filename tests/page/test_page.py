@@ -21,20 +21,24 @@ from actions import (
 from playwright.sync_api import expect
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def four_clips(play):
     """The address of a page that started its own server, for the songstarter predictor."""
-    return play("--predictor", "songstarter")
+    with play("--predictor", "songstarter") as url:
+        yield url
 
 
-@pytest.fixture
-def tune(tmp_path):
-    return sounds.write(tmp_path / "tune.m4a", sounds.melody(3.0, 48000))
+@pytest.fixture(scope="module")
+def page(url, visit_once, tmp_path_factory):
+    """A page with 3 s of uploaded audio."""
+    tune = tmp_path_factory.mktemp("tune") / "tune.m4a"
+    page = visit_once(url)
+    upload = page.locator("#field-input_audio input[type=file]")
+    upload.set_input_files(sounds.write(tune, sounds.melody(3.0, 48000)))
+    return page
 
 
-def test_a_melody_is_uploaded_cut_and_followed(url, visit, tune):
-    page = visit(url)
-    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
+def test_a_melody_is_uploaded_cut_and_followed(page):
     use = page.locator("#use")
     expect(use).to_contain_text("Melody: seconds 0 to 3.0 of 3.0")
     field(page, "continuation_start").fill("1")
@@ -46,9 +50,14 @@ def test_a_melody_is_uploaded_cut_and_followed(url, visit, tune):
     expect(cosine).to_be_visible()
 
 
-def test_audio_is_continued(url, visit, tune):
-    page = visit(url)
-    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
+def test_the_models_errors_are_shown_at_their_fields(page):
+    field(page, "continuation_start").fill("9")
+    press(page, "Generate")
+    expect(error(page, "continuation_start")).to_contain_text("starts past the end of input_audio")
+    field(page, "continuation_start").fill("0")
+
+
+def test_audio_is_continued(page):
     page.get_by_label("Continue this audio").check()
     field(page, "continuation_end").fill("2")
     field(page, "duration").fill("5")
@@ -110,82 +119,6 @@ def test_an_error_of_a_file_has_the_files_own_name(url, visit, tmp_path):
     visit.noticed[:] = [line for line in visit.noticed if "Waveform load error" not in line]
 
 
-def test_the_models_errors_are_shown_at_their_fields(url, visit, tune):
-    page = visit(url)
-    page.locator("#field-input_audio input[type=file]").set_input_files(tune)
-    field(page, "continuation_start").fill("9")
-    press(page, "Generate")
-    expect(error(page, "continuation_start")).to_contain_text("starts past the end of input_audio")
-
-
-def test_progress_is_shown_and_cancel_ends_the_work(url, server, visit):
-    page = visit(url)
-    field(page, "duration").fill("300")
-    press(page, "Generate")
-    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
-    expect(page.locator("#progress")).to_contain_text(re.compile(r"\d:\d\d of 5:00 made · .* left"))
-    expect(page.locator("#said[aria-live=polite]")).to_have_text("0:00 of 5:00 made")
-    press(page, "Cancel")
-    expect(page.locator("#status")).to_contain_text("Cancelled")
-    expect(page.get_by_role("button", name="Generate")).to_be_focused()
-    long = r'decode:[^"]*/\d{4,} [^}]*"prediction_id":"(\w+)"'
-    [cancelled] = set(re.findall(long, server.log.read_text()))
-    steps = server.log.read_text().count(cancelled)
-    generate(page, duration=8)
-    assert server.log.read_text().count(cancelled) == steps  # it logs its steps each second
-
-
-def test_takes_are_listed_and_two_can_be_compared_at_one_position(url, visit):
-    page = visit(url)
-    page.get_by_label("Prompt").fill(PROMPT)
-    generate(page, duration=4)
-    press(page, "Vary")
-    ready(page, 2)
-    compare = page.locator("#compare")
-    compare.get_by_role("button", name="Play").click()
-    heard = """() => [...document.querySelectorAll('.ab audio')].map(
-        sound => ({at: sound.currentTime, heard: !sound.muted && !sound.paused}))"""
-    page.wait_for_function(f"({heard})()[0].at > 0.5")
-    compare.get_by_role("button", name="B: Take 1").click()
-    a, b = page.evaluate(heard)
-    assert (a["heard"], b["heard"]) == (False, True)
-    assert b["at"] > 0.5
-    assert abs(a["at"] - b["at"]) < 0.1
-    page.get_by_role("radio", name=re.compile("1 · lofi")).check()
-    expect(page.get_by_role("heading", name="Take 1")).to_be_visible()
-    expect(page.get_by_role("heading", name="Take 2")).to_have_count(0)
-
-
-def test_a_take_is_reproduced_by_its_seed(url, visit):
-    page = visit(url)
-    generate(page, duration=2)
-    first = downloads(page)
-    press(page, "Reuse settings and seed")
-    expect(page.locator("#status")).to_contain_text("the settings and the seed of Take 1")
-    expect(page.locator("#field-prompt textarea")).to_be_focused()
-    press(page, "Generate")
-    ready(page, 2)
-    assert downloads(page) == first
-    page.locator("#seed-chip").click()
-    expect(page.locator("#seed-chip")).to_have_count(0)
-    press(page, "Generate")
-    ready(page, 3)
-    assert downloads(page) != first
-
-
-def test_a_result_can_be_continued(url, visit):
-    page = visit(url)
-    generate(page, duration=2)
-    press(page, "Continue")
-    expect(page.locator("#status")).to_contain_text("The form continues Take 1")
-    expect(page.locator("#use")).to_contain_text("starts with seconds 0 to 2.0 of 2.0")
-    expect(field(page, "duration")).to_have_value("4")
-    press(page, "Generate")
-    ready(page, 2)
-    [audio] = downloads(page)
-    assert soundfile.info(io.BytesIO(audio)).duration == 4
-
-
 def test_songstarter_shows_its_four_clips_side_by_side(four_clips, visit):
     page = visit(four_clips, viewport={"width": 1600, "height": 1000})
     expect(page.locator("#field-song_id, #field-key")).to_have_count(0)
@@ -199,22 +132,6 @@ def test_songstarter_shows_its_four_clips_side_by_side(four_clips, visit):
     assert len(tops) == 1
     expect(page.locator("#measured section").last).to_contain_text("10")  # its seed
     picture(page, "page-four-clips")
-
-
-def test_every_control_has_a_name_and_can_be_reached_by_keyboard(url, visit):
-    page = visit(url)
-    open_settings(page)
-    named = """() => [...document.querySelectorAll('input, textarea, button, select')].filter(
-        item => item.offsetParent && !(item.labels?.length || item.ariaLabel ||
-            item.textContent.trim() || item.title || item.getAttribute('aria-labelledby'))
-    ).map(item => item.outerHTML)"""
-    assert page.evaluate(named) == []
-    page.get_by_label("Prompt").focus()
-    reached = set()
-    for _ in range(80):
-        page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.closest('[id^=field-], #generate')?.id"))
-    assert {"field-input_audio", "field-duration", "field-seed", "generate"} <= reached
 
 
 def test_examples_fill_in_a_prompt_and_a_hummed_melody(url, visit):

@@ -1,17 +1,22 @@
-"""Several predictions at once, and the keyboard."""
+"""Predictions that run and wait. All tests use one page; only the first needs it without takes."""
 
 import re
 
-from actions import PROMPT, field, generate, press, ready
+import pytest
+from actions import field, generate, open_settings, press, radios
 from playwright.sync_api import expect
 
 
-def radios(page):
-    return page.locator("#takes").get_by_role("radio")
+@pytest.fixture(scope="module")
+def page(url, visit_once):
+    page = visit_once(url)
+    open_settings(page)
+    return page
 
 
-def test_four_variations_are_generated_together_with_seeds_that_follow(url, visit):
-    page = visit(url, "/?seed=80&duration=2")
+def test_four_variations_are_generated_together_with_seeds_that_follow(page):
+    field(page, "seed").fill("80")
+    field(page, "duration").fill("2")
     press(page, "4 variations")
     expect(page.get_by_role("progressbar")).to_have_count(4)
     expect(radios(page)).to_have_count(4)
@@ -19,8 +24,7 @@ def test_four_variations_are_generated_together_with_seeds_that_follow(url, visi
     assert set(re.findall(r"seed (\d+)", texts)) == {"80", "81", "82", "83"}
 
 
-def test_more_can_be_asked_for_while_one_is_generated_and_all_be_cancelled(url, visit):
-    page = visit(url)
+def test_more_can_be_asked_for_while_one_is_generated_and_all_be_cancelled(page):
     field(page, "duration").fill("200")
     for count in range(1, 7):
         press(page, "Generate")
@@ -33,12 +37,18 @@ def test_more_can_be_asked_for_while_one_is_generated_and_all_be_cancelled(url, 
     generate(page)
 
 
-def test_control_enter_generates_and_keeps_the_focus(url, visit):
-    page = visit(url)
-    field(page, "duration").fill("2")
-    prompt = page.get_by_label("Prompt")
-    prompt.fill(PROMPT)
-    prompt.press("Control+Enter")
-    ready(page)
-    expect(prompt).to_be_focused()
-    expect(prompt).to_have_value(PROMPT)
+def test_progress_is_shown_and_cancel_ends_the_work(page, server):
+    field(page, "duration").fill("300")
+    press(page, "Generate")
+    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
+    expect(page.locator("#progress")).to_contain_text(re.compile(r"\d:\d\d of 5:00 made · .* left"))
+    expect(page.locator("#said[aria-live=polite]")).to_have_text("0:00 of 5:00 made")
+    press(page, "Cancel")
+    expect(page.locator("#status")).to_contain_text("Cancelled")
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
+    # Only 300 s take so many steps.
+    long = r'decode:[^"]*/15\d{3} [^}]*"prediction_id":"(\w+)"'
+    [cancelled] = set(re.findall(long, server.log.read_text()))
+    steps = server.log.read_text().count(cancelled)
+    generate(page, duration=8)
+    assert server.log.read_text().count(cancelled) == steps  # it logs its steps each second

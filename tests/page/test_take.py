@@ -1,11 +1,24 @@
-"""What the page shows and offers of one take. All tests look at one page, and leave it as it is."""
+"""What the page shows and offers of one take. All tests use one page.
+
+The first ones look at its take and leave it as it is. The last ones make more takes from it.
+"""
 
 import io
 import re
 
 import pytest
 import soundfile
-from actions import PROMPT, downloads, field, generate, measured, open_settings, press, ready
+from actions import (
+    PROMPT,
+    downloads,
+    field,
+    generate,
+    measured,
+    open_settings,
+    press,
+    radios,
+    ready,
+)
 from cog_client import content
 from playwright.sync_api import expect
 
@@ -19,6 +32,11 @@ def page(url, visit_once):
     open_settings(page)
     generate(page, duration=SECONDS, seed=SEED)
     return page
+
+
+def show_the_first(page):
+    page.get_by_role("radio", name=re.compile("1 · lofi")).check()
+    expect(page.locator("#players")).to_contain_text("Take 1")
 
 
 def test_a_prompt_becomes_audio_of_the_requested_duration(page):
@@ -64,7 +82,7 @@ def test_a_link_fills_the_form(page, url, visit):
     expect(field(other, "duration")).to_have_value(str(SECONDS))
     expect(other.locator("#seed-chip")).to_contain_text(f"Seed {SEED} is kept")
     press(other, "Generate")
-    ready(other)
+    ready(other, 1)
     assert downloads(other) == downloads(page)
 
 
@@ -90,3 +108,62 @@ def test_the_player_repeats(page):
 def test_what_the_server_cannot_do_is_not_offered(page):
     for name in ("song_id", "key", "multi_band_diffusion"):
         expect(page.locator(f"#field-{name}")).to_have_count(0)
+
+
+def test_takes_are_listed_and_two_can_be_compared_at_one_position(page):
+    show_the_first(page)
+    made = radios(page).count()
+    press(page, "Vary")
+    ready(page, made + 1)
+    compare = page.locator("#compare")
+    compare.get_by_role("button", name="Play").click()
+    heard = """() => [...document.querySelectorAll('.ab audio')].map(
+        sound => ({at: sound.currentTime, heard: !sound.muted && !sound.paused}))"""
+    page.wait_for_function(f"({heard})()[0].at > 0.5")
+    compare.get_by_role("button", name="B: Take 1").click()
+    a, b = page.evaluate(heard)
+    assert (a["heard"], b["heard"]) == (False, True)
+    assert b["at"] > 0.5
+    assert abs(a["at"] - b["at"]) < 0.1
+    page.get_by_role("radio", name=re.compile("1 · lofi")).check()
+    expect(page.get_by_role("heading", name="Take 1")).to_be_visible()
+    expect(page.get_by_role("heading", name=f"Take {made + 1}")).to_have_count(0)
+
+
+def test_a_take_is_reproduced_by_its_seed(page):
+    show_the_first(page)
+    made = radios(page).count()
+    first = downloads(page)
+    press(page, "Reuse settings and seed")
+    expect(page.locator("#status")).to_contain_text("the settings and the seed of Take 1")
+    expect(page.locator("#field-prompt textarea")).to_be_focused()
+    press(page, "Generate")
+    ready(page, made + 1)
+    assert downloads(page) == first
+    page.locator("#seed-chip").click()
+    expect(page.locator("#seed-chip")).to_have_count(0)
+    press(page, "Generate")
+    ready(page, made + 2)
+    assert downloads(page) != first
+
+
+def test_control_enter_generates_and_keeps_the_focus(page):
+    field(page, "duration").fill("2")
+    prompt = page.get_by_label("Prompt")
+    prompt.fill(PROMPT)
+    made = radios(page).count()
+    prompt.press("Control+Enter")
+    ready(page, made + 1)
+    expect(prompt).to_be_focused()
+    expect(prompt).to_have_value(PROMPT)
+
+
+def test_a_result_can_be_continued(page):
+    show_the_first(page)
+    press(page, "Continue")
+    expect(page.locator("#status")).to_contain_text("The form continues Take 1")
+    expect(page.locator("#use")).to_contain_text("starts with seconds 0 to 4.0 of 4.0")
+    expect(field(page, "duration")).to_have_value("8")
+    generate(page)
+    [audio] = downloads(page)
+    assert soundfile.info(io.BytesIO(audio)).duration == 8

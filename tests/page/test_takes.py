@@ -2,16 +2,32 @@
 
 import re
 
+import pytest
 from actions import PROMPT, downloads, field, generate, measured, open_settings, press
+from cog_server import cog_server
 from playwright.sync_api import expect
+
+from musicgen.checkpoints.folders import DEFAULT
+
+
+@pytest.fixture
+def server_with_key(tmp_path_factory):
+    """A server that can upload for callers with its key."""
+    upload = {"UPLOAD_BUCKET": "songs", "UPLOAD_KEY": "secret"}
+    with cog_server(tmp_path_factory.mktemp("uploads"), DEFAULT, **upload) as server:
+        yield server
 
 
 def in_list(page, text):
     return page.locator("#takes").get_by_role("radio", name=re.compile(text))
 
 
-def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(url, visit):
-    page = visit(url)
+@pytest.fixture(scope="module")
+def page(url, visit_once):
+    return visit_once(url)
+
+
+def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(page, visit_once):
     page.get_by_label("Prompt").fill(PROMPT)
     generate(page, duration=2)
     first = downloads(page)
@@ -20,7 +36,7 @@ def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(url, visit):
     expect(in_list(page, "1 · rainy street")).to_be_visible()
     press(page, "☆ Star")
     expect(in_list(page, "★ 1 · rainy street")).to_be_visible()
-    visit.reload(page)
+    visit_once.reload(page)
     measured(page, 1)
     expect(in_list(page, "★ 1 · rainy street")).to_be_checked()
     assert downloads(page) == first
@@ -32,12 +48,11 @@ def test_takes_survive_a_reload_and_are_renamed_starred_and_deleted(url, visit):
     assert downloads(page) == first
 
 
-def test_what_is_being_generated_survives_a_reload(url, visit):
-    page = visit(url)
+def test_what_is_being_generated_survives_a_reload(page, visit_once):
     field(page, "duration").fill("30")
     press(page, "Generate")
     expect(page.get_by_role("progressbar")).to_be_visible()
-    visit.reload(page)
+    visit_once.reload(page)
     expect(page.get_by_role("progressbar")).to_be_visible()
     press(page, "Cancel")
     expect(page.locator("#status")).to_have_text("Cancelled.")
@@ -51,21 +66,25 @@ def test_a_link_with_wrong_values_and_files_fills_in_the_rest(url, visit):
 
 
 def test_kept_takes_survive_a_restart_of_the_page_and_hold_no_key(
-    play, start_server, visit, tmp_path
+    play, server_with_key, visit, tmp_path
 ):
-    server = start_server("predict", UPLOAD_BUCKET="songs", UPLOAD_KEY="secret")
-    page = visit(play("--server", server.url, "--keep", str(tmp_path)))
-    page.get_by_label("Prompt").fill(PROMPT)
-    open_settings(page)
-    key = field(page, "key")
-    assert key.get_attribute("type") == "password"
-    key.fill("open sesame")
-    generate(page, duration=2, seed=80)
-    page.get_by_text("All settings of this take").click()
-    assert "open sesame" not in page.content()
+    arguments = "--server", server_with_key.url, "--keep", str(tmp_path)
+    with play(*arguments) as url:
+        page = visit(url)
+        page.get_by_label("Prompt").fill(PROMPT)
+        open_settings(page)
+        key = field(page, "key")
+        assert key.get_attribute("type") == "password"
+        key.fill("open sesame")
+        generate(page, duration=2, seed=80)
+        page.get_by_text("All settings of this take").click()
+        assert "open sesame" not in page.content()
+        page.close()
     saved = "take-1 lofi-chill-C-minor-80bpm seed-80.wav"
     assert {path.name for path in tmp_path.iterdir()} == {"take-1.json", saved}
     assert "open sesame" not in (tmp_path / "take-1.json").read_text()
-    later = visit(play("--server", server.url, "--keep", str(tmp_path)))
-    measured(later, 1)
-    assert downloads(later) == [(tmp_path / saved).read_bytes()]
+    with play(*arguments) as url:
+        later = visit(url)
+        expect(in_list(later, "1 · lofi")).to_be_checked()
+        assert downloads(later) == [(tmp_path / saved).read_bytes()]
+        later.close()
