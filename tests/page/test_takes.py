@@ -85,6 +85,6 @@ def test_kept_takes_survive_a_restart_of_the_page_and_hold_no_key(
     assert "open sesame" not in (tmp_path / "take-1.json").read_text()
     with play(*arguments) as url:
         later = visit(url)
-        expect(in_list(later, "1 · lofi")).to_be_checked()
+        measured(later, 1)
         assert downloads(later) == [(tmp_path / saved).read_bytes()]
         later.close()
