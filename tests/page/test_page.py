@@ -57,28 +57,7 @@ def test_the_models_errors_are_shown_at_their_fields(page):
     field(page, "continuation_start").fill("0")
 
 
-def test_audio_is_continued(page):
-    page.get_by_label("Continue this audio").check()
-    field(page, "continuation_end").fill("2")
-    field(page, "duration").fill("5")
-    said = "Continuation: starts with seconds 0 to 2.0 of 3.0, then 3.0 s are new"
-    expect(page.locator("#use")).to_contain_text(said)
-    generate(page)
-    [audio] = downloads(page)
-    assert soundfile.info(io.BytesIO(audio)).duration == 5
-
-
-def test_the_microphone_is_recorded(url, visit):
-    page = visit(url)
-    page.get_by_label("Record audio").click()
-    press(page, "Record")
-    page.wait_for_timeout(1500)
-    press(page, "Stop")
-    expect(page.locator("#use")).to_contain_text("Melody: seconds")
-
-
-def test_wrong_numbers_are_shown_at_their_fields_until_they_are_edited(url, visit):
-    page = visit(url)
+def test_wrong_numbers_are_shown_at_their_fields_until_they_are_edited(page):
     open_settings(page)
     field(page, "duration").fill("")
     field(page, "seed").fill("abc")
@@ -104,6 +83,58 @@ def test_wrong_numbers_are_shown_at_their_fields_until_they_are_edited(url, visi
     field(page, "top_k").fill("250")
     expect(page.locator(".field-error")).to_have_count(0)
     generate(page)
+
+
+def test_audio_is_continued(page):
+    page.get_by_label("Continue this audio").check()
+    field(page, "continuation_end").fill("2")
+    field(page, "duration").fill("5")
+    said = "Continuation: starts with seconds 0 to 2.0 of 3.0, then 3.0 s are new"
+    expect(page.locator("#use")).to_contain_text(said)
+    generate(page)
+    [audio] = downloads(page)
+    assert soundfile.info(io.BytesIO(audio)).duration == 5
+
+
+@pytest.fixture(scope="module")
+def form(url, visit_once):
+    """A page that generates nothing."""
+    return visit_once(url)
+
+
+def choose(form, label, option):
+    form.get_by_label(label, exact=True).click()
+    form.get_by_role("option", name=option, exact=True).click()
+
+
+def test_tempo_key_and_bars_are_written_into_the_prompt_and_the_length(form):
+    prompt = form.get_by_label("Prompt")
+    prompt.fill("deep house")
+    expect(form.locator("#in-bars")).to_contain_text("Choose a tempo")
+    choose(form, "Key", "A minor")
+    expect(prompt).to_have_value("deep house, A minor")
+    choose(form, "Tempo (bpm)", "124")
+    expect(prompt).to_have_value("deep house, A minor, 124 bpm")
+    choose(form, "Length in bars", "4 bars")
+    expect(field(form, "duration")).to_have_value("9")
+    expect(form.locator("#in-bars")).to_have_text("9 s are 4.7 bars at 124 bpm.")
+    prompt.fill("slow, F# major, 70 bpm")
+    expect(form.get_by_label("Key", exact=True)).to_have_value("F# major")
+    expect(form.get_by_label("Tempo (bpm)", exact=True)).to_have_value("70")
+
+
+def test_the_microphone_is_recorded(form):
+    form.get_by_label("Record audio").click()
+    press(form, "Record")
+    form.wait_for_timeout(1500)
+    press(form, "Stop")
+    expect(form.locator("#use")).to_contain_text("Melody: seconds")
+
+
+def test_examples_fill_in_a_prompt_and_a_hummed_melody(form):
+    form.get_by_text("a hummed melody").click()
+    expect(form.get_by_label("Prompt")).to_have_value(re.compile("flute"))
+    expect(form.locator("#use")).to_contain_text("seconds 0 to 4.0 of 4.0")
 
 
 def test_an_error_of_a_file_has_the_files_own_name(url, visit, tmp_path):
@@ -132,13 +163,6 @@ def test_songstarter_shows_its_four_clips_side_by_side(four_clips, visit):
     assert len(tops) == 1
     expect(page.locator("#measured section").last).to_contain_text("10")  # its seed
     picture(page, "page-four-clips")
-
-
-def test_examples_fill_in_a_prompt_and_a_hummed_melody(url, visit):
-    page = visit(url)
-    page.get_by_text("a hummed melody").click()
-    expect(page.get_by_label("Prompt")).to_have_value(re.compile("flute"))
-    expect(page.locator("#use")).to_contain_text("seconds 0 to 4.0 of 4.0")
 
 
 @pytest.mark.full  # it makes the screenshot of the README
