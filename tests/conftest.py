@@ -1,5 +1,6 @@
 """Fixtures for all tests. The expensive ones exist once per pytest-xdist worker."""
 
+import gc
 import os
 import signal
 import threading
@@ -12,7 +13,6 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import httpx
 import pytest
 import sounds
-import torch
 from cog_client import CogClient
 from cog_server import cog_server
 from gate import until
@@ -20,7 +20,6 @@ from storage import fault_proxy, storage_server
 
 from musicgen.checkpoints.folders import DEFAULT
 from musicgen.commands import server
-from musicgen.pipeline import MusicGen
 from musicgen.runtime.librosa_import import librosa
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
@@ -47,8 +46,6 @@ MARKED_PLACES = {
 }
 NUMBA_CACHE = threading.Thread(target=librosa)
 
-# The test models are so small that a second thread makes them slower.
-torch.set_num_threads(1)
 # A shell starts what runs in its background with ctrl-C ignored, and processes pass that on: the
 # commands that the tests interrupt would not notice.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -87,6 +84,14 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+def pytest_collection_finish():
+    """All modules are imported, in a process that runs tests."""
+    import torch
+
+    torch.set_num_threads(1)  # the test models are so small that a second thread makes them slower
+    gc.freeze()  # the modules are no garbage: do not search them again and again
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         fixtures, places = set(item.fixturenames), {item.path.stem, item.path.parent.name}
@@ -118,6 +123,8 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="session")
 def models(checkpoints):
     """kind -> that checkpoint on the CPU, ready to generate."""
+    from musicgen.pipeline import MusicGen  # imports torch, which xdist's main process need not
+
     return {kind: MusicGen.load(folder, "cpu") for kind, folder in checkpoints.items()}
 
 

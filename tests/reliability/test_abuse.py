@@ -119,10 +119,12 @@ def latencies(server, output, count):
 
 @pytest.mark.parametrize("name", hostile.ATTACKS)
 @pytest.mark.parametrize(
-    ("callers", "turns"), [(4, 1), pytest.param(28, 4, marks=pytest.mark.full)], ids=["few", "many"]
+    ("callers", "turns", "honest"),
+    [(4, 1, 1), pytest.param(28, 4, 3, marks=pytest.mark.full)],
+    ids=["few", "many"],
 )
 def test_an_attack_is_refused_and_the_server_is_as_before(
-    server, output, alone, endless, tmp_path, name, callers, turns
+    server, output, alone, endless, tmp_path, name, callers, turns, honest
 ):
     attack = hostile.ATTACKS[name](tmp_path, endless)
     body = tmp_path / "body.json"
@@ -131,7 +133,7 @@ def test_an_attack_is_refused_and_the_server_is_as_before(
     with Watch(server) as watch:
         for _ in range(turns):
             with attacking(server.url, body, callers) as answers:
-                beside += latencies(server, output, 3)
+                beside += latencies(server, output, honest)
             refusals += answers
             latencies(server, output, 1)
     for found in refusals:
