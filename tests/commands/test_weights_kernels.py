@@ -15,6 +15,7 @@ def weights(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.triton
 def test_the_kernels_of_a_checkpoint_are_compiled_without_a_gpu(checkpoints, tmp_path):
     done = weights("kernels", checkpoints["stereo-melody"], "--gpu", "sm_75", "--into", tmp_path)
     assert done.returncode == 0, done.stderr
