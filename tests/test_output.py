@@ -9,6 +9,7 @@ import numpy as np
 import pyloudnorm
 import pytest
 import torch
+import torchaudio.functional as AF
 
 from musicgen import output
 from musicgen.errors import InputError, OutputError
@@ -76,6 +77,11 @@ def test_any_audio_comes_out_finite_and_under_the_ceiling(name, strategy):
 )
 def test_loudness_is_on_target(wav):
     assert bs1770(normalize(wav, "loudness", RATE)) == pytest.approx(-14, abs=0.5)
+
+
+@pytest.mark.parametrize("wav", [noise(), noise(1), drums()], ids=["noise", "mono", "drums"])
+def test_loudness_is_torchaudios(wav):
+    assert loudness(wav, RATE) == pytest.approx(float(AF.loudness(wav, RATE)), abs=1e-4)
 
 
 def test_loudness_of_very_short_audio_is_that_of_its_repetition():
