@@ -86,7 +86,7 @@ def _block_energy(samples: Tensor, sample_rate: int) -> Tensor:
     """The mean squares [B] of the overlapping gating blocks of samples [N] with K-weighting."""
     block = round(LOUDNESS_BLOCK * sample_rate)
     shelved = AF.treble_biquad(samples[None], sample_rate, 4.0, 1500.0, 1 / math.sqrt(2))
-    weighted = AF.highpass_biquad(shelved, sample_rate, 38.0, 0.5)
+    weighted: Tensor = AF.highpass_biquad(shelved, sample_rate, 38.0, 0.5)
     return weighted[0].square().unfold(-1, block, round(block / 4)).mean(-1)
 
 
