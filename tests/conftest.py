@@ -38,8 +38,9 @@ SLOW_FIXTURES = {
 # Marker -> the files and folders whose tests have it.
 MARKED_PLACES = {
     "slow": {
-        *("benchmarks", "cluster", "deploy", "reliability"),
+        *("benchmarks", "cluster", "deploy", "page", "reliability"),
         *("test_cli", "test_http", "test_http_callers", "test_http_inputs", "test_http_properties"),
+        *("test_http_provenance", "test_docs_commands", "test_end_of_process", "test_public_api"),
     },
     "demo": {"test_demo", "training"},
     "benchmarks": {"benchmarks"},

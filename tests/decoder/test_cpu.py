@@ -159,6 +159,7 @@ def test_a_product_does_not_depend_on_the_number_of_threads(size, stored):
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_code_from_the_cache_computes_the_bits_of_code_that_was_just_compiled(tmp_path):
     """Otherwise a server's first start after an installation would give other music."""
     digest = [sys.executable, Path(__file__).with_name("digest.py")]
