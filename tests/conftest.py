@@ -41,6 +41,7 @@ MARKED_PLACES = {
         *("benchmarks", "cluster", "deploy", "page", "reliability"),
         *("test_cli", "test_http", "test_http_callers", "test_http_inputs", "test_http_properties"),
         *("test_http_provenance", "test_docs_commands", "test_end_of_process", "test_public_api"),
+        "test_audio_files",
     },
     "demo": {"test_demo", "training"},
     "benchmarks": {"benchmarks"},
