@@ -31,10 +31,7 @@ LONGEST = (
     *("test_audio_files", "test_docs_commands", "test_http_provenance", "test_image"),
 )
 # Tests with one of these fixtures are marked as slow.
-SLOW_FIXTURES = {
-    *("start_server", "predict_server", "songstarter_server", "demo_server"),
-    *("play", "visit", "visit_once"),
-}
+SLOW_FIXTURES = {"start_server", "predict_server", "songstarter_server", "demo_server"}
 # Marker -> the files and folders whose tests have it.
 MARKED_PLACES = {
     "slow": {

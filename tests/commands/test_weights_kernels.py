@@ -14,7 +14,6 @@ def weights(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 @pytest.mark.triton
 def test_the_kernels_of_a_checkpoint_are_compiled_without_a_gpu(checkpoints, tmp_path):
     done = weights("kernels", checkpoints["stereo-melody"], "--gpu", "sm_75", "--into", tmp_path)

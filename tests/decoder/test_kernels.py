@@ -36,13 +36,11 @@ def run_with_triton(folder, interpret, *arguments):
     assert "skipped" not in run.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.triton
 def test_triton_kernels_agree_with_their_references_in_the_interpreter():
     run_with_triton("interpreted", "1")
 
 
-@pytest.mark.slow
 @pytest.mark.triton
 def test_triton_kernels_compile_without_a_gpu():
     run_with_triton("compiled", "0")

@@ -28,9 +28,9 @@ def generate(page, **numbers):
     return ready(page, made + 1)
 
 
-def radios(page):
-    """The list of all takes."""
-    return page.locator("#takes").get_by_role("radio")
+def radios(page, **options):
+    """The takes in the list, all or those with these options of playwright, such as `name`."""
+    return page.locator("#takes").get_by_role("radio", **options)
 
 
 def ready(page, take):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from actions import open_settings
 from playwright.sync_api import expect, sync_playwright
 
 from musicgen.commands.server import ROOT, free_port
@@ -106,6 +107,14 @@ def visit_once(browser):
     """The same for a page that all tests of a module look at."""
     with visits(browser) as visit:
         yield visit
+
+
+@pytest.fixture(scope="module")
+def page(url, visit_once):
+    """A page with its settings open, for all tests of a module."""
+    page = visit_once(url)
+    open_settings(page)
+    return page
 
 
 @contextmanager

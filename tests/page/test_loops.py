@@ -7,7 +7,7 @@ import wave
 import numpy as np
 import pytest
 import soundfile
-from actions import generate, open_settings, press, radios
+from actions import generate, press, radios
 from groove import RATE, groove
 from playwright.sync_api import expect
 
@@ -85,13 +85,6 @@ def test_a_sampler_finds_the_loop_in_the_file(clip):
     fields = struct.unpack("<9I6I", content[at : at + 60])
     assert (fields[2], fields[7]) == (31250, 1)  # nanoseconds a sample, loops
     assert fields[10:13] == (0, 0, frames - 1)  # forward, from the first to the last frame
-
-
-@pytest.fixture(scope="module")
-def page(url, visit_once):
-    page = visit_once(url)
-    open_settings(page)
-    return page
 
 
 def test_a_loop_is_played_and_saved(page):

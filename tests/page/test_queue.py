@@ -2,16 +2,8 @@
 
 import re
 
-import pytest
-from actions import field, generate, open_settings, press, radios
+from actions import field, generate, press, radios
 from playwright.sync_api import expect
-
-
-@pytest.fixture(scope="module")
-def page(url, visit_once):
-    page = visit_once(url)
-    open_settings(page)
-    return page
 
 
 def test_four_variations_are_generated_together_with_seeds_that_follow(page):

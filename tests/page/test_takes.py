@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from actions import PROMPT, downloads, field, generate, measured, open_settings, press
+from actions import PROMPT, downloads, field, generate, measured, open_settings, press, radios
 from cog_server import cog_server
 from playwright.sync_api import expect
 
@@ -19,7 +19,7 @@ def server_with_key(tmp_path_factory):
 
 
 def in_list(page, text):
-    return page.locator("#takes").get_by_role("radio", name=re.compile(text))
+    return radios(page, name=re.compile(text))
 
 
 @pytest.fixture(scope="module")
