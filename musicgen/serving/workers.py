@@ -18,7 +18,7 @@ T = TypeVar("T")
 # Above any COG_MAX_CONCURRENCY. The pool creates a thread only when none is idle.
 THREADS = 1024
 
-# When Python ends, it searches all objects for garbage several times: with PyTorch, for 0.8 s.
+# When Python ends, it searches all objects for garbage several times: with PyTorch, for 0.7 s.
 # Frozen objects are not searched.
 atexit.register(gc.freeze)
 
