@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import threading
 from contextlib import ExitStack, contextmanager, suppress
 
 # Idle OpenMP threads sleep. Otherwise the threads that one test needs (numba's, in test_kernels.py)
@@ -11,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import httpx
+import parallel
 import pytest
 import sounds
 from cog_client import CogClient
@@ -20,7 +20,6 @@ from storage import fault_proxy, storage_server
 
 from musicgen.checkpoints.folders import DEFAULT
 from musicgen.commands import server
-from musicgen.runtime.librosa_import import librosa
 from musicgen.serving.upload import _BACK_OFF
 from training import configs
 
@@ -43,7 +42,9 @@ MARKED_PLACES = {
     "demo": {"test_demo", "training"},
     "benchmarks": {"benchmarks"},
 }
-NUMBA_CACHE = threading.Thread(target=librosa)
+
+# Until all tests are imported, of which looking for garbage takes a sixth of the time.
+gc.disable()
 
 # A shell starts what runs in its background with ctrl-C ignored, and processes pass that on: the
 # commands that the tests interrupt would not notice.
@@ -58,29 +59,15 @@ def pytest_sessionstart(session):
             server.prepare(predictor, "127.0.0.1", 0)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes():
-    """While the workers collect the tests, write Numba's cache of librosa."""
-    NUMBA_CACHE.start()
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(parallel.Controller())
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished():
-    """No test begins before."""
-    NUMBA_CACHE.join()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """One worker runs all tests of a file, or of the page, so that their fixtures are made once."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return "page" if "/page/" in file else file
-
-    return ByFile(config, log)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
+    if hasattr(session.config, "workerinput"):
+        parallel.wait_for_first(session.config.workerinput)
 
 
 def pytest_collection_finish():
@@ -88,6 +75,7 @@ def pytest_collection_finish():
     import torch
 
     torch.set_num_threads(1)  # the test models are so small that a second thread makes them slower
+    gc.enable()
     gc.freeze()  # the modules are no garbage: do not search them again and again
 
 
