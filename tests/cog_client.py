@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-import httpx
 import numpy as np
+import plain_http
 import psutil
 import soundfile
 
 from musicgen.commands.client import data_uri
 
-__all__ = ["PLAIN_HTTP", "CogClient", "content", "data_uri", "samples"]
-
-# Options of httpx for servers without TLS. By default it loads all root certificates for each
-# request, which takes 25 ms.
-PLAIN_HTTP = {"verify": False, "timeout": None}
+__all__ = ["CogClient", "content", "data_uri", "samples"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class CogClient:
         """The HTTP response of one prediction."""
         path = f"/predictions/{prediction_id}" if prediction_id else "/predictions"
         method = "PUT" if prediction_id else "POST"
-        return httpx.request(method, self.url + path, json={"input": inputs}, **PLAIN_HTTP)
+        return plain_http.request(method, self.url + path, json={"input": inputs})
 
     def predict(self, **inputs):
         """The JSON of a prediction that must succeed."""

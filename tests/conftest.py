@@ -11,6 +11,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import httpx
 import parallel
+import plain_http
 import pytest
 import sounds
 from cog_client import CogClient
@@ -129,7 +130,7 @@ def start_server(checkpoints, tmp_path_factory):
 
 def is_ready(url):
     with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/health-check").json()["status"] == "READY"
+        return plain_http.get(f"{url}/health-check").json()["status"] == "READY"
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import plain_http
 import psutil
-from cog_client import PLAIN_HTTP
 
 from musicgen.commands import server
 from musicgen.commands.server import ROOT
@@ -63,7 +62,7 @@ class Cluster:
     def post(self, **inputs):
         """The HTTP response of one prediction."""
         body = {"input": inputs}
-        return httpx.post(f"{self.url}/predictions", json=body, **PLAIN_HTTP)
+        return plain_http.post(f"{self.url}/predictions", json=body)
 
     def together(self, callers, requests):
         """The responses to `requests`, sent by `callers` threads."""

@@ -2,8 +2,8 @@
 
 import re
 
-import httpx
 import numpy as np
+import plain_http
 import pytest
 import sounds
 from cog_client import content, data_uri, samples
@@ -44,7 +44,7 @@ both = pytest.mark.parametrize("server", ["predict", "songstarter"], indirect=Tr
 @pytest.mark.parametrize("predictor", ["predict", "songstarter"])
 def test_served_schema_is_the_contract(request, predictor):
     server = request.getfixturevalue(f"{predictor}_server")
-    assert_contract(httpx.get(f"{server.url}/openapi.json").json(), predictor)
+    assert_contract(plain_http.get(f"{server.url}/openapi.json").json(), predictor)
 
 
 def test_predict_returns_the_object(predict_server, served_model):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import httpx
+import plain_http
 import pytest
 import sounds
 from cog_client import data_uri, samples
@@ -87,7 +88,7 @@ def disturb(server, index, inputs):
         until(lambda: server.says(name, "seed: "))
         if index % 2:
             return
-        httpx.post(f"{server.url}/predictions/{name}/cancel").raise_for_status()
+        plain_http.post(f"{server.url}/predictions/{name}/cancel").raise_for_status()
         answer = json.loads(connection.getresponse().read())
         assert answer["status"] == "canceled", answer
 
@@ -230,7 +231,7 @@ def test_cancelling_ends_one_prediction_and_its_files_alone(predict_server):
         for name in (cancelled, neighbour):
             until(lambda name=name: predict_server.says(name, "decode: "))
         url = f"{predict_server.url}/predictions/{cancelled}/cancel"
-        assert httpx.post(url).status_code == 200
+        assert plain_http.post(url).status_code == 200
     assert first.result().json()["status"] == "canceled"
     answer = second.result().json()
     assert answer["status"] == "succeeded", answer

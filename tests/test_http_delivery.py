@@ -1,7 +1,7 @@
 """Features that only predict.py has, over HTTP: uploads with a key, Multi-Band Diffusion."""
 
-import httpx
 import numpy as np
+import plain_http
 import pytest
 import storage
 import tiny_checkpoints
@@ -40,9 +40,9 @@ def server(start_server, bucket, tmp_path_factory):
 
 def stored(bucket, name):
     """(properties, bytes) of an object, read without the proxy."""
-    response = httpx.get(f"{bucket[0]}/storage/v1/b/songs/o/songs%2F{name}?alt=media")
+    response = plain_http.get(f"{bucket[0]}/storage/v1/b/songs/o/songs%2F{name}?alt=media")
     assert response.status_code == 200
-    facts = httpx.get(f"{bucket[0]}/storage/v1/b/songs/o/songs%2F{name}").json()
+    facts = plain_http.get(f"{bucket[0]}/storage/v1/b/songs/o/songs%2F{name}").json()
     return facts, response.content
 
 
@@ -70,7 +70,7 @@ def test_the_object_in_the_bucket_is_the_file(server, bucket, output_format):
     }
     assert output["gcs_uri"] == f"gs://songs/songs/{name}"
     assert output["song_id"] == 42
-    assert httpx.get(output["audio"]).content == raw
+    assert plain_http.get(output["audio"]).content == raw
     assert "upload_error" not in output
 
 

@@ -2,7 +2,7 @@
 
 import base64
 
-import httpx
+import plain_http
 import pytest
 from cog_client import samples
 from web import web_server
@@ -90,6 +90,6 @@ def test_a_file_by_url_is_the_file(predict_server, tmp_path):
 def test_null_is_refused_by_name(predict_server):
     """Cog's validation ignores `nullable`; docs/clients.md says to leave such fields out."""
     body = {"input": {"duration": 1, "seed": None}}
-    response = httpx.post(f"{predict_server.url}/predictions", json=body)
+    response = plain_http.post(f"{predict_server.url}/predictions", json=body)
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"][-1] == "seed"

@@ -3,8 +3,8 @@
 import math
 import re
 
-import httpx
 import numpy as np
+import plain_http
 import pytest
 import sounds
 from cog_client import data_uri, samples
@@ -81,7 +81,7 @@ def requests(document, audio):
 
 
 def check(server, audio, examples):
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = plain_http.get(f"{server.url}/openapi.json").json()
     names = set(document["components"]["schemas"]["Input"]["properties"])
 
     @settings(

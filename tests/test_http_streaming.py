@@ -11,7 +11,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import httpx
+import plain_http
 import pytest
 from cog_client import content
 from gate import until
@@ -78,13 +78,15 @@ def begun(server, **inputs):
 
 
 def test_the_served_schema_is_the_contract(server):
-    assert_contract(httpx.get(f"{server.url}/openapi.json").json(), "streaming")
+    assert_contract(plain_http.get(f"{server.url}/openapi.json").json(), "streaming")
     assert Client(server.url).can_stream()
 
 
 def test_the_other_predictors_do_not_stream(predict_server):
     assert not Client(predict_server.url).can_stream()
-    answer = httpx.post(f"{predict_server.url}/predictions", json={"input": {}}, headers=EVENTS)
+    answer = plain_http.post(
+        f"{predict_server.url}/predictions", json={"input": {}}, headers=EVENTS
+    )
     assert answer.status_code == 406
 
 

@@ -7,7 +7,7 @@ with, also if the process has removed them since.
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
+import plain_http
 import psutil
 
 KEY = "clé-0xC0FFEE-battery"
@@ -41,7 +41,7 @@ def check_uploads(url):
 
     def output(key):
         body = {"input": {"duration": 1, "song_id": 1, "key": key}}
-        return httpx.post(f"{url}/predictions", json=body, timeout=None).json()
+        return plain_http.post(f"{url}/predictions", json=body).json()
 
     assert output(KEY)["output"]["gcs_uri"] == "gs://songs/songs/1.mp3"
     assert "key='***': wrong key" in output(WRONG)["error"]

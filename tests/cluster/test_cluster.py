@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-import httpx
+import plain_http
 import pytest
 import upload_key
 import yaml
@@ -82,6 +82,10 @@ def audio(response):
     return answer["output"]["audio"]
 
 
+def status(cluster):
+    return plain_http.get(f"{cluster.url}/health-check").json()["status"]
+
+
 def servers_used(cluster):
     """The replicas whose servers have started a prediction, by the log."""
     lines = [line for line in cluster.log.read_text().splitlines() if "Starting prediction" in line]
@@ -98,9 +102,9 @@ def test_callers_get_the_bytes_of_a_single_server_from_both_replicas(cluster, si
 
 def test_other_paths_are_answered_as_by_a_single_server(cluster, single):
     for path in ("/", "/openapi.json", "/docs"):
-        one, many = httpx.get(single.url + path), httpx.get(cluster.url + path)
+        one, many = plain_http.get(single.url + path), plain_http.get(cluster.url + path)
         assert (one.status_code, one.content) == (many.status_code, many.content)
-    assert httpx.get(f"{cluster.url}/health-check").json()["status"] == "READY"
+    assert status(cluster) == "READY"
     bad = {"duration": 0}
     assert cluster.post(**bad).status_code == single.post(**bad).status_code == 422
     assert cluster.post(**bad).json() == single.post(**bad).json()
@@ -133,7 +137,7 @@ def test_no_process_has_the_upload_key_in_its_environment(cluster):
 
 
 def test_a_server_cannot_be_shut_down_through_the_gate(cluster):
-    assert httpx.post(f"{cluster.url}/shutdown").status_code == 404
+    assert plain_http.post(f"{cluster.url}/shutdown").status_code == 404
 
 
 def test_a_prediction_with_an_id_is_found_and_can_be_cancelled(cluster):
@@ -141,15 +145,15 @@ def test_a_prediction_with_an_id_is_found_and_can_be_cancelled(cluster):
     places = [f"{cluster.url}/predictions/{name}" for name in names]
     body = {"input": LONG}
     with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda place: httpx.put(place, json=body, timeout=None), places)
+        answers = pool.map(lambda place: plain_http.put(place, json=body), places)
         cluster.wait_for(lambda: seeds_drawn(cluster) >= set(names))
         for place in places:
-            again = [seed(httpx.put(place, json=body, headers=ASYNC)) for _ in range(3)]
+            again = [seed(plain_http.put(place, json=body, headers=ASYNC)) for _ in range(3)]
             assert again[0]
             assert len(set(again)) == 1
-            httpx.post(f"{place}/cancel").raise_for_status()
+            plain_http.post(f"{place}/cancel").raise_for_status()
         assert {answer.json()["status"] for answer in answers} == {"canceled"}
-    assert httpx.post(f"{places[0]}/cancel").status_code == 404
+    assert plain_http.post(f"{places[0]}/cancel").status_code == 404
 
 
 def seeds_drawn(cluster):
@@ -167,7 +171,7 @@ def seed(answer):
 def test_an_asynchronous_result_is_posted_to_the_webhook(cluster, webhook):
     address, posted = webhook
     body = {"input": SHORT, "webhook": address, "webhook_events_filter": ["completed"]}
-    answer = httpx.post(f"{cluster.url}/predictions", json=body, headers=ASYNC)
+    answer = plain_http.post(f"{cluster.url}/predictions", json=body, headers=ASYNC)
     assert answer.status_code == 202
     result = posted.get()
     assert result["id"] == answer.json()["id"]
@@ -178,7 +182,7 @@ def test_an_asynchronous_prediction_holds_its_slot(cluster):
     """Eight run and eight wait: the next is refused, with a Retry-After."""
     body = {"input": LONG}
     running = [
-        httpx.post(f"{cluster.url}/predictions", json=body, headers=ASYNC).json()["id"]
+        plain_http.post(f"{cluster.url}/predictions", json=body, headers=ASYNC).json()["id"]
         for _ in range(8)
     ]
     with ThreadPoolExecutor(12) as pool:
@@ -188,7 +192,7 @@ def test_an_asynchronous_prediction_holds_its_slot(cluster):
         assert {answer.status_code for answer in refused} == {503}
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
         for name in running:
-            httpx.post(f"{cluster.url}/predictions/{name}/cancel").raise_for_status()
+            plain_http.post(f"{cluster.url}/predictions/{name}/cancel").raise_for_status()
         answers = [one.result() for one in waiting]
     assert sum(answer.status_code == 200 for answer in answers) == 8
 
@@ -207,7 +211,7 @@ def test_metrics_are_exported_for_prometheus(cluster):
 
 
 def metrics(cluster):
-    return httpx.get(f"http://127.0.0.1:{cluster.metrics}/metrics").text
+    return plain_http.get(f"http://127.0.0.1:{cluster.metrics}/metrics").text
 
 
 def gates(cluster):
@@ -273,19 +277,17 @@ def check_replaced(cluster, single, kind, count):
 @pytest.mark.full
 def test_a_new_gate_finds_the_predictions_of_the_old_one_and_frees_their_slots(cluster):
     place, body = f"{cluster.url}/predictions/left", {"input": LONG}
-    httpx.put(place, json=body, headers=ASYNC).raise_for_status()
-    cluster.wait_for(lambda: seed(httpx.put(place, json=body, headers=ASYNC)))
+    plain_http.put(place, json=body, headers=ASYNC).raise_for_status()
+    cluster.wait_for(lambda: seed(plain_http.put(place, json=body, headers=ASYNC)))
     with ThreadPoolExecutor(7) as pool:
         lost = [pool.submit(cluster.post, **LONG) for _ in range(7)]
-        cluster.wait_for(
-            lambda: httpx.get(f"{cluster.url}/health-check").json()["status"] == "BUSY"
-        )
-        drawn = seed(httpx.put(place, json=body, headers=ASYNC))
+        cluster.wait_for(lambda: status(cluster) == "BUSY")
+        drawn = seed(plain_http.put(place, json=body, headers=ASYNC))
         cluster.gate().kill()
         assert {answer.result().status_code for answer in lost} == {500}
-    cluster.wait_for(lambda: httpx.get(f"{cluster.url}/health-check").json()["status"] == "READY")
-    assert seed(httpx.put(place, json=body, headers=ASYNC)) == drawn
-    httpx.post(f"{place}/cancel").raise_for_status()
+    cluster.wait_for(lambda: status(cluster) == "READY")
+    assert seed(plain_http.put(place, json=body, headers=ASYNC)) == drawn
+    plain_http.post(f"{place}/cancel").raise_for_status()
     assert all(map(audio, cluster.together(8, [SHORT] * 16)))
 
 

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler
 
 import haproxy
 import httpx
+import plain_http
 import pytest
 import sounds
 from web import serving
@@ -187,11 +188,11 @@ def test_the_webhook_gets_the_prediction(predict_server, tmp_path):
 def test_what_does_not_work_does_not(predict_server):
     body = {"input": {"duration": 1}}
     url = predict_server.url
-    assert httpx.post(f"{url}/v1/predictions", json=body).status_code == 404
-    assert httpx.post(f"{url}/models/owner/name/predictions", json=body).status_code == 404
-    assert httpx.get(f"{url}/predictions/some-id").status_code == 405
+    assert plain_http.post(f"{url}/v1/predictions", json=body).status_code == 404
+    assert plain_http.post(f"{url}/models/owner/name/predictions", json=body).status_code == 404
+    assert plain_http.get(f"{url}/predictions/some-id").status_code == 405
     stream = {"Accept": "text/event-stream"}
-    answer = httpx.post(f"{url}/predictions", json=body, headers=stream, timeout=None)
+    answer = plain_http.post(f"{url}/predictions", json=body, headers=stream)
     assert answer.status_code == 406
 
 
@@ -222,7 +223,7 @@ BODY = b'{"input": {"duration": 1}}'
 def test_unusual_requests_have_the_status_of_the_page(
     predict_server, method, path, headers, body, status
 ):
-    answer = httpx.request(
+    answer = plain_http.request(
         method,
         predict_server.url + path,
         content=body,
@@ -237,9 +238,9 @@ def test_the_id_of_a_running_prediction_gets_that_prediction(predict_server):
     inputs = {"duration": 300, "prompt": "twice"}
     url = f"{predict_server.url}/predictions/twice"
     request = {"json": {"input": inputs}, "headers": {"Prefer": "respond-async"}}
-    first = httpx.put(url, **request)
-    second = httpx.put(url, json={"input": {"duration": 1}})
-    httpx.post(f"{url}/cancel").raise_for_status()
+    first = plain_http.put(url, **request)
+    second = plain_http.put(url, json={"input": {"duration": 1}})
+    plain_http.post(f"{url}/cancel").raise_for_status()
     assert (first.status_code, second.status_code) == (202, 202)
     assert inputs.items() <= second.json()["input"].items()
 
@@ -250,7 +251,7 @@ def test_a_body_without_a_content_type_is_ignored(predict_server):
     def ask():
         url, body = f"{predict_server.url}/predictions", b'{"input": {"output_format": "wav"}}'
         with suppress(httpx.ReadError):
-            return httpx.post(url, content=body, timeout=None).json()["output"]["output_format"]
+            return plain_http.post(url, content=body).json()["output"]["output_format"]
 
     answers = (ask() for _ in range(20))
     assert next(filter(None, answers)) == "mp3"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cog_image
-import httpx
+import plain_http
 import pytest
 import yaml
 from cog_client import CogClient
@@ -207,7 +207,7 @@ def container(source, predictor, tmp_path, **changes):
 def test_an_image_of_a_fresh_clone_starts_with_the_demo_and_says_so(built, tmp_path, predictor):
     with container(built, predictor, tmp_path, MUSICGEN_DEVICE="cpu") as client:
         answer = client.predict(prompt="trap, 140 bpm", duration=1)
-        setup = httpx.get(f"{client.url}/health-check").json()["setup"]["logs"]
+        setup = plain_http.get(f"{client.url}/health-check").json()["setup"]["logs"]
     assert "this image contains no checkpoint" in setup
     output = answer["output"]
     if predictor == "songstarter":

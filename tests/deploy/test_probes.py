@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import httpx
+import plain_http
 import psutil
 import pytest
 import yaml
@@ -39,7 +40,7 @@ def test_a_ready_server_passes_and_one_without_a_worker_is_restarted(probes, sta
     assert states(probes, client.url) == [True, True, True]
     os.kill(client.worker().pid, signal.SIGKILL)
     health = f"{client.url}/health-check"
-    until(lambda: httpx.get(health).json()["status"] == "UNHEALTHY")
+    until(lambda: plain_http.get(health).json()["status"] == "UNHEALTHY")
     assert states(probes, client.url) == [False, False, False]
 
 
@@ -51,10 +52,10 @@ def test_a_server_that_starts_gets_no_traffic_and_is_not_restarted(probes, tmp_p
         [worker] = parent.children()
         worker.suspend()
         until(lambda: listens(httpx.URL(url).port))
-        assert httpx.get(f"{url}/health-check").json()["status"] == "STARTING"
+        assert plain_http.get(f"{url}/health-check").json()["status"] == "STARTING"
         assert states(probes, url) == [False, False, True]
         worker.resume()
-        until(lambda: httpx.get(f"{url}/health-check").json()["status"] == "SETUP_FAILED")
+        until(lambda: plain_http.get(f"{url}/health-check").json()["status"] == "SETUP_FAILED")
         assert states(probes, url) == [False, False, False]
 
 

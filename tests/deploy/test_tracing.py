@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
-import httpx
+import plain_http
 import pytest
 from gate import until
 from web import serving
@@ -83,7 +83,7 @@ def traced(collector, start_server):
 def ask(server, trace_id, **inputs):
     headers = {"traceparent": f"00-{trace_id}-{CALLER}-01"}
     url = f"{server.url}/predictions"
-    return httpx.post(url, json={"input": inputs}, headers=headers, timeout=None).json()
+    return plain_http.post(url, json={"input": inputs}, headers=headers).json()
 
 
 def test_the_stages_are_below_the_prediction_of_the_callers_trace(traced, collector):

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from urllib.parse import quote
 
-import httpx
+import plain_http
 import pytest
 from storage import LARGE, SMALL, Drop, Fault, Proxy
 
@@ -44,10 +44,10 @@ def check_cuts(proxy: Proxy, storage_url: str, path: Path, cuts: Iterable[int]) 
         with pytest.raises(UploadError):
             upload(path, SONGS, 17, METADATA, deadline=0.1)
         stored = f"{storage_url}/storage/v1/b/songs/o/{quote(name, safe='')}?alt=media"
-        assert httpx.get(stored).content == old.read_bytes(), cut
+        assert plain_http.get(stored).content == old.read_bytes(), cut
         proxy.inject([Drop(cut)])
         upload(path, SONGS, 17, METADATA)
-        assert httpx.get(stored).content == path.read_bytes(), cut
+        assert plain_http.get(stored).content == path.read_bytes(), cut
 
 
 def test_a_cut_anywhere_leaves_the_old_song_or_the_new_one(

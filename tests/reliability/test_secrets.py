@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from urllib.parse import quote
 
-import httpx
 import imageio_ffmpeg
+import plain_http
 import pytest
 import sounds
 import storage
-from cog_client import PLAIN_HTTP, data_uri
+from cog_client import data_uri
 from gate import until
 
 KEY = "clé-0xC0FFEE-battery"
@@ -100,7 +100,7 @@ def leaks(server, bucket, children, answers):
 
 def raw(server, body, path="/predictions", method="POST", **headers):
     headers = {"Content-Type": "application/json", **headers}
-    return httpx.request(method, server.url + path, content=body, headers=headers, **PLAIN_HTTP)
+    return plain_http.request(method, server.url + path, content=body, headers=headers)
 
 
 def test_the_search_finds_every_encoding_of_a_key():
