@@ -1,4 +1,4 @@
-"""How pytest-xdist runs these tests: what each worker gets, and how they begin."""
+"""How pytest-xdist distributes these tests over its workers, and how the workers begin."""
 
 import fcntl
 import tempfile
@@ -14,7 +14,7 @@ class Controller:
     """The hooks of the process that starts the workers.
 
     One worker collects the tests first, while this process writes Numba's cache of librosa. Python
-    compiles what that worker imports; the others then find it compiled.
+    compiles the modules that the worker imports, and the others need not compile them again.
     """
 
     def __init__(self):
