@@ -130,7 +130,7 @@ def start_server(checkpoints, tmp_path_factory):
 
 def is_ready(url):
     with suppress(httpx.TransportError):
-        return plain_http.get(f"{url}/health-check").json()["status"] == "READY"
+        return plain_http.health(url) == "READY"
 
 
 @contextmanager

@@ -82,10 +82,6 @@ def audio(response):
     return answer["output"]["audio"]
 
 
-def status(cluster):
-    return plain_http.get(f"{cluster.url}/health-check").json()["status"]
-
-
 def servers_used(cluster):
     """The replicas whose servers have started a prediction, by the log."""
     lines = [line for line in cluster.log.read_text().splitlines() if "Starting prediction" in line]
@@ -104,7 +100,7 @@ def test_other_paths_are_answered_as_by_a_single_server(cluster, single):
     for path in ("/", "/openapi.json", "/docs"):
         one, many = plain_http.get(single.url + path), plain_http.get(cluster.url + path)
         assert (one.status_code, one.content) == (many.status_code, many.content)
-    assert status(cluster) == "READY"
+    assert plain_http.health(cluster.url) == "READY"
     bad = {"duration": 0}
     assert cluster.post(**bad).status_code == single.post(**bad).status_code == 422
     assert cluster.post(**bad).json() == single.post(**bad).json()
@@ -281,11 +277,11 @@ def test_a_new_gate_finds_the_predictions_of_the_old_one_and_frees_their_slots(c
     cluster.wait_for(lambda: seed(plain_http.put(place, json=body, headers=ASYNC)))
     with ThreadPoolExecutor(7) as pool:
         lost = [pool.submit(cluster.post, **LONG) for _ in range(7)]
-        cluster.wait_for(lambda: status(cluster) == "BUSY")
+        cluster.wait_for(lambda: plain_http.health(cluster.url) == "BUSY")
         drawn = seed(plain_http.put(place, json=body, headers=ASYNC))
         cluster.gate().kill()
         assert {answer.result().status_code for answer in lost} == {500}
-    cluster.wait_for(lambda: status(cluster) == "READY")
+    cluster.wait_for(lambda: plain_http.health(cluster.url) == "READY")
     assert seed(plain_http.put(place, json=body, headers=ASYNC)) == drawn
     plain_http.post(f"{place}/cancel").raise_for_status()
     assert all(map(audio, cluster.together(8, [SHORT] * 16)))

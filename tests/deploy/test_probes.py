@@ -52,10 +52,10 @@ def test_a_server_that_starts_gets_no_traffic_and_is_not_restarted(probes, tmp_p
         [worker] = parent.children()
         worker.suspend()
         until(lambda: listens(httpx.URL(url).port))
-        assert plain_http.get(f"{url}/health-check").json()["status"] == "STARTING"
+        assert plain_http.health(url) == "STARTING"
         assert states(probes, url) == [False, False, True]
         worker.resume()
-        until(lambda: plain_http.get(f"{url}/health-check").json()["status"] == "SETUP_FAILED")
+        until(lambda: plain_http.health(url) == "SETUP_FAILED")
         assert states(probes, url) == [False, False, False]
 
 

@@ -96,8 +96,7 @@ def test_only_tls_is_answered(proxy):
 def test_all_other_paths_are_refused(proxy, predict_server, method, path):
     answer = proxy.request(method, path, json={"input": SHORT})
     assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
-    status = plain_http.get(f"{predict_server.url}/health-check").json()["status"]
-    assert status in ("READY", "BUSY")
+    assert plain_http.health(predict_server.url) in ("READY", "BUSY")
 
 
 @needs_haproxy
@@ -236,7 +235,7 @@ def test_a_crashed_worker_takes_the_server_out_and_the_health_check_ends_it(
 def test_a_server_whose_setup_failed_is_ended(tmp_path):
     with server_without_checkpoint(tmp_path) as (url, process):
         until(lambda: haproxy.listens(httpx.URL(url).port))
-        until(lambda: plain_http.get(f"{url}/health-check").json()["status"] != "STARTING")
+        until(lambda: plain_http.health(url) != "STARTING")
         assert health(url, process.pid) == ("SETUP_FAILED", 1)
         assert process.wait() == 0
 

@@ -6,8 +6,8 @@ from contextlib import closing
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
+import plain_http
 import pytest
 import soundfile
 import sounds
@@ -126,15 +126,15 @@ def post_raw(hooks, path, headers, body=b""):
 
 
 def test_webhooks_keep_the_logs_of_own_predictions(hooks):
-    assert httpx.post(hooks.address, json=EVENT).is_success
-    assert httpx.post(hooks.address, json={"id": "another's", "logs": "x"}).is_success
+    assert plain_http.post(hooks.address, json=EVENT).is_success
+    assert plain_http.post(hooks.address, json={"id": "another's", "logs": "x"}).is_success
     assert hooks.logs == {"mine": "seed: 1"}
 
 
 def test_webhooks_answer_a_wrong_path_before_the_body_is_sent(hooks):
     """Ten gigabytes are announced and not sent: a server that reads them would wait."""
     assert post_raw(hooks, "/guessed", {"Content-Length": str(10 << 30)}) == 404
-    assert httpx.post(f"{hooks.address}x", json=EVENT).status_code == 404
+    assert plain_http.post(f"{hooks.address}x", json=EVENT).status_code == 404
     assert hooks.logs == {"mine": ""}
 
 

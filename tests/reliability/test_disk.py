@@ -38,7 +38,7 @@ def test_an_input_that_does_not_fit_fails_one_prediction(server, tmp_path):
     inputs = {"input_audio": data_uri(path), "continuation": True, "continuation_end": 1}
     for _ in range(2):
         assert "No space left" in server.error(**inputs, duration=2)
-    assert plain_http.get(f"{server.url}/health-check").json()["status"] == "READY"
+    assert plain_http.health(server.url) == "READY"
 
 
 def test_a_read_only_temporary_folder_does_not_matter(tmp_path, checkpoints):

@@ -92,7 +92,7 @@ def check_neighbours(client, faults):
             done.set()
         for seed, answers in enumerate(asked):
             assert all(answer == alone[seed] for answer in answers.result())
-    health = plain_http.get(f"{client.url}/health-check").json()["status"]
+    health = plain_http.health(client.url)
     assert health in ("READY", "BUSY")
 
 
@@ -115,4 +115,4 @@ def test_a_server_out_of_descriptors_recovers(tmp_path, checkpoints):
                 address = (host, int(port))
                 stack.enter_context(socket.create_connection(address, timeout=1.0))
         assert client.predict(duration=1, seed=1)["output"] == before
-        assert plain_http.get(f"{client.url}/health-check").json()["status"] == "READY"
+        assert plain_http.health(client.url) == "READY"

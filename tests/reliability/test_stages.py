@@ -209,7 +209,7 @@ def kill(held):
     answers = [answered(held.connection), *(other.result() for other in held.others)]
     assert {answer["status"] for answer in answers} == {"failed"}
     assert all("Worker crashed" in answer["error"] for answer in answers)
-    health = plain_http.get(f"{held.server.url}/health-check").json()["status"]
+    health = plain_http.health(held.server.url)
     assert health == "UNHEALTHY"
     held.open()
 
@@ -276,9 +276,10 @@ def check(around, start, alone, stage, fault):
     if fault in CANCELLED:
 
         def cleaned():
-            """It left no result, unless its upload had ended before Cog noticed the fault."""
+            """It left no result. Only an upload may end before Cog notices that its client left."""
             left = len(server.results() - before) - len(NEIGHBOURS)
-            return left == 0 or (stage == "uploading" and left == 1 and around.stored(song) == new)
+            unnoticed = (stage, fault) == ("uploading", "disconnects")
+            return left == 0 or (unnoticed and left == 1 and around.stored(song) == new)
 
         until(cleaned)
     if fault == "cancels":

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from urllib.parse import quote
 
-import httpx
+import plain_http
 import pytest
 from storage import LARGE, SMALL, Fault, Proxy, chain, fault_proxy
 
@@ -35,14 +35,14 @@ def write(path: Path, size: int, seed: int = 0) -> Path:
 
 def resource(storage_url: str, name: str) -> dict[str, object]:
     """The stored object's properties, read without the proxy."""
-    answer = httpx.get(f"{storage_url}/storage/v1/b/songs/o/{quote(name, safe='')}")
+    answer = plain_http.get(f"{storage_url}/storage/v1/b/songs/o/{quote(name, safe='')}")
     answer.raise_for_status()
     found: dict[str, object] = answer.json()
     return found
 
 
 def exists(storage_url: str, name: str) -> bool:
-    return httpx.get(f"{storage_url}/songs/{name}").status_code == 200
+    return plain_http.get(f"{storage_url}/songs/{name}").status_code == 200
 
 
 # --- stored objects ---------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_object_equals_file(
     path = write(tmp_path / f"any name{suffix}", size)
     stored = upload(path, SONGS, 12, METADATA)
     assert stored == Upload(f"gs://songs/songs/12{suffix}", f"{proxy.url}/songs/songs/12{suffix}")
-    assert httpx.get(stored.url).content == path.read_bytes()
+    assert plain_http.get(stored.url).content == path.read_bytes()
     found = resource(storage_url, f"songs/12{suffix}")
     assert found["contentType"] == kind
     assert found["metadata"] == METADATA
@@ -68,7 +68,7 @@ def test_second_upload_replaces(proxy: Proxy, storage_url: str, tmp_path: Path) 
     first = upload(old, SONGS, 3, {"seed": "1"})
     second = upload(new, SONGS, 3, {"seed": "2"})
     assert first == second
-    assert httpx.get(second.url).content == new.read_bytes()
+    assert plain_http.get(second.url).content == new.read_bytes()
     assert resource(storage_url, "songs/3.mp3")["metadata"] == {"seed": "2"}
 
 
@@ -76,7 +76,7 @@ def test_second_upload_replaces(proxy: Proxy, storage_url: str, tmp_path: Path) 
 def test_prefix(proxy: Proxy, song: Path, prefix: str) -> None:
     stored = upload(song, Bucket("songs", prefix), 0, {})
     assert stored.gcs_uri == f"gs://songs/{prefix}0.mp3"
-    assert httpx.get(stored.url).content == song.read_bytes()
+    assert plain_http.get(stored.url).content == song.read_bytes()
 
 
 def test_url_in_production_is_https(song: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_transient_fault_is_retried(
     stored = upload(path, SONGS, 4, METADATA)
     # After the faults the upload starts from its beginning.
     assert len(proxy.seen) == len(faults) + (1 if size == SMALL else 2)
-    assert httpx.get(stored.url).content == path.read_bytes()
+    assert plain_http.get(stored.url).content == path.read_bytes()
 
 
 def test_silent_connection_times_out_and_is_retried(
@@ -125,7 +125,7 @@ def test_silent_connection_times_out_and_is_retried(
     monkeypatch.setattr("musicgen.serving.upload._STALL", 0.3)
     proxy.inject(["stall"])
     stored = upload(song, SONGS, 5, {})
-    assert httpx.get(stored.url).content == song.read_bytes()
+    assert plain_http.get(stored.url).content == song.read_bytes()
 
 
 # --- permanent faults -------------------------------------------------------------------------
